@@ -1,0 +1,51 @@
+"""What a compile is asked for: one frozen object, each field an option of ``dspark-compile``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dspark_compiler.errors import InputError
+
+Target = Literal["cpu", "cuda", "rocm", "vulkan"]
+DType = Literal["float32", "float16", "bfloat16"]
+
+TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
+DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """Options of one compile; lengths in tokens.
+
+    Raises:
+        InputError: a value out of range, naming the option.
+    """
+
+    target: Target = "cpu"
+    arch: str | None = None
+    output: Path | None = None
+    dtype: DType = "float32"
+    max_seq_len: int | None = None
+    max_batch: int = 1
+    prefill_widths: tuple[int, ...] = (16, 128)
+    verify_width: int = 8
+    tune_trials: int = 0
+    dump_ir: Path | None = None
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype {self.dtype}: not one of {', '.join(DTYPES)}")
+        for option, value in (
+            ("--max-seq-len", self.max_seq_len),
+            ("--max-batch", self.max_batch),
+            ("--verify-width", self.verify_width),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value}: must be at least 1")
+        if self.tune_trials < 0:
+            raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
+        if not self.prefill_widths or min(self.prefill_widths) < 1:
+            raise InputError(f"prefill widths {self.prefill_widths}: at least one, each 1 or more")

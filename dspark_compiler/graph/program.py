@@ -1,0 +1,92 @@
+"""The one intermediate form: entry points (FX graphs of static shape) over one set of parameters and states."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import fx
+
+
+class Role(StrEnum):
+    """What a placeholder of an entry point stands for; kept in ``node.meta["role"]``."""
+
+    INPUT = "input"  # given anew by the caller at each call
+    PARAM = "param"  # a weight, shared by all entry points, never written
+    STATE = "state"  # lives on the device between calls, written in place
+
+
+class EntryKind(StrEnum):
+    """How the runtime drives an entry point."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    VERIFY = "verify"
+    COMMIT = "commit"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class EntryPoint:
+    """One function of the artifact: ``batch`` sequences of ``width`` tokens each.
+
+    Placeholders carry ``meta["role"]`` (Role), ``meta["ref"]`` (name among inputs, Program.params or
+    Program.states) and ``meta["val"]`` (a tensor of the right shape and dtype without data). The graph's
+    output is a flat tuple, one tensor for each name in ``outputs``.
+    """
+
+    name: str
+    kind: EntryKind
+    batch: int
+    width: int
+    graph: fx.GraphModule
+    outputs: tuple[str, ...]
+
+    def placeholders(self, role: Role) -> Iterator[fx.Node]:
+        """The placeholders of one role, in call order."""
+        return (n for n in self.graph.graph.nodes if n.op == "placeholder" and n.meta["role"] is role)
+
+    def placeholder(self, ref: str) -> fx.Node | None:
+        """The placeholder standing for ``ref``, if this entry point has one."""
+        return next((n for n in self.graph.graph.nodes if n.op == "placeholder" and n.meta["ref"] == ref), None)
+
+    def add_placeholder(self, role: Role, ref: str, spec: TensorSpec) -> fx.Node:
+        """The placeholder for ``ref``, made (after the others) if it is not there yet."""
+        existing = self.placeholder(ref)
+        if existing is not None:
+            return existing
+        graph = self.graph.graph
+        last = None
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                break
+            last = node
+        point = graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes)))
+        with point:
+            node = graph.placeholder(ref.replace(".", "_"))
+        node.meta.update(role=role, ref=ref, val=torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+        return node
+
+
+@dataclass
+class Program:
+    """Entry points over one set of weights and device states.
+
+    ``params`` maps names to CPU tensors (views of the checkpoint until a pass replaces them); ``states`` are
+    buffers that live on the device between calls, zero at load.
+    """
+
+    entries: dict[str, EntryPoint]
+    params: dict[str, torch.Tensor]
+    states: dict[str, TensorSpec] = field(default_factory=dict)
+
+    def used_params(self) -> set[str]:
+        """Names of parameters some entry point still refers to."""
+        return {n.meta["ref"] for e in self.entries.values() for n in e.placeholders(Role.PARAM)}
