@@ -23,6 +23,7 @@ def cpu_converters() -> dict[str, Converter]:
     """Operator name -> converter, as TVM's importer spells names."""
     return {
         "linear.default": linear,
+        "view.default": view,
         "embedding.default": embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
@@ -36,6 +37,11 @@ def cpu_converters() -> dict[str, Converter]:
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(s) for s in node.meta["val"].shape)
+
+
+def view(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.view(x, shape)."""
+    return importer.reshape(importer.env[node.args[0]], _shape(node))
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:

@@ -29,6 +29,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.block_builder = relax.BlockBuilder()
         self.entry: EntryPoint | None = None
         self._kernels: dict[str, Any] = {}
+        self._reshaped_from: dict[Any, Any] = {}
         self._ours = set(converters)
         self.update_convert_map(converters)
 
@@ -68,14 +69,18 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         return self._kernels[name]
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:
-        """``value`` seen with another shape; nothing is emitted where it has that shape already."""
-        if tuple(int(s) for s in value.ty.shape) == tuple(shape):
-            return value
-        return self.block_builder.emit(relax.op.reshape(value, list(shape)))
+        """``value`` seen with another shape; going back to the shape it was made with costs nothing."""
+        origin = self._reshaped_from.get(value, value)
+        if tuple(int(s) for s in origin.ty.shape) == tuple(shape):
+            return origin
+        result = self.block_builder.emit(relax.op.reshape(origin, list(shape)))
+        self._reshaped_from[result] = origin
+        return result
 
     def _import(self, entry: EntryPoint) -> None:
         self.entry = entry
         self.env.clear()
+        self._reshaped_from.clear()
         arguments = self.arguments(entry)
         variables = {node: relax.Var(node.name, self._type(node)) for node in arguments}
         self.env.update(variables)
