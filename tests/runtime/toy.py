@@ -65,7 +65,7 @@ class Reference:
         return tokens[len(prompt) :]
 
 
-def _prefill_kernel(width: int):  # noqa: ANN202
+def _prefill_kernel(width: int):
     from tvm.script import tirx as T
 
     @T.prim_func(private=True)
@@ -94,7 +94,7 @@ def _prefill_kernel(width: int):  # noqa: ANN202
     return kernel
 
 
-def _decode_kernel():  # noqa: ANN202
+def _decode_kernel():
     from tvm.script import tirx as T
 
     @T.prim_func(private=True)
@@ -123,7 +123,7 @@ def _decode_kernel():  # noqa: ANN202
     return kernel
 
 
-def _verify_kernel():  # noqa: ANN202
+def _verify_kernel():
     from tvm.script import tirx as T
 
     @T.prim_func(private=True)
@@ -153,7 +153,7 @@ def _verify_kernel():  # noqa: ANN202
     return kernel
 
 
-def _commit_kernel():  # noqa: ANN202
+def _commit_kernel():
     from tvm.script import tirx as T
 
     @T.prim_func(private=True)
@@ -192,7 +192,7 @@ def _entries() -> dict[str, EntrySpec]:
     }
 
 
-def _function(builder, name: str, spec: EntrySpec, kernel) -> None:  # noqa: ANN001
+def _function(builder, name: str, spec: EntrySpec, kernel) -> None:
     """Relax function of inputs, states, params around one in-place kernel (params first, then inputs and states)."""
     from tvm import relax
 
