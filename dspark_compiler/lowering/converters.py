@@ -17,6 +17,7 @@ from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
 from dspark_compiler.schedules.tir import Arg
+from dspark_compiler.schedules.topk import topk as topk_kernel
 
 
 def cpu_converters() -> dict[str, Converter]:
@@ -29,6 +30,7 @@ def cpu_converters() -> dict[str, Converter]:
         "layer_norm.default": layer_norm,
         "native_layer_norm.default": native_layer_norm,
         "last_row.default": last_row,
+        "topk.default": topk,
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,
         "commit_scratch.default": commit_scratch,
@@ -167,6 +169,20 @@ def last_row(node: fx.Node, importer: EntryImporter) -> Any:
     kernel = row_kernels.last_row(f"last_row_{rows}x{width}x{depth}", rows, width, depth, importer.plan.isa)
     args = [importer.env[x], importer.env[count]]
     return importer.call(kernel, args, PhysicalTensor((rows, 1, depth), "float32"))
+
+
+def topk(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.topk(x, k, dim, largest, sorted) over the last axis: (values, indices)."""
+    x, k, *options = node.args
+    dim, largest, _ = [*options, *(-1, True, True)[len(options) :]]
+    *lead, columns = _shape(x)
+    if dim not in (-1, len(lead)) or not largest:
+        raise LoweringError(f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis")
+    rows = math.prod(lead)
+    kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
+    outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]
+    results = importer.call_many(kernel, [importer.reshape(importer.env[x], (rows, columns))], outs)
+    return relax.Tuple([importer.reshape(value, (*lead, k)) for value in results])
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:

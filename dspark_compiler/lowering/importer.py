@@ -49,6 +49,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             relax.call_tir(self.kernel(kernel), list(args), out_ty=relax.TensorType(out.shape, out.dtype))
         )
 
+    def call_many(self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], outs: Sequence[PhysicalTensor]) -> list[Any]:
+        """Calls a kernel that fills several fresh outputs."""
+        types = [relax.TensorType(out.shape, out.dtype) for out in outs]
+        result = self.block_builder.emit(relax.call_tir(self.kernel(kernel), list(args), out_ty=types))
+        return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outs))]
+
     def call_inplace(
         self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], out: PhysicalTensor | None
     ) -> Any:
@@ -116,7 +122,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             return converter(node, self) if name in self._ours else converter(node)
         except LoweringError:
             raise
-        except (tvm.error.TVMError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
             raise LoweringError(
                 f"{entry.name}: operator {node.target} (node {node.name}) cannot be lowered: {error}"
             ) from error
