@@ -57,7 +57,7 @@ class TextStream:
         """The text this token completes; empty while a character is unfinished."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        held = 0 if len(self._ids) > _MOST_HELD else min(len(text) - len(text.rstrip(_REPLACEMENT)), _UNFINISHED)
+        held = self._held(text)
         new = text[self._shown : len(text) - held]
         self._shown += len(new)
         if new and not held:
@@ -66,6 +66,16 @@ class TextStream:
             self._settled = len(self._ids)
             self._shown = len(self._tokenizer.decode(self._ids))
         return new
+
+    def _held(self, text: str) -> int:
+        """How many replacements at the end may yet become a character."""
+        broken = len(text) - len(text.rstrip(_REPLACEMENT))
+        pending = len(self._ids) - self._settled
+        if pending <= _UNFINISHED:
+            # Some decoders show a run of bytes as replacements altogether while its last character is unfinished, even
+            # the characters before it.
+            return broken
+        return min(broken, _UNFINISHED) if len(self._ids) <= _MOST_HELD else 0
 
     def finish(self) -> str:
         """What is left; bytes that never became a character show as U+FFFD."""
