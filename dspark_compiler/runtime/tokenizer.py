@@ -51,7 +51,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-_CONTEXT:])
         self._settled = len(self._ids)  # of these ids all text was shown
-        self._shown = len(tokenizer.decode(self._ids))  # characters of the ids' text
+        # Characters of the ids' text; one that the prompt leaves unfinished is yet to be shown.
+        self._shown = len(tokenizer.decode(self._ids).rstrip(_REPLACEMENT))
 
     def push(self, token: int) -> str:
         """The text this token completes; empty while a character is unfinished."""

@@ -74,6 +74,10 @@ def test_byte_fallback_makes_characters() -> None:
     assert [piece for piece in pieces if piece] == ["Hello", "é", "€", "😀", "!"]
 
 
+def test_a_character_the_prompt_began_is_shown_whole() -> None:
+    assert stream(BYTES, [65, 0xE2, 0x82], [0xAC, 66]) == ["€", "B", ""]
+
+
 def test_unfinished_bytes_at_the_end_show_as_replacement() -> None:
     assert stream(BYTES, [], [65, 0xE2, 0x82]) == ["A", "", "", "\ufffd"]
 
