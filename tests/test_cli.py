@@ -185,7 +185,14 @@ def test_inspect_json(artifact: str) -> None:
 def test_inspect_tables(artifact: str) -> None:
     result = dspark("inspect", artifact)
     assert result.exit_code == 0
-    for text in ("ToyForCausalLM", "prefill_8", "48 slots a sequence", "weights 0.5 MB", "stages.capture"):
+    for text in (
+        "ToyForCausalLM",
+        "prefill_8",
+        "48 slots a sequence",
+        "weights 0.5 MB",
+        "stages.capture",
+        "fold, fuse",
+    ):
         assert text in result.stdout
 
 
