@@ -24,7 +24,7 @@ def cpu_converters() -> dict[str, Converter]:
     """Operator name -> converter, as TVM's importer spells names."""
     return {
         "linear.default": linear,
-        "view.default": view,
+        "reshape.default": reshape,
         "embedding.default": embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
@@ -41,8 +41,8 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(s) for s in node.meta["val"].shape)
 
 
-def view(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.view(x, shape)."""
+def reshape(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.reshape(x, shape)."""
     return importer.reshape(importer.env[node.args[0]], _shape(node))
 
 
