@@ -92,9 +92,10 @@ def test_a_head_that_is_not_found_runs_on_every_token(build):
     assert "the head runs on every token" in result.notes[0]
 
 
-def test_a_head_with_another_reader():
+@pytest.mark.parametrize("capped", [False, True])
+def test_logits_with_another_reader(capped):
     b = _builder()
-    y = _head(b)
+    y = b.call(aten.tanh.default, _head(b)) if capped else _head(b)
     b.done(y, b.call(aten.neg.default, y), names=("logits", "other"))
     result = LastPositionLogits().apply(b.program)
     assert "has other uses" in result.notes[0]
