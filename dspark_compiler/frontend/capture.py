@@ -43,15 +43,25 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Captured:
-    """An exported graph, what its placeholders stand for (None: an input), and the lengths it holds for."""
+    """An exported graph, and what each of its placeholders stands for: a name, and the tensor if not an input."""
 
     exported: ExportedProgram
     refs: tuple[tuple[str, Tensor | None], ...]
-    batch: int | None
-    width: int | None
 
     def fits(self, shape: _Shape) -> bool:
-        return self.batch in (None, shape.batch) and self.width in (None, shape.width)
+        """Whether every choice the model's code made while it was exported holds for ``shape`` too."""
+        first_input = self.exported.graph_signature.user_inputs[0]
+        sizes = next(n for n in self.exported.graph.nodes if n.name == first_input).meta["val"].shape
+        lengths = {}
+        for size, length in zip(sizes, (shape.batch, shape.width), strict=True):
+            if not isinstance(size, torch.SymInt):
+                if size != length:
+                    return False
+                continue
+            lengths[size.node.expr] = length
+        guards = [g.expr for size in sizes if isinstance(size, torch.SymInt) for g in size.node.shape_env.guards]
+        # Guards over other symbols only say that both inputs have the same sizes.
+        return all(bool(g.subs(lengths)) for g in guards if g.free_symbols <= lengths.keys())
 
 
 class _CacheFree(nn.Module):
@@ -111,12 +121,11 @@ def _export(model: PreTrainedModel, batch: int, width: int, *, open_lengths: boo
         exported = export(_CacheFree(model), (ids, positions), dynamic_shapes=(lengths, lengths), strict=False)
         if any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in exported.graph.nodes):
             exported = exported.run_decompositions({})  # leaves no operator that writes to its arguments
-    written = [s.target or "" for s in exported.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    outputs = exported.graph_signature.output_specs
+    written = [_own_name(s.target) for s in outputs if s.kind is not OutputKind.USER_OUTPUT]
     if written:
         raise UnsupportedModelError(f"{type(model).__name__}: its forward pass writes to {', '.join(written)}")
-    found = next(n for n in exported.graph.nodes if n.name == exported.graph_signature.user_inputs[0]).meta["val"]
-    known = [int(n) if isinstance(n, int) else None for n in found.shape]
-    return _Captured(exported, _refs(model, exported), known[0], known[1])
+    return _Captured(exported, _refs(model, exported))
 
 
 def _refs(model: nn.Module, exported: ExportedProgram) -> tuple[tuple[str, Tensor | None], ...]:
@@ -133,9 +142,14 @@ def _refs(model: nn.Module, exported: ExportedProgram) -> tuple[tuple[str, Tenso
         elif spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
             refs.append((spec.target, exported.constants[spec.target]))
         else:
-            tensor = named[(spec.target or "").removeprefix("model.")]
+            tensor = named[_own_name(spec.target)]
             refs.append((first_name[id(tensor)], tensor.detach()))
     return tuple(refs)
+
+
+def _own_name(target: str | None) -> str:
+    """The model's name for what the wrapper calls ``model.<name>``."""
+    return (target or "").removeprefix("model.")
 
 
 def _entry(captured: _Captured, shape: _Shape, params: dict[str, Tensor]) -> EntryPoint:

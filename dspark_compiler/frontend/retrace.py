@@ -4,7 +4,7 @@ torch.export is the dear part of capture, so it runs once with both lengths left
 its graph with its own lengths. The replay also decomposes, all but the operators that lowering wants whole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ WHOLE: frozenset[OpOverload] = frozenset(
     }
 )
 
+_NO_OPS: frozenset[OpOverload] = frozenset({_aten.alias.default, _aten.detach.default})
+
 # What export leaves behind to check itself.
 _ASSERTIONS: frozenset[OpOverload] = frozenset(
     {_aten._assert_tensor_metadata.default, _aten._assert_scalar.default, _aten.sym_constrain_range_for_size.default}
@@ -45,11 +47,11 @@ def retrace(exported: ExportedProgram, arguments: Sequence[Tensor]) -> fx.GraphM
     with torch.no_grad(), fx.traceback.preserve_node_meta():
         traced = make_fx(
             lambda *values: interpreter.run(*values),
-            decomposition_table=_decompositions(source.graph),
+            decomposition_table=decompositions(),
             tracing_mode="fake",
             pre_dispatch=True,
             _allow_non_fake_inputs=True,
-        )(*arguments)
+        )(*(a.detach() for a in arguments))  # one object each: equal ones would become one placeholder
     traced.graph.eliminate_dead_code()
     for node in traced.graph.nodes:
         if "val" in node.meta:
@@ -69,13 +71,16 @@ def _without_assertions(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _decompositions(graph: fx.Graph) -> Mapping[OpOverload, Callable[..., Any]]:
-    """The core decompositions, and those of the composite operators that the graph uses."""
-    table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions())
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    for node in graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target.has_kernel_for_dispatch_key(composite):
-            table.setdefault(node.target, node.target.decompose)
+def decompositions() -> dict[OpOverload, Callable[..., Any]]:
+    """The core decompositions and those of all composite operators, less the operators in ``WHOLE``."""
+    table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions().items())
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
+        namespace, _, operator = name.partition("::")
+        packet, _, overload = operator.partition(".")
+        found = getattr(getattr(_aten, packet, None), overload or "default", None) if namespace == "aten" else None
+        if isinstance(found, OpOverload):
+            table.setdefault(found, found.decompose)
+    table |= dict.fromkeys(_NO_OPS, lambda value: value)
     return {op: rule for op, rule in table.items() if op not in WHOLE}
 
 
