@@ -49,7 +49,9 @@ def _model(config_class: str, base: bool = True, **options: Any) -> PreTrainedMo
     return model.eval().requires_grad_(False)
 
 
-def _entry(config_class: str, *parts: dict[str, Any], base: bool = True, **options: Any) -> Callable[[], PreTrainedModel]:
+def _entry(
+    config_class: str, *parts: dict[str, Any], base: bool = True, **options: Any
+) -> Callable[[], PreTrainedModel]:
     for part in parts:
         options = part | options
     return partial(_model, config_class, base, **options)

@@ -1,12 +1,7 @@
-"""What every kind of source shares: configurations, weights that must be all there, quiet loading, tokenizer files."""
+"""What every kind of source shares: configurations, weights that must be all there, tokenizer files."""
 
-import io
 import json
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,9 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
+from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.models import ModelInfo, eos_token_ids
 
 # What an artifact carries of a source, by the names transformers gives them.
@@ -136,18 +131,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a JSON {type(content).__name__} where an object is wanted; fetch the file again")
     return content
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, transformers shows no progress bars, reports or warnings; its settings come back afterwards."""
-    with ExitStack() as stack:
-        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        if transformers_logging.is_progress_bar_enabled():
-            stack.callback(transformers_logging.enable_progress_bar)
-        transformers_logging.set_verbosity(logging.CRITICAL)
-        transformers_logging.disable_progress_bar()
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(redirect_stderr(io.StringIO()))  # bars that ask nobody
-        yield

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
@@ -17,9 +17,9 @@ from dspark_compiler.frontend.checkpoint import (
     Source,
     convert_tokenizer,
     load_complete,
-    quiet,
     read_json,
 )
+from dspark_compiler.frontend.quiet import quiet
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -28,8 +28,17 @@ _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Tokenizers of older kinds, which transformers converts.
 _OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
-_WANTED_FROM_HUB = ("*.safetensors", _INDEX, "config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *_OLDER_TOKENIZERS)
-_WANTED_FROM_HUB += ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_PARTS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+_WANTED_FROM_HUB = (
+    "config.json",
+    "*.safetensors",
+    _INDEX,
+    GENERATION_CONFIG,
+    *TOKENIZER_FILES,
+    *_OLDER_TOKENIZERS,
+    *_TOKENIZER_PARTS,
+)
 
 
 class FolderSource(Source):
@@ -46,6 +55,7 @@ class FolderSource(Source):
         super().__init__(name or path.resolve().name, path, config, _read_generation_config(path))
 
     def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+        """The model of the folder's weights; see Source."""
         return load_complete(
             self.path,
             self.config,
@@ -56,6 +66,7 @@ class FolderSource(Source):
         )
 
     def write_tokenizer(self, directory: Path) -> list[str]:
+        """Copies the files as they are, or converts a tokenizer of an older kind."""
         written = []
         if (self.path / TOKENIZER_FILES[0]).is_file():
             for file in TOKENIZER_FILES:
@@ -106,8 +117,10 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file}: not a valid {model_type} config ({_first_line(error)})") from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # A validator's own error says what is wrong, the one raised only which validator it was.
+        reason = _first_line(error.__cause__ or error)
+        raise InputError(f"{file}: not a valid {model_type} config ({reason})") from error
 
 
 def _read_generation_config(path: Path) -> GenerationConfig | None:
@@ -141,5 +154,5 @@ def _check_whole(file: Path) -> None:
         raise InputError(f"{file}: cut short or damaged ({_first_line(error)}); fetch the file again") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -156,8 +156,8 @@ def test_a_tensor_type_nobody_knows(file):
 
 
 def test_a_tensor_type_that_cannot_be_read(file):
-    set_type(file, "output.weight", int(gguf.GGMLQuantizationType.Q8_1))
-    refused(file, r"tensor output\.weight has type Q8_1, which cannot be read")
+    set_type(file, "blk.0.attn_output.weight", int(gguf.GGMLQuantizationType.Q8_1))
+    refused(file, r"tensor blk\.0\.attn_output\.weight has type Q8_1, which cannot be read")
 
 
 def test_an_architecture_without_a_mapping(tmp_path):

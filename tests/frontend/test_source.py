@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config
+from transformers.utils import logging
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
@@ -38,12 +39,14 @@ def sharded(tmp_path):
     return tmp_path / "sharded"
 
 
-def refused(path, match, error=InputError, load=False):
+def refused(path, match, error=InputError, step=open_source):
     with pytest.raises(error, match=match) as caught:
-        source = open_source(str(path))
-        assert load, "the source opened"
-        source.load(torch.float32)
+        step(str(path))
     assert "\n" not in str(caught.value)
+
+
+def load(path):
+    return open_source(path).load(torch.float32)
 
 
 def edit_json(path, **changes):
@@ -95,8 +98,6 @@ def test_tied_weights_are_not_missing(tmp_path):
 
 
 def test_loading_is_silent_and_leaves_logging_alone(folder, capfd):
-    from transformers.utils import logging
-
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     open_source(str(folder)).load(torch.float32)
     assert capfd.readouterr() == ("", "")
@@ -195,9 +196,7 @@ def test_an_unknown_architecture(folder):
 
 
 def test_not_a_causal_language_model(tmp_path):
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertForMaskedLM(config).save_pretrained(tmp_path)
     refused(tmp_path, "BertForMaskedLM is not a causal language model", UnsupportedModelError)
     T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
@@ -217,14 +216,14 @@ def test_missing_tensors(folder):
 
     edit_tensors(folder / "model.safetensors", edit)
     match = r"missing from the checkpoint: model\.layers\.0\.self_attn\.k_proj\.weight, .* and 1 more;"
-    refused(folder, match, load=True)
+    refused(folder, match, step=load)
 
 
 def test_unexpected_tensors(folder):
     edit_tensors(folder / "model.safetensors", lambda t: t.update({"model.layers.9.extra": torch.zeros(2)}))
-    refused(folder, r"tensors have no place in the model: model\.layers\.9\.extra;", load=True)
+    refused(folder, r"tensors have no place in the model: model\.layers\.9\.extra;", step=load)
 
 
 def test_tensors_of_another_shape(folder):
     edit_tensors(folder / "model.safetensors", lambda t: t.update({"lm_head.weight": torch.zeros(7, 32)}))
-    refused(folder, r"another shape than the config says: lm_head\.weight \(7, 32\) for \(128, 32\)", load=True)
+    refused(folder, r"another shape than the config says: lm_head\.weight \(7, 32\) for \(128, 32\)", step=load)
