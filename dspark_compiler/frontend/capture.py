@@ -196,8 +196,8 @@ def _check_layer_types(model: nn.Module, layer_types: Sequence[str]) -> None:
     if foreign:
         layer = next(i for i, kind in enumerate(layer_types) if kind in foreign)
         raise UnsupportedModelError(
-            f"{type(model).__name__}: layer {layer} is of type {layer_types[layer]}; only {', '.join(sorted(_LAYER_TYPES))} "
-            "layers can be compiled"
+            f"{type(model).__name__}: layer {layer} is of type {layer_types[layer]}; "
+            f"only {', '.join(sorted(_LAYER_TYPES))} layers can be compiled"
         )
 
 

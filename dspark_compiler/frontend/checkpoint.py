@@ -50,8 +50,11 @@ class Source(ABC):
         return ModelInfo.from_config(self.name, self.config, self.generation_config)
 
     @abstractmethod
-    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-        """The model in eval mode on the CPU, without gradients; ``attention`` is a transformers implementation.
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        """The model in eval mode on the CPU, without gradients.
+
+        ``attention`` is a transformers implementation such as "eager"; None leaves the choice to transformers
+        (not every model knows "sdpa").
 
         Raises:
             InputError: weights that are missing, left over, of another shape, or cannot be read.
@@ -78,7 +81,9 @@ def check_causal(path: Path, config: PretrainedConfig) -> None:
         )
 
 
-def load_complete(where: Path, config: PretrainedConfig, dtype: torch.dtype, attention: str, **source: Any) -> Any:
+def load_complete(
+    where: Path, config: PretrainedConfig, dtype: torch.dtype, attention: str | None, **source: Any
+) -> Any:
     """Loads with transformers and accepts only a checkpoint that gives each weight exactly.
 
     Raises:

@@ -35,7 +35,7 @@ class GgufSource(Source):
         _check_types(path, self._reader)
         super().__init__(path.stem, path, self._config(path), None)
 
-    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         """The model of the file's weights, quantized ones as plain numbers; see Source."""
         fields = self._reader.fields
         kept = {key: fields.pop(f"tokenizer.ggml.{key}", None) for key in _VOCABULARY}

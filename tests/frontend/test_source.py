@@ -208,6 +208,37 @@ def test_quantized_weights(folder):
     refused(folder, "weights quantized with gptq; give the unquantized checkpoint", UnsupportedModelError)
 
 
+def mxfp4(weight, generator):
+    """Random mxfp4 blocks and scales for a weight [E, in, out], and the numbers they stand for (OCP MX, E2M1)."""
+    experts, inner, outer = weight.shape
+    blocks = torch.randint(0, 256, (experts, outer, inner // 32, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(120, 128, (experts, outer, inner // 32), dtype=torch.uint8, generator=generator)
+    positive = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([positive, -positive])
+    pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], dim=-1)
+    numbers = pairs.reshape(*scales.shape, 32) * torch.exp2(scales.float() - 127)[..., None]
+    return blocks, scales, numbers.reshape(experts, outer, inner).mT
+
+
+def test_mxfp4_experts_are_read_as_numbers(tmp_path):
+    TINY["gpt_oss"]().save_pretrained(tmp_path)
+    want = {}
+
+    def edit(tensors):
+        generator = torch.Generator().manual_seed(0)
+        for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+            blocks, scales, want[name] = mxfp4(tensors.pop(name), generator)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+
+    edit_tensors(tmp_path / "model.safetensors", edit)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    model = open_source(str(tmp_path)).load(torch.float32)
+    assert len(want) == 4
+    for name, numbers in want.items():
+        assert torch.equal(model.state_dict()[name], numbers)
+    assert not hasattr(model.config, "quantization_config")
+
+
 def test_missing_tensors(folder):
     def edit(tensors):
         for layer in (0, 1):
