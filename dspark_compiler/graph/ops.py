@@ -15,7 +15,7 @@ _INF = float("inf")
 def _masked_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
 ) -> Tensor:
-    """q [b,H,S,D], k/v [b,G,T,D], mask [b,S,T] (True: visible) -> [b,S,H,Dv], softmax in float32."""
+    """Attention of q [b,H,S,D] to k/v [b,G,T,D] where mask [b,S,T] is True -> [b,S,H,Dv], softmax in float32."""
     groups = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(groups, dim=1)
     v = v.repeat_interleave(groups, dim=1)
@@ -156,7 +156,7 @@ def commit_scratch(
 
 @torch.library.custom_op("dspark::last_row", mutates_args=())
 def last_row(x: Tensor, count: Tensor) -> Tensor:
-    """x [b,S,K], count int32 [b] -> [b,1,K]: each row's last real token (count-1)."""
+    """Each row's last real token (count-1): x [b,S,K], count int32 [b] -> [b,1,K]."""
     index = (count.long() - 1).clamp(min=0)
     return x[torch.arange(x.shape[0]), index][:, None].contiguous()
 
@@ -168,7 +168,10 @@ def _(x, count):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("dspark::rms_norm", mutates_args=())
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2, last axis) + eps) * weight, in float32; x [..., K], weight [K]. Zhang & Sennrich 2019, eq. 4."""
+    """Computes x / sqrt(mean(x^2, last axis) + eps) * weight in float32; x [..., K], weight [K].
+
+    Zhang & Sennrich 2019, eq. 4.
+    """
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
     if weight is not None:

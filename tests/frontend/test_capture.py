@@ -1,7 +1,5 @@
 import pytest
 import torch
-from running import inputs, logits_of, relative_error
-from tiny_models import TINY, WINDOW
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, FalconConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
 
@@ -9,6 +7,8 @@ from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.seam import window_of
+from tests.running import inputs, logits_of, relative_error
+from tests.tiny_models import TINY, WINDOW
 
 CONFIG = CompileConfig(prefill_widths=(8,), verify_width=4, max_seq_len=32)
 SMALL = {

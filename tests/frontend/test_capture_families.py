@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from running import inputs, logits_of, relative_error
-from tiny_models import TINY, WINDOW
 from torch._ops import OpOverload
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.retrace import WHOLE
 from dspark_compiler.graph.program import EntryKind, Role
+from tests.running import inputs, logits_of, relative_error
+from tests.tiny_models import TINY, WINDOW
 
 CONFIG = CompileConfig(max_batch=2, prefill_widths=(4 * WINDOW,), verify_width=2 * WINDOW, max_seq_len=32)
 RTOL = 1e-5

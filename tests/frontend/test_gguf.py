@@ -5,11 +5,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tiny_models import TINY
 from tokenizers import Tokenizer
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
+from tests.tiny_models import TINY
 
 CONFIG = TINY["llama"]().config
 TOKENS = ["<|endoftext|>", "a", "b", "ab", *(f"t{i}" for i in range(CONFIG.vocab_size - 4))]

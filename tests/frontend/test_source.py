@@ -6,13 +6,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config
 from transformers.utils import logging
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
+from tests.tiny_models import TINY
 
 
 @pytest.fixture(scope="module")

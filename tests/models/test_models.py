@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from tiny_models import TINY
 from transformers import GenerationConfig, GPT2Config, LlamaConfig
 
 from dspark_compiler.models import FAMILIES, GENERIC, ModelInfo, eos_token_ids, family_of
+from tests.tiny_models import TINY
 
 
 def test_every_family_has_a_tiny_model_and_none_is_left_out():

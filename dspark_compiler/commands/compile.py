@@ -1,0 +1,68 @@
+"""``dspark-compile``: a model becomes an artifact."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dspark_compiler.commands.base import Command
+from dspark_compiler.config import DTYPES, CompileConfig
+
+_DEFAULTS = CompileConfig()
+
+
+def _widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 16,128", context, parameter) from None
+
+
+@click.command("dspark-compile", cls=Command)
+@click.version_option(package_name="dspark-compile")
+@click.argument("model")
+@click.option("--target", default=_DEFAULTS.target, show_default=True, help="What to compile for.")
+@click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this machine's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: NAME-TARGET.dspark.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights.")
+@click.option(
+    "--max-seq-len", type=int, metavar="N", help="Tokens a sequence can have; default: the model's limit, 4096 at most."
+)
+@click.option(
+    "--max-batch", type=int, metavar="N", default=_DEFAULTS.max_batch, show_default=True, help="Sequences at a time."
+)
+@click.option(
+    "--prefill-widths",
+    callback=_widths,
+    default=",".join(map(str, _DEFAULTS.prefill_widths)),
+    show_default=True,
+    metavar="N,N,…",
+    help="Chunks a prompt is read in.",
+)
+@click.option(
+    "--verify-width",
+    type=int,
+    metavar="N",
+    default=_DEFAULTS.verify_width,
+    show_default=True,
+    help="Tokens verified in one step.",
+)
+@click.option(
+    "--tune-trials",
+    type=int,
+    metavar="N",
+    default=_DEFAULTS.tune_trials,
+    show_default=True,
+    help="Kernel candidates to measure.",
+)
+@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the program after each pass.")
+@click.option("--check/--no-check", default=_DEFAULTS.check, show_default=True, help="Compare with the source model.")
+def compile_command(model: str, **options: Any) -> None:
+    """Compile MODEL (a Hugging Face folder or hub id, or a .gguf file) to an artifact that runs without torch."""
+    from dspark_compiler.commands.progress import make_progress
+    from dspark_compiler.driver import compile_model
+
+    config = CompileConfig(**options)
+    with make_progress() as progress:
+        artifact = compile_model(model, config, progress=progress)
+    click.echo(f"{artifact.path}: {artifact.size() / 1e6:.0f} MB")

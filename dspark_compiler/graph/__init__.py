@@ -1,0 +1,1 @@
+"""The intermediate form: operators, programs, and the tools every pass shares."""

@@ -1,0 +1,243 @@
+"""What each of our operators becomes on a CPU: a kernel template with this node's sizes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from tvm import relax
+
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.lowering.importer import Converter, EntryImporter
+from dspark_compiler.lowering.layout import Form, PhysicalTensor
+from dspark_compiler.schedules import attention as attention_kernels
+from dspark_compiler.schedules import linear as linear_kernels
+from dspark_compiler.schedules import norm as norm_kernels
+from dspark_compiler.schedules import rows as row_kernels
+from dspark_compiler.schedules.attention import AttentionShape, Scoring
+from dspark_compiler.schedules.tir import Arg
+from dspark_compiler.schedules.topk import topk as topk_kernel
+
+
+def cpu_converters() -> dict[str, Converter]:
+    """Operator name -> converter, as TVM's importer spells names."""
+    return {
+        "linear.default": linear,
+        "view.default": view,
+        "embedding.default": embedding,
+        "rms_norm.default": rms_norm,
+        "layer_norm.default": layer_norm,
+        "native_layer_norm.default": native_layer_norm,
+        "last_row.default": last_row,
+        "topk.default": topk,
+        "append_attention.default": append_attention,
+        "scratch_attention.default": scratch_attention,
+        "commit_scratch.default": commit_scratch,
+    }
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(int(s) for s in node.meta["val"].shape)
+
+
+def view(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.view(x, shape)."""
+    return importer.reshape(importer.env[node.args[0]], _shape(node))
+
+
+def linear(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.linear(x, weight, bias): the packed kernel, or a Relax matmul where the weight is not a packed parameter."""
+    x, weight = node.args[0], node.args[1]
+    bias = node.args[2] if len(node.args) > 2 else None
+    return lower_linear(importer, _shape(node), x, weight, bias, None)
+
+
+def lower_linear(
+    importer: EntryImporter, shape: tuple[int, ...], x: Any, weight: Any, bias: Any, residual: Any
+) -> Any:
+    """y = x @ weight.T [+ bias] [+ residual], y of ``shape``."""
+    env, plan = importer.env, importer.plan
+    ref = weight.meta.get("ref")
+    features, depth = shape[-1], _shape(x)[-1]
+    rows = math.prod(shape[:-1])
+    if plan.forms.get(ref) is not Form.PACKED:
+        emit = importer.block_builder.emit
+        value = emit(relax.op.matmul(env[x], emit(relax.op.permute_dims(env[weight]))))
+        for extra in (bias, residual):
+            value = value if extra is None else emit(relax.op.add(value, env[extra]))
+        return value
+    dtype = plan.params[ref].dtype
+    extras, values, name = [], [], f"linear_{rows}x{depth}x{features}_{dtype}"
+    if bias is not None:
+        extras.append(Arg("bias", (features,)))
+        values.append(env[bias])
+        name += "_bias"
+    if residual is not None:
+        extras.append(Arg("residual", (rows, features)))
+        values.append(importer.reshape(env[residual], (rows, features)))
+        name += "_residual"
+    kernel = linear_kernels.packed_linear(
+        name,
+        rows,
+        features,
+        depth,
+        plan.isa,
+        weight_dtype=dtype,
+        extras=extras,
+        epilogue=_sum_epilogue(bias is not None, residual is not None),
+    )
+    args = [importer.reshape(env[x], (rows, depth)), env[weight], *values]
+    flat = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
+    return importer.reshape(flat, shape)
+
+
+def _sum_epilogue(bias: bool, residual: bool) -> Callable[..., Any] | None:
+    if not bias and not residual:
+        return None
+
+    def epilogue(value: Any, row: Any, feature: Any, extra: Any) -> Any:
+        if bias:
+            value = value + extra[0][feature]
+        return value + extra[-1][row, feature] if residual else value
+
+    return epilogue
+
+
+def embedding(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.embedding(weight, ids)."""
+    weight, ids = node.args[0], node.args[1]
+    env, plan = importer.env, importer.plan
+    ref = weight.meta.get("ref")
+    form = plan.forms.get(ref, Form.PLAIN)
+    if form is Form.PLAIN:
+        flat = importer.reshape(env[ids], (math.prod(_shape(ids)),))
+        rows = importer.block_builder.emit(relax.op.take(env[weight], flat, axis=0))
+        return importer.reshape(rows, _shape(node))
+    *lead, depth = _shape(node)
+    tokens, vocab, dtype = math.prod(lead), _shape(weight)[0], plan.params[ref].dtype
+    build = row_kernels.packed_embedding if form is Form.PACKED else row_kernels.row_embedding
+    kernel = build(f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}", tokens, vocab, depth, plan.isa, weight_dtype=dtype)
+    args = [importer.reshape(env[ids], (tokens,)), env[weight]]
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), _shape(node))
+
+
+def rms_norm(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.rms_norm(x, weight, eps)."""
+    x, weight, eps = node.args
+    *lead, depth = _shape(node)
+    rows = math.prod(lead)
+    name = f"rms_norm_{rows}x{depth}_{eps:.3e}" + ("" if weight is None else "_weight")
+    kernel = norm_kernels.rms_norm(_identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None)
+    args = [importer.reshape(importer.env[x], (rows, depth))]
+    if weight is not None:
+        args.append(importer.env[weight])
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), _shape(node))
+
+
+def layer_norm(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.layer_norm(x, normalized_shape, weight, bias, eps)."""
+    x, normalized, *rest = node.args
+    weight, bias, eps = [*rest, None, None, 1e-5][:3] if len(rest) < 3 else rest[:3]
+    return _layer_norm(importer, x, normalized, weight, bias, 1e-5 if eps is None else eps)
+
+
+def native_layer_norm(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.native_layer_norm: a tuple whose mean and reciprocal deviation no inference graph reads."""
+    x, normalized, weight, bias, eps = node.args
+    return relax.Tuple([_layer_norm(importer, x, normalized, weight, bias, eps)])
+
+
+def _layer_norm(importer: EntryImporter, x: fx.Node, normalized: Any, weight: Any, bias: Any, eps: float) -> Any:
+    shape = _shape(x)
+    if tuple(normalized) != shape[-1:]:
+        raise LoweringError(f"layer normalisation over {tuple(normalized)} of {shape}: only the last axis is supported")
+    depth, rows = shape[-1], math.prod(shape[:-1])
+    present = [n for n in (weight, bias) if n is not None]
+    name = f"layer_norm_{rows}x{depth}_{eps:.3e}" + ("_weight" if weight else "") + ("_bias" if bias else "")
+    kernel = norm_kernels.layer_norm(
+        _identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None, biased=bias is not None
+    )
+    args = [importer.reshape(importer.env[x], (rows, depth)), *(importer.env[n] for n in present)]
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), shape)
+
+
+def last_row(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.last_row(x, count)."""
+    x, count = node.args
+    rows, width, depth = _shape(x)
+    kernel = row_kernels.last_row(f"last_row_{rows}x{width}x{depth}", rows, width, depth, importer.plan.isa)
+    args = [importer.env[x], importer.env[count]]
+    return importer.call(kernel, args, PhysicalTensor((rows, 1, depth), "float32"))
+
+
+def topk(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.topk(x, k, dim, largest, sorted) over the last axis: (values, indices)."""
+    x, k, *options = node.args
+    dim, largest, _ = [*options, *(-1, True, True)[len(options) :]]
+    *lead, columns = _shape(x)
+    if dim not in (-1, len(lead)) or not largest:
+        raise LoweringError(f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis")
+    rows = math.prod(lead)
+    kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
+    outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]
+    results = importer.call_many(kernel, [importer.reshape(importer.env[x], (rows, columns))], outs)
+    return relax.Tuple([importer.reshape(value, (*lead, k)) for value in results])
+
+
+def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.append_attention: writes live slots of k_cache and v_cache."""
+    q, k, v, k_cache, v_cache, sequence, length, count, *scoring_args, sinks = node.args
+    shape = _attention_shape(q, k, v, k_cache, scratch=0)
+    scoring = Scoring(*scoring_args, sinks=sinks is not None)
+    kernel = attention_kernels.append_attention(
+        _attention_name("append_attention", shape, scoring), shape, scoring, importer.plan.isa
+    )
+    inputs = [q, k, v, k_cache, v_cache, sequence, length, count, *([] if sinks is None else [sinks])]
+    args = [importer.env[n] for n in inputs]
+    return importer.call_inplace(kernel, args, (3, 4), PhysicalTensor(_shape(node), "float32"))
+
+
+def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.scratch_attention: writes k_scratch and v_scratch."""
+    q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, *scoring_args, sinks = node.args
+    shape = _attention_shape(q, k, v, k_cache, scratch=_shape(k_scratch)[2])
+    scoring = Scoring(*scoring_args, sinks=sinks is not None)
+    kernel = attention_kernels.scratch_attention(
+        _attention_name("scratch_attention", shape, scoring), shape, scoring, importer.plan.isa
+    )
+    inputs = [q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, *([] if sinks is None else [sinks])]
+    args = [importer.env[n] for n in inputs]
+    return importer.call_inplace(kernel, args, (5, 6), PhysicalTensor(_shape(node), "float32"))
+
+
+def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.commit_scratch: writes live slots of k_cache and v_cache."""
+    k_cache, v_cache, k_scratch, v_scratch, *_ = node.args
+    batch, kv_heads, slots, dim = _shape(k_cache)
+    value_dim, scratch = _shape(v_cache)[3], _shape(k_scratch)[2]
+    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
+    name = _identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}")
+    kernel = attention_kernels.commit_scratch(name, shape, importer.plan.isa)
+    return importer.call_inplace(kernel, [importer.env[n] for n in node.args], (0, 1), None)
+
+
+def _attention_shape(q: fx.Node, k: fx.Node, v: fx.Node, k_cache: fx.Node, *, scratch: int) -> AttentionShape:
+    rows, heads, width, dim = _shape(q)
+    batch, kv_heads, slots, _ = _shape(k_cache)
+    return AttentionShape(rows, width, heads, kv_heads, dim, _shape(v)[3], batch, slots, scratch)
+
+
+def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring) -> str:
+    sizes = f"{shape.rows}x{shape.width}_h{shape.heads}x{shape.kv_heads}_d{shape.head_dim}x{shape.value_dim}"
+    rest = f"c{shape.batch}x{shape.slots}_n{shape.scratch}_s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}"
+    return _identifier(f"{kind}_{sizes}_{rest}" + ("_sinks" if scoring.sinks else ""))
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def is_plain_add(node: fx.Node) -> bool:
+    """Whether a node adds two tensors without a scale."""
+    return node.target is torch.ops.aten.add.Tensor and not node.kwargs

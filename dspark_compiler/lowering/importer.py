@@ -1,0 +1,139 @@
+"""FX to Relax: TVM's own converters for aten operators, ours for linear, norms, rows and attention."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import tvm
+from torch import fx
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
+
+Converter = Callable[[fx.Node, "EntryImporter"], Any]
+
+
+class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
+    """Imports the entry points of a program into one Relax module.
+
+    Kernels are added once and shared by every node and entry point that needs the same one.
+    """
+
+    def __init__(self, program: Program, plan: LayoutPlan, converters: dict[str, Converter]) -> None:
+        super().__init__()
+        self.program = program
+        self.plan = plan
+        self.block_builder = relax.BlockBuilder()
+        self.entry: EntryPoint | None = None
+        self._kernels: dict[str, Any] = {}
+        self._reshaped_from: dict[Any, Any] = {}
+        self._ours = set(converters)
+        self.update_convert_map(converters)
+
+    def module(self) -> tvm.IRModule:
+        """All entry points, imported."""
+        for entry in self.program.entries.values():
+            self._import(entry)
+        return self.block_builder.get()
+
+    def arguments(self, entry: EntryPoint) -> list[fx.Node]:
+        """Placeholders in calling order: inputs, states, params."""
+        return [node for role in (Role.INPUT, Role.STATE, Role.PARAM) for node in entry.placeholders(role)]
+
+    def call(self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], out: PhysicalTensor) -> Any:
+        """Calls a kernel that fills one fresh output."""
+        return self.block_builder.emit(
+            relax.call_tir(self.kernel(kernel), list(args), out_ty=relax.TensorType(out.shape, out.dtype))
+        )
+
+    def call_many(self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], outs: Sequence[PhysicalTensor]) -> list[Any]:
+        """Calls a kernel that fills several fresh outputs."""
+        types = [relax.TensorType(out.shape, out.dtype) for out in outs]
+        result = self.block_builder.emit(relax.call_tir(self.kernel(kernel), list(args), out_ty=types))
+        return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outs))]
+
+    def call_inplace(
+        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], out: PhysicalTensor | None
+    ) -> Any:
+        """Calls a kernel that writes some of its arguments, and fills a fresh output unless ``out`` is None."""
+        types = [args[i].ty for i in written]
+        indices = list(written)
+        if out is not None:
+            types, indices = [relax.TensorType(out.shape, out.dtype), *types], [-1, *indices]
+        call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
+        result = self.block_builder.emit(call)
+        return self.block_builder.emit(relax.TupleGetItem(result, 0)) if len(types) > 1 else result
+
+    def kernel(self, function: tvm.tirx.PrimFunc) -> Any:
+        """The global variable of a kernel, added at first use; the name says all its parameters."""
+        name = str(function.attrs["global_symbol"])
+        if name not in self._kernels:
+            self._kernels[name] = self.block_builder.add_func(function.without_attr("global_symbol"), name)
+        return self._kernels[name]
+
+    def reshape(self, value: Any, shape: Sequence[int]) -> Any:
+        """``value`` seen with another shape; going back to the shape it was made with costs nothing."""
+        origin = self._reshaped_from.get(value, value)
+        if tuple(int(s) for s in origin.ty.shape) == tuple(shape):
+            return origin
+        result = self.block_builder.emit(relax.op.reshape(origin, list(shape)))
+        self._reshaped_from[result] = origin
+        return result
+
+    def _import(self, entry: EntryPoint) -> None:
+        self.entry = entry
+        self.env.clear()
+        self._reshaped_from.clear()
+        arguments = self.arguments(entry)
+        variables = {node: relax.Var(node.name, self._type(node)) for node in arguments}
+        self.env.update(variables)
+        with self.block_builder.function(entry.name, list(variables.values()), attrs={"num_input": len(arguments)}):
+            with self.block_builder.dataflow():
+                result = self._convert_nodes(entry)
+                output = self.block_builder.emit_output(result)
+            self.block_builder.emit_func_output(output)
+
+    def _convert_nodes(self, entry: EntryPoint) -> Any:
+        written = []
+        for node in entry.graph.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "output":
+                values = [self.env[value] for value in node.args[0]]
+                break
+            self.env[node] = self._convert(node, entry)
+            if node.target is torch.ops.dspark.commit_scratch.default:
+                written.append(self.env[node])
+        # A function without outputs returns what it wrote, or Relax would take its calls for dead.
+        return relax.Tuple(values or written)
+
+    def _convert(self, node: fx.Node, entry: EntryPoint) -> Any:
+        name = getattr(node.target, "__name__", str(node.target))
+        converter = self.convert_map.get(name)
+        if converter is None:
+            raise LoweringError(
+                f"{entry.name}: operator {node.target} (node {node.name}) has no lowering; "
+                "please report it with the model's architecture"
+            )
+        try:
+            return converter(node, self) if name in self._ours else converter(node)
+        except LoweringError:
+            raise
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+            raise LoweringError(
+                f"{entry.name}: operator {node.target} (node {node.name}) cannot be lowered: {error}"
+            ) from error
+
+    def _type(self, node: fx.Node) -> Any:
+        role, ref = node.meta["role"], node.meta["ref"]
+        if role is Role.STATE:
+            physical = self.plan.states[ref]
+        elif role is Role.PARAM:
+            physical = self.plan.params[ref]
+        else:
+            value = node.meta["val"]
+            physical = PhysicalTensor(tuple(value.shape), dtype_name(value.dtype))
+        return relax.TensorType(list(physical.shape), physical.dtype)

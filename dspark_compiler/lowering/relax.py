@@ -1,0 +1,30 @@
+"""Program to IRModule: import, then the Relax passes that come before any schedule."""
+
+import tvm
+from tvm import relax
+
+from dspark_compiler.graph.program import Program
+from dspark_compiler.lowering.converters import cpu_converters
+from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.layout import LayoutPlan
+
+
+def lower(program: Program, plan: LayoutPlan) -> tvm.IRModule:
+    """One Relax function an entry point (arguments: inputs, states, params) and the kernels they call, unscheduled
+    where TVM made them.
+
+    Raises:
+        LoweringError: an operator without a lowering, naming entry point and node.
+    """
+    module = EntryImporter(program, plan, cpu_converters()).module()
+    passes = [
+        relax.transform.DeadCodeElimination(),
+        relax.transform.EliminateCommonSubexpr(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return tvm.transform.Sequential(passes)(module)

@@ -1,0 +1,1 @@
+"""Rewrites of a Program, one file each; ``pipeline.py`` has them in order."""

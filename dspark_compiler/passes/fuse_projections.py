@@ -1,0 +1,147 @@
+"""Linears that read the same value become one over their stacked weights: query/key/value, gate/up.
+
+Each output row is still the product of the same input with the same weight row. The stacked weight is made once for
+all entry points, and the pieces are let go at once, so that at any time one group's weights are there twice at most.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import fx
+
+from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.rewrite import drop_unused_params, emit
+from dspark_compiler.graph.values import spec_of
+from dspark_compiler.passes.base import Pass, PassResult
+
+aten = torch.ops.aten
+
+# Where one group of weights is used: in each entry point, its linears in graph order.
+_Places: TypeAlias = list[tuple[EntryPoint, list[fx.Node]]]
+
+
+@dataclass(frozen=True)
+class FuseProjections(Pass):
+    """See the module."""
+
+    name: ClassVar[str] = "fuse_projections"
+
+    def apply(self, program: Program) -> PassResult:
+        """See Pass.apply."""
+        groups: dict[frozenset[str], _Places] = defaultdict(list)
+        for entry in program.entries.values():
+            for linears in _siblings(entry):
+                groups[frozenset(_weight(n).meta["ref"] for n in linears)].append((entry, linears))
+        users = _param_users(program)
+        fused, notes = 0, []
+        for places in groups.values():
+            reason = _objection(places, users)
+            if reason is None:
+                _fuse(program, places)
+                fused += 1
+            else:
+                notes.append(f"{places[0][0].name}: {places[0][1][0].name}: {reason}")
+        drop_unused_params(program)
+        return PassResult(program, fused > 0, tuple(notes))
+
+
+def _weight(linear: fx.Node) -> fx.Node:
+    weight = linear.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
+
+
+def _bias(linear: fx.Node) -> fx.Node | None:
+    bias = linear.args[2] if len(linear.args) > 2 else None
+    assert bias is None or isinstance(bias, fx.Node)
+    return bias
+
+
+def _siblings(entry: EntryPoint) -> list[list[fx.Node]]:
+    """The linears over params, two or more reading the same value, in graph order."""
+    by_input: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in entry.graph.graph.nodes:
+        if node.target is aten.linear.default and _weight(node).meta.get("role") is Role.PARAM:
+            by_input[node.all_input_nodes[0]].append(node)
+    return [linears for linears in by_input.values() if len(linears) > 1]
+
+
+def _param_users(program: Program) -> dict[str, set[fx.Node]]:
+    """For each param, the nodes of all entry points that read it."""
+    users: dict[str, set[fx.Node]] = defaultdict(set)
+    for entry in program.entries.values():
+        for node in entry.placeholders(Role.PARAM):
+            users[node.meta["ref"]].update(node.users)
+    return users
+
+
+def _objection(places: _Places, users: dict[str, set[fx.Node]]) -> str | None:
+    """Why these linears must stay apart, or None."""
+    linears = {n for _, members in places for n in members}
+    params = [p for n in linears for p in (_weight(n), _bias(n)) if p is not None]
+    if len({n.meta["ref"] for n in params}) * len(places) != len(params):
+        return "a weight or bias is shared between the projections"
+    for param in params:
+        if param.meta.get("role") is not Role.PARAM:
+            return f"the bias {param.name} is computed"
+        if not users[param.meta["ref"]] <= linears:
+            return f"{param.meta['ref']} has other uses"
+    dtypes = sorted({str(spec_of(p).dtype) for p in params})
+    if len(dtypes) > 1:
+        return f"the projections mix {' and '.join(dtypes)}"
+    return None
+
+
+def _fuse(program: Program, places: _Places) -> None:
+    first = places[0][1]
+    refs = [_weight(n).meta["ref"] for n in first]
+    biases = [bias.meta["ref"] if bias is not None else None for bias in map(_bias, first)]
+    name = _stacked_name(refs)
+    sizes = [program.params[ref].shape[0] for ref in refs]
+    stacked = {name: torch.cat([program.params[ref] for ref in refs])}
+    for ref in refs:
+        del program.params[ref]
+    if any(biases):
+        dtype = stacked[name].dtype
+        pieces = [
+            program.params.pop(b) if b else torch.zeros(n, dtype=dtype) for b, n in zip(biases, sizes, strict=True)
+        ]
+        stacked[f"{name.removesuffix('.weight')}.bias"] = torch.cat(pieces)
+    assert not stacked.keys() & program.params.keys(), f"{name} is taken"
+    program.params.update(stacked)
+    for entry, linears in places:
+        linears = sorted(linears, key=lambda n: refs.index(_weight(n).meta["ref"]))
+        _replace(entry, linears, sizes, stacked)
+
+
+def _replace(entry: EntryPoint, linears: list[fx.Node], sizes: list[int], stacked: dict[str, torch.Tensor]) -> None:
+    """One linear over the stacked params in front of the first, and a slice of it for each."""
+    params = [entry.add_placeholder(Role.PARAM, ref, TensorSpec(tuple(t.shape), t.dtype)) for ref, t in stacked.items()]
+    point = min(linears)
+    fused = emit(point, aten.linear.default, (point.args[0], *params))
+    axis = len(spec_of(fused).shape) - 1
+    start = 0
+    for linear, size in zip(linears, sizes, strict=True):
+        linear.replace_all_uses_with(emit(point, aten.slice.Tensor, (fused, axis, start, start + size)))
+        start += size
+    for linear in linears:
+        entry.graph.graph.erase_node(linear)
+
+
+def _stacked_name(refs: Sequence[str]) -> str:
+    """``a.q.weight``, ``a.k.weight`` -> ``a.q_k.weight``; of more than four only the first and last are named."""
+    parts = [ref.split(".") for ref in refs]
+    head = _common(parts)
+    tail = _common([p[head:][::-1] for p in parts])
+    own = ["_".join(p[head : len(p) - tail]) for p in parts]
+    middle = "_".join(own) if len(own) <= 4 else f"{own[0]}_to_{own[-1]}"
+    return ".".join([*parts[0][:head], middle, *parts[0][len(parts[0]) - tail :]])
+
+
+def _common(sequences: Sequence[Sequence[str]]) -> int:
+    """How many first items all sequences share."""
+    return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False)))

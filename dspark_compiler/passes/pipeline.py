@@ -1,0 +1,36 @@
+"""The passes of a compile, in order."""
+
+from dspark_compiler.config import CompileConfig
+from dspark_compiler.errors import InputError
+from dspark_compiler.passes.base import Pass
+from dspark_compiler.passes.canonicalize import Canonicalize
+from dspark_compiler.passes.canonicalize_linear import CanonicalizeLinear
+from dspark_compiler.passes.eliminate_dead_code import EliminateDeadCode
+from dspark_compiler.passes.fold_constants import FoldConstants
+from dspark_compiler.passes.fuse_projections import FuseProjections
+from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
+from dspark_compiler.passes.insert_kv_cache import InsertKVCache
+from dspark_compiler.passes.last_position_logits import LastPositionLogits
+
+
+def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
+    """The one list of passes, in the order they run.
+
+    Args:
+        config: its lengths must be settled; ``max_seq_len`` None means that nobody asked the model yet.
+
+    Raises:
+        InputError: ``max_seq_len`` is not settled.
+    """
+    if config.max_seq_len is None:
+        raise InputError("--max-seq-len: not given, and the model names no maximum; give one")
+    return (
+        Canonicalize(),  # first: every later pattern counts on one form for each thing
+        CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
+        FoldConstants(),  # before the norms: makes Gemma's 1 + weight a weight
+        FuseRMSNorm(),  # needs the weights as params and casts that do something
+        InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
+        LastPositionLogits(),  # uses the count of real tokens that the cache brought
+        FuseProjections(),  # late: sees which weights nothing else uses any more
+        EliminateDeadCode(),  # last: sweeps up what all the others left
+    )

@@ -1,0 +1,1 @@
+"""Runs artifacts with numpy, tokenizers and tvm_ffi only."""

@@ -1,0 +1,78 @@
+"""Loads an artifact's compiled library with tvm_ffi alone: no tvm package, no torch."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.errors import ArtifactError, InputError
+
+MODEL_LIBRARY = "lib/model.so"
+
+_RUNTIME = "lib/libtvm_runtime.so"
+_THREADS_VARIABLE = "TVM_NUM_THREADS"
+_DEVICE_TYPES = {"cpu": 1}  # DLPack's numbers
+_POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
+
+Function = Callable[..., Any]
+
+
+def import_tvm_ffi() -> ModuleType:
+    """tvm_ffi, imported without torch unless torch is there already."""
+    # Its import tries to import torch, to convert torch tensors, which costs a second and hundreds of megabytes that
+    # running an artifact has no use for. None in sys.modules makes that import fail as if torch were not installed.
+    hide_torch = "torch" not in sys.modules and "tvm_ffi" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+    module: ModuleType = tvm_ffi
+    return module
+
+
+def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Function]:
+    """The compiled entry points of an artifact, ready to be called.
+
+    ``threads`` bounds the threads kernels use; None takes all cores.
+
+    Raises:
+        ArtifactError: the library cannot be loaded, or lacks an entry point.
+        InputError: this process runs compiled code with another number of threads already.
+    """
+    tvm_ffi = import_tvm_ffi()
+    running = tvm_ffi.get_global_func("runtime.NumThreads", allow_missing=True) is not None
+    _set_threads(threads, running)
+    path = artifact.path.absolute() / MODEL_LIBRARY
+    try:
+        # A process has one runtime: loading a second copy would register its functions twice and abort.
+        if not running:
+            for library in _runtime_libraries(artifact):
+                ctypes.CDLL(str(artifact.path.absolute() / library), ctypes.RTLD_GLOBAL)
+        machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
+        machine["vm_initialization"](_DEVICE_TYPES[artifact.manifest.target.kind], 0, _POOLED_ALLOCATOR)
+        return {name: machine[name] for name in artifact.manifest.entry_points}
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"{path}: cannot be loaded: {reason}; compile again") from error
+
+
+def _runtime_libraries(artifact: Artifact) -> list[str]:
+    """The runtime itself first; its extension modules link to it."""
+    found = [name for name in artifact.manifest.files if name.startswith("lib/libtvm_runtime")]
+    return sorted(found, key=lambda name: (name != _RUNTIME, name))
+
+
+def _set_threads(threads: int | None, running: bool) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads {threads}: must be at least 1")
+    if running and os.environ.get(_THREADS_VARIABLE) != str(threads):
+        raise InputError(f"--threads {threads}: this process runs compiled code already; start a new one")
+    os.environ[_THREADS_VARIABLE] = str(threads)

@@ -1,0 +1,77 @@
+"""A thin layer over TVM's TIR builder: a kernel is a Python function over buffers, unrolled where Python loops."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T  # noqa: N812 - the name TVM's own code uses
+
+Buffer = Any
+Expr = Any
+
+# Operator pattern 8 (opaque) keeps Relax from fusing into or scheduling a hand-written kernel.
+_OPAQUE = 8
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One buffer argument of a kernel."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+def kernel(name: str, args: Sequence[Arg], body: Callable[..., None]) -> tvm.tirx.PrimFunc:
+    """Builds a PrimFunc; ``body`` gets one buffer an argument and emits the statements."""
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE})
+            buffers = []
+            for arg in args:
+                handle = T.arg(f"{arg.name}_handle", T.handle())
+                buffers.append(T.match_buffer(handle, arg.shape, arg.dtype, align=64))
+            body(*buffers)
+    return builder.get()
+
+
+def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
+    """A buffer private to the iteration it is made in; small enough ones live in registers."""
+    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local")
+
+
+def int32(value: Expr) -> Expr:
+    """A 32-bit integer constant or cast."""
+    return T.int32(value) if isinstance(value, int) else T.cast(value, "int32")
+
+
+@contextmanager
+def vector(lanes: int) -> Iterator[Expr]:
+    """A loop of ``lanes`` iterations that becomes one vector instruction a statement."""
+    with T.vectorized(0, lanes) as lane:
+        yield lane
+
+
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    """Runs the statements inside only where ``condition`` holds."""
+    with T.If(condition), T.Then():
+        yield
+
+
+def fill(buffer: Buffer, start: Expr, count: int, lanes: int, value: float) -> None:
+    """buffer[start : start+count] = value; count a multiple of lanes."""
+    for chunk in range(0, count, lanes):
+        with vector(lanes) as lane:
+            T.buffer_store(buffer, T.float32(value), [start + chunk + lane])
+
+
+def widest_vector(extent: int, lanes: int) -> int:
+    """The largest power of two up to ``lanes`` that divides ``extent``."""
+    while extent % lanes:
+        lanes //= 2
+    return lanes
