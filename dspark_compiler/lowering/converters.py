@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 from tvm import relax
 
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
 from dspark_compiler.schedules import attention as attention_kernels
@@ -16,6 +16,7 @@ from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
+from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.tir import Arg
 from dspark_compiler.schedules.topk import topk as topk_kernel
 
@@ -24,7 +25,7 @@ def cpu_converters() -> dict[str, Converter]:
     """Operator name -> converter, as TVM's importer spells names."""
     return {
         "linear.default": linear,
-        "view.default": view,
+        "reshape.default": reshape,
         "embedding.default": embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
@@ -41,8 +42,8 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(s) for s in node.meta["val"].shape)
 
 
-def view(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.view(x, shape)."""
+def reshape(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.reshape(x, shape)."""
     return importer.reshape(importer.env[node.args[0]], _shape(node))
 
 
@@ -51,6 +52,22 @@ def linear(node: fx.Node, importer: EntryImporter) -> Any:
     x, weight = node.args[0], node.args[1]
     bias = node.args[2] if len(node.args) > 2 else None
     return lower_linear(importer, _shape(node), x, weight, bias, None)
+
+
+def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
+    """A linear together with what is done to its output."""
+    x, weight, *bias = match.linear.args
+    if isinstance(match, Residual):
+        return lower_linear(importer, _shape(node), x, weight, bias[0] if bias else None, match.residual)
+    *lead, features = _shape(node)
+    rows, depth = math.prod(lead), _shape(x)[-1]
+    dtype = importer.plan.params[weight.meta["ref"]].dtype
+    name = f"gated_linear_{rows}x{depth}x{features}_{match.activation}_{dtype}"
+    kernel = gated_linear(
+        name, rows, features, depth, importer.plan.isa, activation=match.activation, weight_dtype=dtype
+    )
+    args = [importer.reshape(importer.env[x], (rows, depth)), importer.env[weight]]
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), _shape(node))
 
 
 def lower_linear(
@@ -236,8 +253,3 @@ def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring) -> str:
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def is_plain_add(node: fx.Node) -> bool:
-    """Whether a node adds two tensors without a scale."""
-    return node.target is torch.ops.aten.add.Tensor and not node.kwargs

@@ -31,4 +31,4 @@ def topk(name: str, rows: int, columns: int, k: int) -> tvm.tirx.PrimFunc:
                 T.buffer_store(indices, T.cast(place[0], "int64"), [row, rank])
 
     args = [Arg("x", (rows, columns)), Arg("values", (rows, k)), Arg("indices", (rows, k), "int64")]
-    return kernel(name, args, body)
+    return kernel(name, args, body, block=True)
