@@ -17,6 +17,7 @@ from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
 from dspark_compiler.schedules.gated_linear import gated_linear
+from dspark_compiler.schedules.linear import LinearWorkload
 from dspark_compiler.schedules.tir import Arg
 from dspark_compiler.schedules.topk import topk as topk_kernel
 
@@ -94,13 +95,12 @@ def lower_linear(
         extras.append(Arg("residual", (rows, features)))
         values.append(importer.reshape(env[residual], (rows, features)))
         name += "_residual"
+    work = LinearWorkload(rows, features, depth, dtype)
     kernel = linear_kernels.packed_linear(
         name,
-        rows,
-        features,
-        depth,
+        work,
         plan.isa,
-        weight_dtype=dtype,
+        importer.linear_schedule(work),
         extras=extras,
         epilogue=_sum_epilogue(bias is not None, residual is not None),
     )

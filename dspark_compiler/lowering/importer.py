@@ -13,6 +13,8 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
+from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload, default_schedule
 
 Converter = Callable[[fx.Node, "EntryImporter"], Any]
 EpilogueLowering = Callable[[fx.Node, Residual | Gate, "EntryImporter"], Any]
@@ -30,9 +32,11 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         plan: LayoutPlan,
         converters: dict[str, Converter],
         lower_epilogue: EpilogueLowering,
+        records: Records | None = None,
     ) -> None:
         super().__init__()
         self._lower_epilogue = lower_epilogue
+        self._records = records
         self.program = program
         self.plan = plan
         self.block_builder = relax.BlockBuilder()
@@ -82,6 +86,11 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         if name not in self._kernels:
             self._kernels[name] = self.block_builder.add_func(function.without_attr("global_symbol"), name)
         return self._kernels[name]
+
+    def linear_schedule(self, work: LinearWorkload) -> LinearSchedule:
+        """How to cut a packed product: as the records say, else the default."""
+        default = default_schedule(work, self.plan.isa)
+        return default if self._records is None else self._records.choose(work, default)
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:
         """``value`` seen with another shape; going back to the shape it was made with costs nothing."""

@@ -7,16 +7,17 @@ from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.converters import cpu_converters, lower_epilogue
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.schedules.database import Records
 
 
-def lower(program: Program, plan: LayoutPlan) -> tvm.IRModule:
+def lower(program: Program, plan: LayoutPlan, records: Records | None = None) -> tvm.IRModule:
     """One Relax function an entry point (arguments: inputs, states, params) and the kernels they call, unscheduled
     where TVM made them.
 
     Raises:
         LoweringError: an operator without a lowering, naming entry point and node.
     """
-    module = EntryImporter(program, plan, cpu_converters(), lower_epilogue).module()
+    module = EntryImporter(program, plan, cpu_converters(), lower_epilogue, records).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),

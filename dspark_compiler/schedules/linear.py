@@ -1,22 +1,43 @@
 """x @ W.T on the CPU with W packed in panels: one layout and one summation order for any number of rows.
 
 W [N, K] is stored as [ceil(N/P), K, P], P two vector registers wide (BLIS calls this a packed B panel, Van Zee & van de
-Geijn 2015). A task streams a panel front to back, which is what hardware prefetch likes, and each output sums over k
-in order, so a row's result is bit for bit the same for 1, 8 or 128 rows.
+Geijn 2015). A task streams panels front to back, which is what hardware prefetch likes, and each output sums over k in
+order, so a row's result is bit for bit the same for 1, 8 or 128 rows and under any schedule.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, prefetch, vector, when
 from dspark_compiler.schedules.vector_math import load_weight
 
 # (sum, row, feature, extra buffers) -> the value to store
 Epilogue = Callable[[Expr, Expr, Expr, Sequence[Buffer]], Expr]
+
+_WORKLOAD = "dspark.linear"  # function attribute: the workload, for the tuner
+
+
+@dataclass(frozen=True)
+class LinearWorkload:
+    """One packed product: y[rows, features] = x[rows, depth] @ W.T, W stored as ``weight_dtype``."""
+
+    rows: int
+    features: int
+    depth: int
+    weight_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """How packed_linear cuts its loops; none of it changes a result."""
+
+    rows: int  # height of the register tile
+    panels: int = 1  # panels it covers: more sums under way at once, fewer and longer tasks
+    prefetch: int = 0  # steps of k ahead of which weights are asked for; 0 leaves that to the hardware
 
 
 def packed_shape(features: int, depth: int, isa: VectorIsa) -> tuple[int, int, int]:
@@ -24,7 +45,25 @@ def packed_shape(features: int, depth: int, isa: VectorIsa) -> tuple[int, int, i
     return (-(-features // isa.panel), depth, isa.panel)
 
 
-def tile_rows(rows: int, limit: int) -> int:
+def default_schedule(work: LinearWorkload, isa: VectorIsa) -> LinearSchedule:
+    """The schedule without a record: tall tiles, one panel a task, prefetch by the hardware."""
+    return LinearSchedule(_tile_rows(work.rows, isa.max_rows))
+
+
+def candidate_schedules(work: LinearWorkload, isa: VectorIsa) -> list[LinearSchedule]:
+    """What is worth measuring, the default first: tiles that fit the registers, near-square cuts of the rows."""
+    panels = packed_shape(work.features, work.depth, isa)[0]
+    heights = {_tile_rows(work.rows, isa.max_rows)}
+    tiles = -(-work.rows // isa.max_rows)
+    heights.update(-(-work.rows // count) for count in range(tiles, min(tiles + 2, work.rows) + 1))
+    shapes = [(rows, together) for rows in sorted(heights, reverse=True) for together in (1, 2, 4)]
+    fitting = [(rows, n) for rows, n in shapes if rows * n <= isa.max_rows and n <= panels]
+    default = default_schedule(work, isa)
+    every = [LinearSchedule(rows, n, ahead) for ahead in (0, 32) for rows, n in fitting]
+    return [default, *(schedule for schedule in every if schedule != default)]
+
+
+def _tile_rows(rows: int, limit: int) -> int:
     """Rows of the register tile: the whole if it fits, else the divisor, or least ragged height, near the limit."""
     if rows <= limit:
         return rows
@@ -37,69 +76,91 @@ def tile_rows(rows: int, limit: int) -> int:
 
 def packed_linear(
     name: str,
-    rows: int,
-    features: int,
-    depth: int,
+    work: LinearWorkload,
     isa: VectorIsa,
+    schedule: LinearSchedule | None = None,
     *,
-    weight_dtype: str = "float32",
     extras: Sequence[Arg] = (),
     epilogue: Epilogue | None = None,
 ) -> tvm.tirx.PrimFunc:
-    """y[M,N] = epilogue(x[M,K] @ W.T); arguments x, packed W, extras, y.
+    """y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W, extras, y.
 
     Args:
         name: name of the function.
-        rows: M.
-        features: N.
-        depth: K.
+        work: M, N, K and the stored type of W: float32, float16 or uint16 (bfloat16 bits).
         isa: vector width and registers of the target.
-        weight_dtype: float32, float16 or uint16 (bfloat16 bits); sums are float32.
+        schedule: how the loops are cut; None for the default.
         extras: further inputs the epilogue reads.
         epilogue: applied to each sum before it is stored.
     """
-    panels, _, width = packed_shape(features, depth, isa)
-    height = tile_rows(rows, isa.max_rows)
+    panels, _, width = packed_shape(work.features, work.depth, isa)
+    cut = schedule or default_schedule(work, isa)
 
     def body(x: Buffer, w: Buffer, *rest: Buffer) -> None:
         *extra, y = rest
 
-        def tile(panel: Expr, first: Expr, count: int) -> None:
-            sums = [local(width) for _ in range(count)]
-            _accumulate(sums, x, w, panel, first, depth, isa)
-            for i, acc in enumerate(sums):
-                _store(acc, y, first + i, panel, features, isa, epilogue, extra)
+        def tile(task: Expr, first: Expr, count: int) -> None:
+            # The last task may have panels to spare; it does its last one again.
+            covered = [T.min(task * cut.panels + p, panels - 1) if cut.panels > 1 else task for p in range(cut.panels)]
+            sums = [[local(width) for _ in range(count)] for _ in covered]
+            _accumulate(sums, x, w, covered, first, work.depth, cut.prefetch, isa)
+            for panel, column in zip(covered, sums, strict=True):
+                for i, acc in enumerate(column):
+                    _store(acc, y, first + i, panel, work.features, isa, epilogue, extra)
 
-        with T.parallel(0, panels) as panel:
-            if rows == height:
-                tile(panel, 0, rows)
-            else:
-                with T.serial(0, rows // height) as block:
-                    tile(panel, block * height, height)
-                if rows % height:
-                    tile(panel, rows - rows % height, rows % height)
+        with T.parallel(0, -(-panels // cut.panels)) as task:
+            _for_each_tile(work.rows, cut.rows, lambda first, count: tile(task, first, count))
 
     args = [
-        Arg("x", (rows, depth)),
-        Arg("w", (panels, depth, width), weight_dtype),
+        Arg("x", (work.rows, work.depth)),
+        Arg("w", (panels, work.depth, width), work.weight_dtype),
         *extras,
-        Arg("y", (rows, features)),
+        Arg("y", (work.rows, work.features)),
     ]
-    return kernel(name, args, body)
+    return kernel(name, args, body).with_attr(_WORKLOAD, asdict(work))
+
+
+def workload_of(function: tvm.tirx.PrimFunc) -> LinearWorkload | None:
+    """What packed_linear was asked for when it made ``function``; None if something else made it."""
+    attributes = function.attrs.get(_WORKLOAD)
+    if attributes is None:
+        return None
+    sizes = (int(attributes[name]) for name in ("rows", "features", "depth"))
+    return LinearWorkload(*sizes, weight_dtype=str(attributes["weight_dtype"]))
+
+
+def _for_each_tile(rows: int, height: int, tile: Callable[[Expr, int], None]) -> None:
+    if rows == height:
+        tile(0, rows)
+        return
+    with T.serial(0, rows // height) as block:
+        tile(block * height, height)
+    if rows % height:
+        tile(rows - rows % height, rows % height)
 
 
 def _accumulate(
-    sums: list[Buffer], x: Buffer, w: Buffer, panel: Expr, first: Expr, depth: int, isa: VectorIsa
+    sums: list[list[Buffer]],
+    x: Buffer,
+    w: Buffer,
+    panels: list[Expr],
+    first: Expr,
+    depth: int,
+    ahead: int,
+    isa: VectorIsa,
 ) -> None:
-    """sums[i][:] = sum over k of x[first+i, k] * w[panel, k, :], all sums held in registers."""
-    width = isa.panel
-    for acc in sums:
-        with vector(width) as lane:
+    """sums[p][i][:] = sum over k of x[first+i, k] * w[panels[p], k, :], all sums held in registers."""
+    for acc in (acc for column in sums for acc in column):
+        with vector(isa.panel) as lane:
             T.buffer_store(acc, T.float32(0.0), [lane])
     with T.serial(0, depth) as k:
-        for i, acc in enumerate(sums):
-            with vector(width) as lane:
-                T.buffer_store(acc, acc[lane] + x[first + i, k] * load_weight(w, [panel, k, lane]), [lane])
+        for panel, column in zip(panels, sums, strict=True):
+            if ahead:
+                # Past the weight's end a prefetch does nothing.
+                prefetch(w, (panel, k + ahead, 0), isa.panel)
+            for i, acc in enumerate(column):
+                with vector(isa.panel) as lane:
+                    T.buffer_store(acc, acc[lane] + x[first + i, k] * load_weight(w, [panel, k, lane]), [lane])
 
 
 def _store(
@@ -115,7 +176,7 @@ def _store(
     """Writes one row of a tile; the last panel may be wider than the output."""
     width = isa.panel
 
-    def put(lane: Any) -> None:
+    def put(lane: Expr) -> None:
         feature = panel * width + lane
         value = acc[lane] if epilogue is None else epilogue(acc[lane], row, feature, extra)
         T.buffer_store(y, value, [row, feature])

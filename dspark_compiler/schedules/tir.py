@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
+from tvm import DataType
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T  # noqa: N812 - the name TVM's own code uses
+from tvm.tirx.op import call_llvm_intrin
+from tvm.tirx.script.builder import ir as T
 
 Buffer = Any
 Expr = Any
 
 # Operator pattern 8 (opaque) keeps Relax from fusing into or scheduling a hand-written kernel.
 _OPAQUE = 8
+_CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ def when(condition: Expr) -> Iterator[None]:
     """Runs the statements inside only where ``condition`` holds."""
     with T.If(condition), T.Then():
         yield
+
+
+def prefetch(buffer: Buffer, start: tuple[Expr, ...], count: int) -> None:
+    """Asks for the cache lines of ``count`` elements from ``start`` on, to be read once soon."""
+    per_line = _CACHE_LINE // (DataType(buffer.dtype).bits // 8)
+    for offset in range(0, count, per_line):
+        address = T.address_of(buffer[(*start[:-1], start[-1] + offset)])
+        read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+        T.evaluate(call_llvm_intrin("void", "llvm.prefetch", address, read, keep, data))
 
 
 def fill(buffer: Buffer, start: Expr, count: int, lanes: int, value: float) -> None:
