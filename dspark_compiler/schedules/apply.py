@@ -34,7 +34,7 @@ def apply_schedules(module: tvm.IRModule, target: Any, isa: VectorIsa, records: 
             continue
         try:
             result[variable] = apply_trace(function, record.trace)
-        except (tvm.error.TVMError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1:]
             warnings.warn(f"tuning record {record.key} does not fit {record.name}: {reason}; skipped", stacklevel=2)
     with target:

@@ -19,7 +19,7 @@ def compile_kernel(function: tvm.tirx.PrimFunc, target: Any) -> Kernel:
     """Machine code of one scheduled function.
 
     Raises:
-        tvm.error.TVMError, RuntimeError, ValueError: TVM refuses the function.
+        RuntimeError, ValueError: TVM refuses the function.
     """
     kernel: Kernel = tvm.tirx.build(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target=target)[
         "main"

@@ -1,0 +1,110 @@
+import inspect
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.schedules import tune as tuning
+from dspark_compiler.schedules.apply import apply_schedules, export_records
+from dspark_compiler.schedules.database import Records, SearchRecord
+from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload, default_schedule
+from dspark_compiler.schedules.search import function_key, searchable
+from dspark_compiler.schedules.tune import TuningStep, tune
+from tests.schedules.kernels import MACHINES, WIDEST, build, normal
+from tests.schedules.modules import lowered
+
+TARGET = MACHINES[WIDEST]
+WORK = LinearWorkload(4, 5 * WIDEST.panel, 96)
+
+
+def records(folder: Path) -> Records:
+    return Records("here", [], folder)
+
+
+def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
+    module = lowered(WORK)
+    steps: list[TuningStep] = []
+    before = inspect.getmodule
+    assert tune(module, TARGET, WIDEST, records(tmp_path), trials=4, progress=steps.append) == 4
+    assert inspect.getmodule is before
+    assert [(step.done, step.total) for step in steps][-1] == (4, 4)
+    assert all(step.microseconds > 0 and step.seconds_left >= 0 for step in steps)
+    kept = records(tmp_path)
+    ((_, function),) = searchable(module)
+    assert len(kept.measured(WORK)) >= 2
+    found = kept.searched(function_key(function))
+    assert found is not None
+    assert found.trials + len(kept.measured(WORK)) == 4
+    steps.clear()
+    assert tune(module, TARGET, WIDEST, kept, trials=4, progress=steps.append) == 0
+    assert not steps
+    export_records(module, kept, tmp_path / "tuning")
+    assert records(tmp_path / "tuning").measured(WORK) == kept.measured(WORK)
+    assert tune(module, TARGET, WIDEST, records(tmp_path / "tuning"), trials=4) == 0
+
+
+def test_a_recorded_trace_comes_before_the_rules(tmp_path: Path) -> None:
+    module = lowered()
+    ((variable, function),) = searchable(module)
+    schedule = tvm.s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    for block in blocks[:-1]:
+        schedule.compute_inline(block)
+    schedule.parallel(schedule.get_loops(blocks[-1])[0])
+    kept = records(tmp_path)
+    kept.add_search(SearchRecord(function_key(function), "silu", schedule.trace.as_json(), 1.0, 1))
+    result = apply_schedules(module, TARGET, WIDEST, records(tmp_path))[variable]
+    assert "T.parallel" in result.script()
+    assert "T.parallel" not in apply_schedules(module, TARGET, WIDEST)[variable].script()
+    x, y, out = normal(4, 96), normal(4, 96, seed=1), np.zeros((4, 96), np.float32)
+    build(result)(x, y, out)
+    np.testing.assert_allclose(out, x / (1 + np.exp(-x)) * y + x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trace_that_does_not_fit_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    module = lowered()
+    ((variable, function),) = searchable(module)
+    kept = records(tmp_path)
+    trace = [[["GetSBlock", [], ["absent", "main"], ["b0"]]], []]
+    kept.add_search(SearchRecord(function_key(function), "silu", trace, 1.0, 1))
+    with pytest.warns(UserWarning, match="does not fit silu"):
+        result = apply_schedules(module, TARGET, WIDEST, kept)
+    tvm.ir.assert_structural_equal(result[variable], apply_schedules(module, TARGET, WIDEST)[variable])
+
+
+def test_keys_ignore_names_and_tell_shapes_apart() -> None:
+    keys = [function_key(next(searchable(lowered(rows=rows)))[1]) for rows in (4, 4, 5)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
+    module = lowered(WORK)
+
+    def interrupt(_: TuningStep) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(module, TARGET, WIDEST, records(tmp_path), trials=2, progress=interrupt)
+    assert len(records(tmp_path).measured(WORK)) >= 1
+
+
+def test_a_wrong_schedule_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = tuning.packed_linear
+
+    def wrong(name: str, work: LinearWorkload, isa: object, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
+        if schedule == default_schedule(work, WIDEST):
+            return right(name, work, WIDEST, schedule)
+        return right(name, work, WIDEST, schedule, epilogue=lambda value, *_: value + 1)
+
+    monkeypatch.setattr(tuning, "packed_linear", wrong)
+    with pytest.raises(LoweringError, match="linear 4x96 to .* wrong product"):
+        tune(lowered(WORK), TARGET, WIDEST, records(tmp_path), trials=3)
+    assert records(tmp_path).measured(WORK) == {}
+
+
+def test_lines_are_plain_text(tmp_path: Path) -> None:
+    records(tmp_path).add(WORK, LinearSchedule(4), 1.0)
+    assert io.StringIO((tmp_path / "here" / "templates.jsonl").read_text()).readline().startswith('{"format":1,')
