@@ -89,7 +89,9 @@ class CpuBackend:
                 executable.export_library(str(library), workspace_dir=workspace)
         except (RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()
-            raise LoweringError(f"--target cpu: TVM could not build the module: {lines[-1] if lines else error}") from error
+            raise LoweringError(
+                f"--target cpu: TVM could not build the module: {lines[-1] if lines else error}"
+            ) from error
 
     def runtime_libraries(self) -> Sequence[Path]:
         """TVM runtime libraries an artifact has to carry."""

@@ -17,7 +17,7 @@ from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
 from dspark_compiler.schedules.gated_linear import gated_linear
-from dspark_compiler.schedules.linear import LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tir import Arg
 from dspark_compiler.schedules.topk import topk as topk_kernel
 
@@ -64,16 +64,14 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
     rows, depth = math.prod(lead), _shape(x)[-1]
     dtype = importer.plan.params[weight.meta["ref"]].dtype
     name = f"gated_linear_{rows}x{depth}x{features}_{match.activation}_{dtype}"
-    kernel = gated_linear(
-        name, rows, features, depth, importer.plan.isa, activation=match.activation, weight_dtype=dtype
-    )
+    work = LinearWorkload(rows, 2 * features, depth, dtype, gated=True)
+    schedule = importer.linear_schedule(work)
+    kernel = gated_linear(name, work, importer.plan.isa, schedule, activation=match.activation)
     args = [importer.reshape(importer.env[x], (rows, depth)), importer.env[weight]]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), _shape(node))
 
 
-def lower_linear(
-    importer: EntryImporter, shape: tuple[int, ...], x: Any, weight: Any, bias: Any, residual: Any
-) -> Any:
+def lower_linear(importer: EntryImporter, shape: tuple[int, ...], x: Any, weight: Any, bias: Any, residual: Any) -> Any:
     """y = x @ weight.T [+ bias] [+ residual], y of ``shape``."""
     env, plan = importer.env, importer.plan
     ref = weight.meta.get("ref")
@@ -134,7 +132,9 @@ def embedding(node: fx.Node, importer: EntryImporter) -> Any:
     *lead, depth = _shape(node)
     tokens, vocab, dtype = math.prod(lead), _shape(weight)[0], plan.params[ref].dtype
     build = row_kernels.packed_embedding if form is Form.PACKED else row_kernels.row_embedding
-    kernel = build(f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}", tokens, vocab, depth, plan.isa, weight_dtype=dtype)
+    kernel = build(
+        f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}", tokens, vocab, depth, plan.isa, weight_dtype=dtype
+    )
     args = [importer.reshape(env[ids], (tokens,)), env[weight]]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), _shape(node))
 
@@ -194,7 +194,9 @@ def topk(node: fx.Node, importer: EntryImporter) -> Any:
     dim, largest, _ = [*options, *(-1, True, True)[len(options) :]]
     *lead, columns = _shape(x)
     if dim not in (-1, len(lead)) or not largest:
-        raise LoweringError(f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis")
+        raise LoweringError(
+            f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis"
+        )
     rows = math.prod(lead)
     kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
     outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]

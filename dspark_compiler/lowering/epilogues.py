@@ -108,4 +108,3 @@ def _bounds(node: fx.Node) -> tuple[int, int]:
 
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
-

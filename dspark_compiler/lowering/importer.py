@@ -14,7 +14,7 @@ from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload, default_schedule
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
 
 Converter = Callable[[fx.Node, "EntryImporter"], Any]
 EpilogueLowering = Callable[[fx.Node, Residual | Gate, "EntryImporter"], Any]

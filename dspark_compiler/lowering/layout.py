@@ -13,11 +13,15 @@ from dspark_compiler.config import DType
 from dspark_compiler.graph.program import Program, Role
 from dspark_compiler.schedules.attention import key_cache_shape
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import packed_shape
+from dspark_compiler.schedules.linear_schedule import packed_shape
 
 # A stored type, as compiled functions receive it: bfloat16 travels as the upper half of a float32's bits.
 _KERNEL_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
-_NUMPY_DTYPE = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_NUMPY_DTYPE = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 class Form(StrEnum):

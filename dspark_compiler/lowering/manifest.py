@@ -40,9 +40,7 @@ def _entry(entry: EntryPoint) -> EntrySpec:
         inputs=tuple(_named(node.meta["ref"], node.meta["val"]) for node in entry.placeholders(Role.INPUT)),
         states=tuple(node.meta["ref"] for node in entry.placeholders(Role.STATE)),
         params=tuple(node.meta["ref"] for node in entry.placeholders(Role.PARAM)),
-        outputs=tuple(
-            _named(name, node.meta["val"]) for name, node in zip(entry.outputs, output.args[0], strict=True)
-        ),
+        outputs=tuple(_named(name, node.meta["val"]) for name, node in zip(entry.outputs, output.args[0], strict=True)),
     )
 
 

@@ -8,7 +8,7 @@ import tvm
 
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import workload_of
+from dspark_compiler.schedules.linear_schedule import workload_of
 from dspark_compiler.schedules.rules import default_rules
 from dspark_compiler.schedules.search import apply_trace, function_key, searchable
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.isa import VectorIsa
@@ -349,9 +349,7 @@ class _Attend:
                     at = T.Bind(start + lane)
                     with T.If(at < length):
                         with T.Then(), T.serial(0, dim) as d:
-                            T.buffer_store(
-                                gathered, self.k_cache[seq, group, at // lanes, d, at % lanes], [p, d, lane]
-                            )
+                            T.buffer_store(gathered, self.k_cache[seq, group, at // lanes, d, at % lanes], [p, d, lane])
                         with T.Else(), T.serial(0, dim) as d:
                             fresh = T.min(at - length, self.shape.width - 1)
                             T.buffer_store(gathered, self.fresh[0][row, group, fresh, d], [p, d, lane])

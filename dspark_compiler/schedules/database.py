@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_compiler.errors import InputError
-from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 
 _FORMAT = 1
 _TEMPLATES, _SEARCHED = "templates.jsonl", "searched.jsonl"

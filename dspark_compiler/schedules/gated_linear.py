@@ -1,17 +1,25 @@
 """The gated feed-forward entrance on the CPU in one kernel: act(x @ G.T) * (x @ U.T), G and U stacked in one packed weight.
 
-Shazeer 2020 (arXiv 2002.05202). A task streams a panel of G and the panel of U that meets it, so the wide intermediate
-never goes through memory. Sums run over k in order, as in linear.py.
+Shazeer 2020 (arXiv 2002.05202). A task streams a panel of G and the panel of U that meets it, one after the other or,
+where the schedule covers two panels, side by side; the wide intermediate never goes through memory. Sums run over k in
+order, as in linear.py.
 """
 
 from collections.abc import Callable
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import packed_shape, tile_rows
+from dspark_compiler.schedules.linear import accumulate, for_each_tile
+from dspark_compiler.schedules.linear_schedule import (
+    LinearSchedule,
+    LinearWorkload,
+    default_schedule,
+    packed_shape,
+    tag,
+)
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector
 
 Activation = Callable[[Expr], Expr]
@@ -39,55 +47,39 @@ def can_gate(features: int, isa: VectorIsa) -> bool:
 
 
 def gated_linear(
-    name: str,
-    rows: int,
-    features: int,
-    depth: int,
-    isa: VectorIsa,
-    *,
-    activation: str,
-    weight_dtype: str = "float32",
+    name: str, work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule | None = None, *, activation: str
 ) -> tvm.tirx.PrimFunc:
     """y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T); arguments x [M, K], packed W [2I, K], y.
 
     Args:
         name: name of the function.
-        rows: M.
-        features: I, a multiple of the panel width (``can_gate``).
-        depth: K.
+        work: M, N = 2I, K and the stored type of W, ``gated``; I a multiple of the panel width (``can_gate``).
         isa: vector width and registers of the target.
+        schedule: how the loops are cut, one or two panels at a time; None for the default.
         activation: a key of ACTIVATIONS.
-        weight_dtype: float32, float16 or uint16 (bfloat16 bits).
     """
     act = ACTIVATIONS[activation]
+    features = work.features // 2
     panels = features // isa.panel
-    height = tile_rows(rows, max(1, isa.max_rows // 2))
+    cut = schedule or default_schedule(work, isa)
 
     def body(x: Buffer, w: Buffer, y: Buffer) -> None:
         def tile(panel: Expr, first: Expr, count: int) -> None:
             gates, ups = ([local(isa.panel) for _ in range(count)] for _ in range(2))
-            for acc in (*gates, *ups):
-                with vector(isa.panel) as lane:
-                    T.buffer_store(acc, T.float32(0.0), [lane])
-            with T.serial(0, depth) as k:
-                for sums, source in ((gates, panel), (ups, panel + panels)):
-                    for i, acc in enumerate(sums):
-                        with vector(isa.panel) as lane:
-                            product = x[first + i, k] * vector_math.load_weight(w, [source, k, lane])
-                            T.buffer_store(acc, acc[lane] + product, [lane])
+            pairs = [(panel, gates), (panel + panels, ups)]
+            for part in (pairs,) if cut.panels == 2 else ([pair] for pair in pairs):
+                sources, sums = zip(*part, strict=True)
+                accumulate(sums, x, w, sources, first, work.depth, cut.prefetch, isa)
             for i, (gate, up) in enumerate(zip(gates, ups, strict=True)):
                 with vector(isa.panel) as lane:
                     T.buffer_store(y, act(gate[lane]) * up[lane], [first + i, panel * isa.panel + lane])
 
         with T.parallel(0, panels) as panel:
-            with T.serial(0, rows // height) as block:
-                tile(panel, block * height, height)
-            if rows % height:
-                tile(panel, rows - rows % height, rows % height)
+            for_each_tile(work.rows, cut.rows, lambda first, count: tile(panel, first, count))
 
     args = [
-        Arg("x", (rows, depth)),
-        Arg("w", packed_shape(2 * features, depth, isa), weight_dtype),
-        Arg("y", (rows, features)),
+        Arg("x", (work.rows, work.depth)),
+        Arg("w", packed_shape(work.features, work.depth, isa), work.weight_dtype),
+        Arg("y", (work.rows, features)),
     ]
-    return kernel(name, args, body)
+    return tag(kernel(name, args, body), work)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, fill, kernel, local, vector, widest_vector

@@ -1,10 +1,10 @@
 """Kernels that pick rows: token embeddings (also out of a packed weight shared with the LM head), last real tokens."""
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import packed_shape
+from dspark_compiler.schedules.linear_schedule import packed_shape
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, vector, widest_vector
 from dspark_compiler.schedules.vector_math import load_weight
 

@@ -15,7 +15,7 @@ Buffer = Any
 Expr = Any
 
 # Operator pattern 8 (opaque) keeps Relax from fusing into or scheduling a hand-written kernel.
-_OPAQUE = 8
+OPAQUE = 8
 _CACHE_LINE = 64  # bytes
 
 
@@ -36,7 +36,7 @@ def kernel(name: str, args: Sequence[Arg], body: Callable[..., None], *, block: 
     with IRBuilder() as builder:
         with T.prim_func(s_tir=block):
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE})
+            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
             buffers = []
             for arg in args:
                 handle = T.arg(f"{arg.name}_handle", T.handle())

@@ -1,7 +1,7 @@
 """The k largest of each row, as mixture-of-experts routers need them: few columns, small k."""
 
 import tvm
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, local, when
 

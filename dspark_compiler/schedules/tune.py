@@ -20,7 +20,9 @@ from tvm import relax
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import LinearWorkload, candidate_schedules, packed_linear, workload_of
+from dspark_compiler.schedules.gated_linear import gated_linear
+from dspark_compiler.schedules.linear import packed_linear
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, candidate_schedules, workload_of
 from dspark_compiler.schedules.measure import compile_kernel, random_arguments, time_kernels
 from dspark_compiler.schedules.rules import default_rules
 from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable
@@ -97,9 +99,7 @@ def tune(
     return measured
 
 
-def _tasks(
-    module: tvm.IRModule, target: Any, isa: VectorIsa, worker: SearchWorker, records: Records
-) -> list[_Task]:
+def _tasks(module: tvm.IRModule, target: Any, isa: VectorIsa, worker: SearchWorker, records: Records) -> list[_Task]:
     calls = _calls(module)
     with target:
         scheduled = default_rules(isa)(module.clone())  # it schedules in place
@@ -121,7 +121,8 @@ class _LinearTask:
     """The candidate schedules of one packed product."""
 
     def __init__(self, work: LinearWorkload, target: Any, isa: VectorIsa, records: Records) -> None:
-        self.name = f"linear {work.rows}x{work.depth} to {work.features} {work.weight_dtype}"
+        kind = "gated linear" if work.gated else "linear"
+        self.name = f"{kind} {work.rows}x{work.depth} to {work.features} {work.weight_dtype}"
         self.seconds = 0.0
         self._work, self._target, self._isa = work, target, isa
         self._candidates = candidate_schedules(work, isa)
@@ -132,7 +133,7 @@ class _LinearTask:
         """Measures candidates in order, the default first, until ``trials`` are on record."""
         known = records.measured(self._work)
         missing = [c for c in self._candidates if c not in known][: trials - self.spent]
-        functions = [packed_linear("main", self._work, self._isa, schedule) for schedule in missing]
+        functions = [_linear(self._work, self._isa, schedule) for schedule in missing]
         kernels = [compile_kernel(function, self._target) for function in functions]
         arguments = random_arguments(functions[0], cold=[1])
         self._check(kernels, arguments)
@@ -153,10 +154,20 @@ class _LinearTask:
             weight = (weight.astype(np.uint32) << 16).view(np.float32)
         rows = weight.swapaxes(1, 2).reshape(-1, self._work.depth)[: self._work.features]
         expected = x.numpy().astype(np.float64) @ rows.T.astype(np.float64)
+        if self._work.gated:
+            gate, up = np.split(expected, 2, axis=1)
+            expected = gate / (1 + np.exp(-gate)) * up
         # Inputs are about 1 in size: the error of an in-order float32 sum stays well below this.
         same = np.allclose(results[0], expected, rtol=1e-4, atol=1e-5 * self._work.depth)
         if not same or any(not np.array_equal(results[0], other) for other in results[1:]):
             raise LoweringError(f"{self.name}: a schedule gives a wrong product; please report it with the --arch used")
+
+
+def _linear(work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
+    """The plain kernel of a workload: what it does to its sums does not sway which schedule is best."""
+    if work.gated:
+        return gated_linear("main", work, isa, schedule, activation="silu")
+    return packed_linear("main", work, isa, schedule)
 
 
 class _SearchTask:

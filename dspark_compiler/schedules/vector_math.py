@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T  # noqa: N812
+from tvm.tirx.script.builder import ir as T
 
 Expr = Any
 

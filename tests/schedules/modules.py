@@ -3,7 +3,8 @@
 import tvm
 from tvm import relax
 
-from dspark_compiler.schedules.linear import LinearWorkload, packed_linear, packed_shape
+from dspark_compiler.schedules.linear import packed_linear
+from dspark_compiler.schedules.linear_schedule import LinearWorkload, packed_shape
 from tests.schedules.kernels import WIDEST
 
 

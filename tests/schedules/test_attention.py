@@ -117,9 +117,7 @@ def test_append_attention_is_the_reference(case: Case) -> None:
     ).numpy()
     k_cache, v_cache = panels(t.keys, case.isa), t.values.copy()
     function = attention.append_attention("append", case.shape(), case.scoring, case.isa)
-    build(function, case.isa)(
-        t.q, t.k, t.v, k_cache, v_cache, t.sequence, t.length, count, *t.extra, t.out
-    )
+    build(function, case.isa)(t.q, t.k, t.v, k_cache, v_cache, t.sequence, t.length, count, *t.extra, t.out)
     for row, real in enumerate(count):
         np.testing.assert_allclose(t.out[row, :real], expected[row, :real], rtol=1e-4, atol=1e-5)
     assert np.isfinite(t.out).all()
@@ -139,9 +137,7 @@ def test_scratch_attention_is_append_bit_for_bit_and_leaves_live_slots(case: Cas
     )
     k_cache, v_cache = panels(t.keys, case.isa), t.values.copy()
     verify = attention.scratch_attention("scratch", case.shape(case.scratch), case.scoring, case.isa)
-    build(verify, case.isa)(
-        t.q, t.k, t.v, k_cache, v_cache, t.k_scratch, t.v_scratch, t.length, *t.extra, t.out
-    )
+    build(verify, case.isa)(t.q, t.k, t.v, k_cache, v_cache, t.k_scratch, t.v_scratch, t.length, *t.extra, t.out)
     np.testing.assert_array_equal(t.out, appended)
     np.testing.assert_array_equal(k_cache, panels(t.keys, case.isa))
     np.testing.assert_array_equal(v_cache, t.values)
@@ -170,9 +166,7 @@ def test_a_sequence_without_tokens_is_left_alone() -> None:
     t = Tensors(case)
     k_cache, v_cache = panels(t.keys, WIDEST), t.values.copy()
     function = attention.append_attention("append", case.shape(), case.scoring, WIDEST)
-    build(function)(
-        t.q, t.k, t.v, k_cache, v_cache, np.int32([0, 1]), t.length, np.int32([0, 0]), t.out
-    )
+    build(function)(t.q, t.k, t.v, k_cache, v_cache, np.int32([0, 1]), t.length, np.int32([0, 0]), t.out)
     np.testing.assert_array_equal(k_cache, panels(t.keys, WIDEST))
     np.testing.assert_array_equal(v_cache, t.values)
     assert np.isfinite(t.out).all()

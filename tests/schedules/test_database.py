@@ -7,7 +7,7 @@ import pytest
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.schedules.database import Records, SearchRecord, user_folder
-from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 
 WORK = LinearWorkload(8, 960, 576, "uint16")
 DEFAULT, OTHER = LinearSchedule(8), LinearSchedule(4, 2, 32)

@@ -4,13 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark_compiler.lowering.layout import pack
+from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.isa import AVX2, AVX512, SSE, VectorIsa
-from dspark_compiler.schedules.linear import (
+from dspark_compiler.schedules.linear import packed_linear
+from dspark_compiler.schedules.linear_schedule import (
     LinearSchedule,
     LinearWorkload,
     candidate_schedules,
     default_schedule,
-    packed_linear,
     packed_shape,
     workload_of,
 )
@@ -87,14 +88,34 @@ def test_epilogue_sees_row_feature_and_extras() -> None:
     np.testing.assert_allclose(y, x @ weight.T + bias + residual, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gated_linear_under_any_schedule(activation: str) -> None:
+    rows, half, depth = 9, 2 * WIDEST.panel, 40
+    work = LinearWorkload(rows, 2 * half, depth, gated=True)
+    x, weight = normal(rows, depth), normal(2 * half, depth, seed=1)
+    gate, up = np.split(x.astype(np.float64) @ weight.T.astype(np.float64), 2, axis=1)
+    if activation == "silu":
+        expected = gate / (1 + np.exp(-gate)) * up
+    else:
+        expected = 0.5 * gate * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * up
+    results = []
+    for schedule in (None, LinearSchedule(4, 2, 32), LinearSchedule(2, 1)):
+        y = np.zeros((rows, half), np.float32)
+        build(gated_linear("gated", work, WIDEST, schedule, activation=activation))(x, pack(weight, WIDEST), y)
+        results.append(y)
+    np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-4)
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("isa", [SSE, AVX2, AVX512])
 @pytest.mark.parametrize("rows", [1, 2, 8, 13, 16, 128])
-def test_candidates_fit_the_registers_and_start_with_the_default(rows: int, isa: VectorIsa) -> None:
-    work = LinearWorkload(rows, 3 * isa.panel, 64)
+def test_candidates_fit_the_registers_and_start_with_the_default(rows: int, isa: VectorIsa, gated: bool) -> None:
+    work = LinearWorkload(rows, 4 * isa.panel, 64, gated=gated)
     candidates = candidate_schedules(work, isa)
     assert candidates[0] == default_schedule(work, isa)
     assert len(set(candidates)) == len(candidates) >= 2
-    assert all(1 <= c.rows * c.panels <= isa.max_rows and c.panels <= 3 and c.rows <= rows for c in candidates)
+    assert all(1 <= c.rows * c.panels <= isa.max_rows and c.panels <= (2 if gated else 4) for c in candidates)
 
 
 def test_sixteen_rows_are_two_equal_tiles() -> None:

@@ -4,7 +4,7 @@ import tvm
 from tvm import relax
 
 from dspark_compiler.schedules.apply import apply_schedules
-from dspark_compiler.schedules.linear import LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.search import searchable
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 from tests.schedules.modules import lowered

@@ -10,7 +10,7 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules import tune as tuning
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records, SearchRecord
-from dspark_compiler.schedules.linear import LinearSchedule, LinearWorkload, default_schedule
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
 from dspark_compiler.schedules.search import function_key, searchable
 from dspark_compiler.schedules.tune import TuningStep, tune
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
