@@ -11,11 +11,12 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
+from dspark_compiler.lowering.nodes import args_of, shape_of
 from dspark_compiler.schedules import attention as attention_kernels
 from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
-from dspark_compiler.schedules.attention import AttentionShape, Scoring
+from dspark_compiler.schedules.attention_shape import AttentionShape, Scoring
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tir import Arg
@@ -39,43 +40,38 @@ def cpu_converters() -> dict[str, Converter]:
     }
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(int(s) for s in node.meta["val"].shape)
-
-
 def reshape(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.reshape(x, shape)."""
-    return importer.reshape(importer.env[node.args[0]], _shape(node))
+    return importer.reshape(importer.env[args_of(node)[0]], shape_of(node))
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.linear(x, weight, bias): the packed kernel, or a Relax matmul where the weight is not a packed parameter."""
-    x, weight = node.args[0], node.args[1]
-    bias = node.args[2] if len(node.args) > 2 else None
-    return lower_linear(importer, _shape(node), x, weight, bias, None)
+    x, weight, *bias = args_of(node)
+    return lower_linear(importer, shape_of(node), x, weight, bias[0] if bias else None, None)
 
 
 def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
     """A linear together with what is done to its output."""
-    x, weight, *bias = match.linear.args
+    x, weight, *bias = args_of(match.linear)
     if isinstance(match, Residual):
-        return lower_linear(importer, _shape(node), x, weight, bias[0] if bias else None, match.residual)
-    *lead, features = _shape(node)
-    rows, depth = math.prod(lead), _shape(x)[-1]
+        return lower_linear(importer, shape_of(node), x, weight, bias[0] if bias else None, match.residual)
+    *lead, features = shape_of(node)
+    rows, depth = math.prod(lead), shape_of(x)[-1]
     dtype = importer.plan.params[weight.meta["ref"]].dtype
     name = f"gated_linear_{rows}x{depth}x{features}_{match.activation}_{dtype}"
     work = LinearWorkload(rows, 2 * features, depth, dtype, gated=True)
     schedule = importer.linear_schedule(work)
     kernel = gated_linear(name, work, importer.plan.isa, schedule, activation=match.activation)
     args = [importer.reshape(importer.env[x], (rows, depth)), importer.env[weight]]
-    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), _shape(node))
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), shape_of(node))
 
 
 def lower_linear(importer: EntryImporter, shape: tuple[int, ...], x: Any, weight: Any, bias: Any, residual: Any) -> Any:
-    """y = x @ weight.T [+ bias] [+ residual], y of ``shape``."""
+    """The value x @ weight.T [+ bias] [+ residual], y of ``shape``."""
     env, plan = importer.env, importer.plan
     ref = weight.meta.get("ref")
-    features, depth = shape[-1], _shape(x)[-1]
+    features, depth = shape[-1], shape_of(x)[-1]
     rows = math.prod(shape[:-1])
     if plan.forms.get(ref) is not Form.PACKED:
         emit = importer.block_builder.emit
@@ -121,52 +117,52 @@ def _sum_epilogue(bias: bool, residual: bool) -> Callable[..., Any] | None:
 
 def embedding(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.embedding(weight, ids)."""
-    weight, ids = node.args[0], node.args[1]
+    weight, ids, *_ = args_of(node)
     env, plan = importer.env, importer.plan
     ref = weight.meta.get("ref")
     form = plan.forms.get(ref, Form.PLAIN)
     if form is Form.PLAIN:
-        flat = importer.reshape(env[ids], (math.prod(_shape(ids)),))
+        flat = importer.reshape(env[ids], (math.prod(shape_of(ids)),))
         rows = importer.block_builder.emit(relax.op.take(env[weight], flat, axis=0))
-        return importer.reshape(rows, _shape(node))
-    *lead, depth = _shape(node)
-    tokens, vocab, dtype = math.prod(lead), _shape(weight)[0], plan.params[ref].dtype
+        return importer.reshape(rows, shape_of(node))
+    *lead, depth = shape_of(node)
+    tokens, vocab, dtype = math.prod(lead), shape_of(weight)[0], plan.params[ref].dtype
     build = row_kernels.packed_embedding if form is Form.PACKED else row_kernels.row_embedding
     kernel = build(
         f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}", tokens, vocab, depth, plan.isa, weight_dtype=dtype
     )
     args = [importer.reshape(env[ids], (tokens,)), env[weight]]
-    return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), _shape(node))
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), shape_of(node))
 
 
 def rms_norm(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.rms_norm(x, weight, eps)."""
-    x, weight, eps = node.args
-    *lead, depth = _shape(node)
+    x, weight, eps = args_of(node)
+    *lead, depth = shape_of(node)
     rows = math.prod(lead)
     name = f"rms_norm_{rows}x{depth}_{eps:.3e}" + ("" if weight is None else "_weight")
     kernel = norm_kernels.rms_norm(_identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None)
     args = [importer.reshape(importer.env[x], (rows, depth))]
     if weight is not None:
         args.append(importer.env[weight])
-    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), _shape(node))
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), shape_of(node))
 
 
 def layer_norm(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.layer_norm(x, normalized_shape, weight, bias, eps)."""
-    x, normalized, *rest = node.args
+    x, normalized, *rest = args_of(node)
     weight, bias, eps = [*rest, None, None, 1e-5][:3] if len(rest) < 3 else rest[:3]
     return _layer_norm(importer, x, normalized, weight, bias, 1e-5 if eps is None else eps)
 
 
 def native_layer_norm(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.native_layer_norm: a tuple whose mean and reciprocal deviation no inference graph reads."""
-    x, normalized, weight, bias, eps = node.args
+    x, normalized, weight, bias, eps = args_of(node)
     return relax.Tuple([_layer_norm(importer, x, normalized, weight, bias, eps)])
 
 
 def _layer_norm(importer: EntryImporter, x: fx.Node, normalized: Any, weight: Any, bias: Any, eps: float) -> Any:
-    shape = _shape(x)
+    shape = shape_of(x)
     if tuple(normalized) != shape[-1:]:
         raise LoweringError(f"layer normalisation over {tuple(normalized)} of {shape}: only the last axis is supported")
     depth, rows = shape[-1], math.prod(shape[:-1])
@@ -181,8 +177,8 @@ def _layer_norm(importer: EntryImporter, x: fx.Node, normalized: Any, weight: An
 
 def last_row(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.last_row(x, count)."""
-    x, count = node.args
-    rows, width, depth = _shape(x)
+    x, count = args_of(node)
+    rows, width, depth = shape_of(x)
     kernel = row_kernels.last_row(f"last_row_{rows}x{width}x{depth}", rows, width, depth, importer.plan.isa)
     args = [importer.env[x], importer.env[count]]
     return importer.call(kernel, args, PhysicalTensor((rows, 1, depth), "float32"))
@@ -190,12 +186,13 @@ def last_row(node: fx.Node, importer: EntryImporter) -> Any:
 
 def topk(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.topk(x, k, dim, largest, sorted) over the last axis: (values, indices)."""
-    x, k, *options = node.args
-    dim, largest, _ = [*options, *(-1, True, True)[len(options) :]]
-    *lead, columns = _shape(x)
+    x, k, *options = args_of(node)
+    dim = options[0] if options else -1
+    largest = options[1] if len(options) > 1 else True
+    *lead, columns = shape_of(x)
     if dim not in (-1, len(lead)) or not largest:
         raise LoweringError(
-            f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis"
+            f"topk over axis {dim} (largest={largest}) of {shape_of(x)}: only the largest of the last axis"
         )
     rows = math.prod(lead)
     kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
@@ -206,35 +203,35 @@ def topk(node: fx.Node, importer: EntryImporter) -> Any:
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.append_attention: writes live slots of k_cache and v_cache."""
-    q, k, v, k_cache, v_cache, sequence, length, count, *scoring_args, sinks = node.args
+    q, k, v, k_cache, v_cache, sequence, length, count, scale, window, softcap, sinks = args_of(node)
     shape = _attention_shape(q, k, v, k_cache, scratch=0)
-    scoring = Scoring(*scoring_args, sinks=sinks is not None)
+    scoring = Scoring(scale, window, softcap, sinks is not None)
     kernel = attention_kernels.append_attention(
         _attention_name("append_attention", shape, scoring), shape, scoring, importer.plan.isa
     )
     inputs = [q, k, v, k_cache, v_cache, sequence, length, count, *([] if sinks is None else [sinks])]
     args = [importer.env[n] for n in inputs]
-    return importer.call_inplace(kernel, args, (3, 4), PhysicalTensor(_shape(node), "float32"))
+    return importer.call_inplace(kernel, args, (3, 4), PhysicalTensor(shape_of(node), "float32"))
 
 
 def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.scratch_attention: writes k_scratch and v_scratch."""
-    q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, *scoring_args, sinks = node.args
-    shape = _attention_shape(q, k, v, k_cache, scratch=_shape(k_scratch)[2])
-    scoring = Scoring(*scoring_args, sinks=sinks is not None)
+    q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, scale, window, softcap, sinks = args_of(node)
+    shape = _attention_shape(q, k, v, k_cache, scratch=shape_of(k_scratch)[2])
+    scoring = Scoring(scale, window, softcap, sinks is not None)
     kernel = attention_kernels.scratch_attention(
         _attention_name("scratch_attention", shape, scoring), shape, scoring, importer.plan.isa
     )
     inputs = [q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, *([] if sinks is None else [sinks])]
     args = [importer.env[n] for n in inputs]
-    return importer.call_inplace(kernel, args, (5, 6), PhysicalTensor(_shape(node), "float32"))
+    return importer.call_inplace(kernel, args, (5, 6), PhysicalTensor(shape_of(node), "float32"))
 
 
 def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.commit_scratch: writes live slots of k_cache and v_cache."""
-    k_cache, v_cache, k_scratch, v_scratch, *_ = node.args
-    batch, kv_heads, slots, dim = _shape(k_cache)
-    value_dim, scratch = _shape(v_cache)[3], _shape(k_scratch)[2]
+    k_cache, v_cache, k_scratch, *_ = args_of(node)
+    batch, kv_heads, slots, dim = shape_of(k_cache)
+    value_dim, scratch = shape_of(v_cache)[3], shape_of(k_scratch)[2]
     shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
     name = _identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}")
     kernel = attention_kernels.commit_scratch(name, shape, importer.plan.isa)
@@ -242,9 +239,9 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
 
 
 def _attention_shape(q: fx.Node, k: fx.Node, v: fx.Node, k_cache: fx.Node, *, scratch: int) -> AttentionShape:
-    rows, heads, width, dim = _shape(q)
-    batch, kv_heads, slots, _ = _shape(k_cache)
-    return AttentionShape(rows, width, heads, kv_heads, dim, _shape(v)[3], batch, slots, scratch)
+    rows, heads, width, dim = shape_of(q)
+    batch, kv_heads, slots, _ = shape_of(k_cache)
+    return AttentionShape(rows, width, heads, kv_heads, dim, shape_of(v)[3], batch, slots, scratch)
 
 
 def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring) -> str:

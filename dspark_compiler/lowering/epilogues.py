@@ -8,6 +8,7 @@ from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint
 from dspark_compiler.lowering.layout import Form, LayoutPlan
+from dspark_compiler.lowering.nodes import args_of, shape_of
 from dspark_compiler.schedules.gated_linear import can_gate
 
 _aten = torch.ops.aten
@@ -49,31 +50,36 @@ def find_epilogues(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:
 
 
 def _match_residual(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
-    for linear, residual in (node.args, reversed(node.args)):
+    for linear, residual in _either_way(node):
         if not (_is_packed(linear, plan) and len(linear.users) == 1 and isinstance(residual, fx.Node)):
             continue
-        if _shape(residual) == _shape(linear) == _shape(node) and linear not in found.absorbed:
+        if shape_of(residual) == shape_of(linear) == shape_of(node) and linear not in found.absorbed:
             found.matches[node] = Residual(linear, residual)
             found.absorbed.add(linear)
             return
 
 
 def _match_gate(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
-    for activated, up in (node.args, reversed(node.args)):
+    for activated, up in _either_way(node):
         name = _activation(activated)
         if name is None or not _is_slice(up):
             continue
-        gate = activated.args[0]
-        linear = up.args[0]
+        gate, linear = activated.args[0], up.args[0]
         if not (_is_slice(gate) and gate.args[0] is linear and _is_packed(linear, plan) and len(linear.args) == 2):
             continue
-        half = _shape(node)[-1]
+        half = shape_of(node)[-1]
         private = set(linear.users) == {gate, up} and all(len(n.users) == 1 for n in (activated, gate, up))
-        halves = _bounds(gate) == (0, half) and _bounds(up) == (half, 2 * half) and _shape(linear)[-1] == 2 * half
+        halves = _bounds(gate) == (0, half) and _bounds(up) == (half, 2 * half) and shape_of(linear)[-1] == 2 * half
         if private and halves and can_gate(half, plan.isa):
             found.matches[node] = Gate(linear, name)
             found.absorbed |= {linear, gate, up, activated}
             return
+
+
+def _either_way(node: fx.Node) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """The two operands of a commutative operator, in both orders."""
+    first, second = args_of(node)
+    return (first, second), (second, first)
 
 
 def _activation(node: Any) -> str | None:
@@ -89,22 +95,24 @@ def _activation(node: Any) -> str | None:
 def _is_packed(node: Any, plan: LayoutPlan) -> bool:
     if not isinstance(node, fx.Node) or node.target is not _aten.linear.default:
         return False
-    return plan.forms.get(node.args[1].meta.get("ref")) is Form.PACKED
+    return plan.forms.get(args_of(node)[1].meta.get("ref")) is Form.PACKED
 
 
 def _is_slice(node: Any) -> bool:
+    """Whether a node takes every element of a stretch of the last axis."""
     if not isinstance(node, fx.Node) or node.target is not _aten.slice.Tensor:
         return False
-    dim = node.args[1] if len(node.args) > 1 else 0
-    return dim in (-1, node.meta["val"].ndim - 1) and (len(node.args) < 5 or node.args[4] == 1)
+    x, dim, _, _, step = _slice_args(node)
+    return dim in (-1, len(shape_of(x)) - 1) and step == 1
 
 
 def _bounds(node: fx.Node) -> tuple[int, int]:
-    size = _shape(node.args[0])[-1]
-    start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
-    end = node.args[3] if len(node.args) > 3 and node.args[3] is not None else size
-    return start, min(end, size)
+    x, _, start, end, _ = _slice_args(node)
+    size = shape_of(x)[-1]
+    return start or 0, size if end is None else min(end, size)
 
 
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+def _slice_args(node: fx.Node) -> tuple[Any, ...]:
+    """aten.slice's x, dim, start, end, step, defaults filled in."""
+    given = args_of(node)
+    return (*given, *(None, 0, None, None, 1)[len(given) :])

@@ -11,7 +11,7 @@ from torch import fx
 
 from dspark_compiler.config import DType
 from dspark_compiler.graph.program import Program, Role
-from dspark_compiler.schedules.attention import key_cache_shape
+from dspark_compiler.schedules.attention_shape import key_cache_shape
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import packed_shape
 

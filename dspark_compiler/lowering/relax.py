@@ -11,11 +11,13 @@ from dspark_compiler.schedules.database import Records
 
 
 def lower(program: Program, plan: LayoutPlan, records: Records | None = None) -> tvm.IRModule:
-    """One Relax function an entry point (arguments: inputs, states, params) and the kernels they call, unscheduled
-    where TVM made them.
+    """One Relax function an entry point (arguments: inputs, states, params) and the kernels they call.
+
+    Kernel templates come scheduled, by ``records`` where they have one; functions that TVM made come unscheduled.
 
     Raises:
         LoweringError: an operator without a lowering, naming entry point and node.
+        InputError: a file of records that cannot be read.
     """
     module = EntryImporter(program, plan, cpu_converters(), lower_epilogue, records).module()
     passes = [

@@ -1,4 +1,4 @@
-"""The gated feed-forward entrance on the CPU in one kernel: act(x @ G.T) * (x @ U.T), G and U stacked in one packed weight.
+"""The gated feed-forward entrance on the CPU in one kernel: act(x @ G.T) * (x @ U.T), G and U in one packed weight.
 
 Shazeer 2020 (arXiv 2002.05202). A task streams a panel of G and the panel of U that meets it, one after the other or,
 where the schedule covers two panels, side by side; the wide intermediate never goes through memory. Sums run over k in
@@ -28,12 +28,12 @@ _SQRT_2_OVER_PI = 0.7978845608028654
 
 
 def silu(x: Expr) -> Expr:
-    """x * sigmoid(x)."""
+    """The activation x * sigmoid(x)."""
     return x * vector_math.sigmoid(x)
 
 
 def gelu_tanh(x: Expr) -> Expr:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); Hendrycks & Gimpel 2016."""
+    """The activation 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); Hendrycks & Gimpel 2016."""
     inner = T.float32(_SQRT_2_OVER_PI) * (x + T.float32(0.044715) * x * x * x)
     return T.float32(0.5) * x * (T.float32(1.0) + vector_math.tanh(inner))
 
@@ -49,7 +49,7 @@ def can_gate(features: int, isa: VectorIsa) -> bool:
 def gated_linear(
     name: str, work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule | None = None, *, activation: str
 ) -> tvm.tirx.PrimFunc:
-    """y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T); arguments x [M, K], packed W [2I, K], y.
+    """Kernel for y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T); arguments x [M, K], packed W [2I, K], y.
 
     Args:
         name: name of the function.

@@ -34,7 +34,7 @@ def packed_linear(
     extras: Sequence[Arg] = (),
     epilogue: Epilogue | None = None,
 ) -> tvm.tirx.PrimFunc:
-    """y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W, extras, y.
+    """Kernel for y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W, extras, y.
 
     Args:
         name: name of the function.
@@ -83,10 +83,10 @@ def for_each_tile(rows: int, height: int, tile: Callable[[Expr, int], None]) -> 
 
 
 def accumulate(
-    sums: list[list[Buffer]],
+    sums: Sequence[Sequence[Buffer]],
     x: Buffer,
     w: Buffer,
-    panels: list[Expr],
+    panels: Sequence[Expr],
     first: Expr,
     depth: int,
     ahead: int,

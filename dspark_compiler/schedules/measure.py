@@ -45,7 +45,7 @@ def random_arguments(function: tvm.tirx.PrimFunc, cold: Sequence[int] = (), seed
 
 
 def time_kernels(kernels: Sequence[Kernel], arguments: Sequence[Arguments], seconds: float) -> list[float]:
-    """Microseconds a call of each kernel: minimum over rounds in which they take turns, so that a busy machine hits all.
+    """Microseconds a call of each kernel, the minimum over rounds in which they take turns: a busy moment hits all.
 
     Args:
         kernels: each takes any of ``arguments``.
@@ -83,5 +83,9 @@ def _random_array(param: Any, rng: np.random.Generator) -> np.ndarray:
     dtype = str(param.dtype)
     if dtype not in ("float32", "float64", "float16", "uint16"):
         return np.zeros(shape, dtype)
-    values = ((rng.random(shape, dtype=np.float32) + 0.5) * rng.choice(np.float32([-1, 1]), shape)).astype(np.float32)
-    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "uint16" else values.astype(dtype)
+    values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    values *= np.where(rng.random(shape) < 0.5, np.float32(-1), np.float32(1))
+    if dtype == "uint16":
+        bits: np.ndarray = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return bits
+    return values.astype(dtype)

@@ -14,7 +14,7 @@ _MIN_PARALLEL = 8192  # elements below which waking threads costs more than it s
 def rms_norm(
     name: str, rows: int, depth: int, eps: float, isa: VectorIsa, *, weighted: bool = True
 ) -> tvm.tirx.PrimFunc:
-    """y = x / sqrt(mean(x^2) + eps) * weight; arguments x [rows, depth], [weight [depth]], y."""
+    """Kernel for y = x / sqrt(mean(x^2) + eps) * weight; arguments x [rows, depth], [weight [depth]], y."""
 
     def body(x: Buffer, *rest: Buffer) -> None:
         y = rest[-1]
@@ -30,7 +30,7 @@ def rms_norm(
 def layer_norm(
     name: str, rows: int, depth: int, eps: float, isa: VectorIsa, *, weighted: bool = True, biased: bool = True
 ) -> tvm.tirx.PrimFunc:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias; arguments x [rows, depth], [weight], [bias], y."""
+    """Kernel for y = (x - mean) / sqrt(var + eps) * weight + bias; arguments x [rows, depth], [weight], [bias], y."""
 
     def body(x: Buffer, *rest: Buffer) -> None:
         y = rest[-1]

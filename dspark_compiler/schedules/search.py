@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,6 @@ class SearchJob:
     function: tvm.tirx.PrimFunc
     by_rules: tvm.tirx.PrimFunc
     target: Any
-    trials: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -92,17 +90,17 @@ class SearchWorker:
     def __exit__(self, *_: object) -> None:
         self._worker.kill()
 
-    def search(self, job: SearchJob) -> SearchResult | None:
-        """Measures up to job.trials schedules; None where the worker died or took too long (the next call has a new one)."""
+    def search(self, job: SearchJob, trials: int, seed: int) -> SearchResult | None:
+        """Measures up to ``trials`` schedules; None where the worker died or took too long; the next has a new one."""
         try:
-            self._worker.send(run_search, (job,), timeout=_START_LIMIT + _TRIAL_LIMIT * job.trials)
+            self._worker.send(run_search, (job, trials, seed), timeout=_START_LIMIT + _TRIAL_LIMIT * trials)
             result: SearchResult = self._worker.recv()
         except (ChildProcessError, TimeoutError):
             return None
         return result
 
 
-def run_search(job: SearchJob) -> SearchResult:
+def run_search(job: SearchJob, trials: int, seed: int) -> SearchResult:
     """The search itself, as the worker runs it."""
     context = ms.TuneContext(
         mod=_alone(job.function),
@@ -112,17 +110,17 @@ def run_search(job: SearchJob) -> SearchResult:
             population_size=64, init_min_unmeasured=_BATCH, max_fail_count=2, genetic_num_iters=2
         ),
         num_threads=1,
-        rand_state=job.seed + 1,
+        rand_state=seed + 1,
     )
     bench = _Bench(job)
     context.pre_tuning(
-        max_trials=job.trials,
-        num_trials_per_iter=min(_BATCH, job.trials),
+        max_trials=trials,
+        num_trials_per_iter=min(_BATCH, trials),
         design_spaces=context.generate_design_space(),
         database=bench.database,
         cost_model=ms.cost_model.CostModel.create("xgb" if find_spec("xgboost") else "random"),
     )
-    while bench.measured < job.trials:
+    while bench.measured < trials:
         candidates = context.generate_measure_candidates()
         if not candidates:
             break
@@ -248,8 +246,8 @@ def _quick_inspect() -> None:
     """
     original = inspect.getmodule
 
-    def getmodule(thing: Any, _filename: str | None = None) -> Any:
-        name = thing.f_code.co_filename if isinstance(thing, FrameType) else (_filename or "")
-        return None if name.startswith("<") else original(thing, _filename)
+    def getmodule(object: object, _filename: str | None = None) -> ModuleType | None:
+        name = object.f_code.co_filename if isinstance(object, FrameType) else (_filename or "")
+        return None if name.startswith("<") else original(object, _filename)
 
     inspect.getmodule = getmodule

@@ -33,21 +33,20 @@ def kernel(name: str, args: Sequence[Arg], body: Callable[..., None], *, block: 
 
     ``block`` wraps the statements in a root block: Relax looks for one in functions of a single input.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=block):
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
-            buffers = []
-            for arg in args:
-                handle = T.arg(f"{arg.name}_handle", T.handle())
-                buffers.append(T.match_buffer(handle, arg.shape, arg.dtype, align=64))
-            with T.sblock("root") if block else nullcontext():
-                body(*buffers)
+    with IRBuilder() as builder, T.prim_func(s_tir=block):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        buffers = []
+        for arg in args:
+            handle = T.arg(f"{arg.name}_handle", T.handle())
+            buffers.append(T.match_buffer(handle, arg.shape, arg.dtype, align=64))
+        with T.sblock("root") if block else nullcontext():
+            body(*buffers)
     return builder.get()
 
 
 def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
-    """A buffer private to the iteration it is made in: on the stack under 1 KB, in registers where a vector fits one."""
+    """A buffer private to the iteration it is made in: on the stack under 1 KB, in registers where vectors fit."""
     # In scope "local" TVM would take each from the thread's workspace pool: two calls and a page of its own.
     return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="global")
 

@@ -1,37 +1,31 @@
 """Tuning: the trials of a budget go where a model spends its time; what they find goes to the records.
 
-A task is one workload of a kernel template, whose candidate schedules are all measured here, or one function Relax
-generated, which MetaSchedule searches. Candidates on record are not measured again, so tuning can be interrupted and
-taken up, and a budget that is already spent costs nothing.
+What is on record is not measured again, so tuning can be interrupted and taken up, and a budget that is already spent
+costs nothing.
 """
 
 import heapq
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from dspark_compiler.errors import LoweringError
-from dspark_compiler.schedules.database import Records, SearchRecord
+from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.gated_linear import gated_linear
-from dspark_compiler.schedules.linear import packed_linear
-from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, candidate_schedules, workload_of
-from dspark_compiler.schedules.measure import compile_kernel, random_arguments, time_kernels
+from dspark_compiler.schedules.linear_schedule import LinearWorkload, workload_of
 from dspark_compiler.schedules.rules import default_rules
 from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable
+from dspark_compiler.schedules.tuning_tasks import LinearTask, SearchTask, Task
 
 # What a call of an entry point counts against one of `decode`: a prefill comes once a prompt.
 _ENTRY_WEIGHT = {"decode": 1.0, "verify": 0.25, "prefill": 1 / 64, "commit": 0.25}
 _BANDWIDTH, _FLOPS, _CALL = 20e9, 100e9, 1e-6  # bytes/s, flop/s, s: a rough machine, for shares only
-_MOST_SEARCHED = 256  # schedules of one function
-_SECONDS_A_CANDIDATE = 0.15
+_CALL_OPS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
 @dataclass(frozen=True)
@@ -43,16 +37,6 @@ class TuningStep:
     task: str  # what was measured last
     microseconds: float  # the best of that task
     seconds_left: float
-
-
-class _Task(Protocol):
-    name: str
-    seconds: float  # a decode step spends here, roughly
-    capacity: int  # trials that can be spent
-    spent: int  # on record already
-
-    def run(self, trials: int, records: Records) -> float:
-        """Spends trials until ``trials`` are on record; returns the best microseconds."""
 
 
 def tune(
@@ -73,11 +57,11 @@ def tune(
         target: the tvm.target.Target; code for it must run here.
         isa: its vectors.
         records: where measurements are looked up and kept.
-        trials: schedules to have measured, over all functions, those on record included.
-        progress: called after each task.
+        trials: schedules to have on record, over all functions.
+        progress: called after each function.
 
     Returns:
-        How many schedules were measured; 0 if the records held all.
+        How many trials were spent; 0 if the records held all.
 
     Raises:
         InputError: the records cannot be read or written.
@@ -86,116 +70,40 @@ def tune(
     with SearchWorker() as worker:
         tasks = _tasks(module, target, isa, worker, records)
         shares = _shares(tasks, trials)
-        total, done, measured, began = sum(shares), 0, 0, time.perf_counter()
+        total, done, spent, began = sum(shares), 0, 0, time.perf_counter()
         for task, share in sorted(zip(tasks, shares, strict=True), key=lambda pair: -pair[0].seconds):
             done += share
             if task.spent >= share:
                 continue
-            measured += share - task.spent
+            spent += share - task.spent
             best = task.run(share, records)
             if progress is not None:
-                rate = (time.perf_counter() - began) / measured
+                rate = (time.perf_counter() - began) / spent
                 progress(TuningStep(done, total, task.name, best, rate * (total - done)))
-    return measured
+    return spent
 
 
-def _tasks(module: tvm.IRModule, target: Any, isa: VectorIsa, worker: SearchWorker, records: Records) -> list[_Task]:
+def _tasks(module: tvm.IRModule, target: Any, isa: VectorIsa, worker: SearchWorker, records: Records) -> list[Task]:
     calls = _calls(module)
     with target:
         scheduled = default_rules(isa)(module.clone())  # it schedules in place
-    tasks: dict[Any, _LinearTask | _SearchTask] = {}
+    tasks: dict[Any, Task] = {}
     for variable, function in module.functions.items():
         work = workload_of(function) if isinstance(function, tvm.tirx.PrimFunc) else None
         if work is not None:
-            task = tasks.setdefault(work, _LinearTask(work, target, isa, records))
-            task.seconds += calls[variable] * _linear_seconds(work)
+            if work not in tasks:
+                tasks[work] = LinearTask(work, target, isa, records)
+            tasks[work].seconds += calls.get(variable, 0.0) * _linear_seconds(work)
     for variable, function in searchable(module):
         key = function_key(function)
         if key not in tasks:
-            tasks[key] = _SearchTask(key, variable.name_hint, function, scheduled[variable], target, worker, records)
-        tasks[key].seconds += calls[variable] * _call_seconds(function)
+            job = SearchJob(function, scheduled[variable], target)
+            tasks[key] = SearchTask(key, variable.name_hint, job, worker, records)
+        tasks[key].seconds += calls.get(variable, 0.0) * _call_seconds(function)
     return [task for task in tasks.values() if task.seconds > 0]
 
 
-class _LinearTask:
-    """The candidate schedules of one packed product."""
-
-    def __init__(self, work: LinearWorkload, target: Any, isa: VectorIsa, records: Records) -> None:
-        kind = "gated linear" if work.gated else "linear"
-        self.name = f"{kind} {work.rows}x{work.depth} to {work.features} {work.weight_dtype}"
-        self.seconds = 0.0
-        self._work, self._target, self._isa = work, target, isa
-        self._candidates = candidate_schedules(work, isa)
-        self.capacity = len(self._candidates)
-        self.spent = len(records.measured(work).keys() & set(self._candidates))
-
-    def run(self, trials: int, records: Records) -> float:
-        """Measures candidates in order, the default first, until ``trials`` are on record."""
-        known = records.measured(self._work)
-        missing = [c for c in self._candidates if c not in known][: trials - self.spent]
-        functions = [_linear(self._work, self._isa, schedule) for schedule in missing]
-        kernels = [compile_kernel(function, self._target) for function in functions]
-        arguments = random_arguments(functions[0], cold=[1])
-        self._check(kernels, arguments)
-        times = time_kernels(kernels, arguments, _SECONDS_A_CANDIDATE * len(kernels))
-        for schedule, microseconds in zip(missing, times, strict=True):
-            records.add(self._work, schedule, microseconds)
-        return min(records.measured(self._work).values())
-
-    def _check(self, kernels: Sequence[Callable[..., Any]], arguments: list[list[Any]]) -> None:
-        """Every candidate must give the same bits, and those must be the product."""
-        x, w, y = arguments[0]
-        results = []
-        for kernel in kernels:
-            kernel(x, w, y)
-            results.append(y.numpy())
-        weight = w.numpy()
-        if weight.dtype == np.uint16:
-            weight = (weight.astype(np.uint32) << 16).view(np.float32)
-        rows = weight.swapaxes(1, 2).reshape(-1, self._work.depth)[: self._work.features]
-        expected = x.numpy().astype(np.float64) @ rows.T.astype(np.float64)
-        if self._work.gated:
-            gate, up = np.split(expected, 2, axis=1)
-            expected = gate / (1 + np.exp(-gate)) * up
-        # Inputs are about 1 in size: the error of an in-order float32 sum stays well below this.
-        same = np.allclose(results[0], expected, rtol=1e-4, atol=1e-5 * self._work.depth)
-        if not same or any(not np.array_equal(results[0], other) for other in results[1:]):
-            raise LoweringError(f"{self.name}: a schedule gives a wrong product; please report it with the --arch used")
-
-
-def _linear(work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
-    """The plain kernel of a workload: what it does to its sums does not sway which schedule is best."""
-    if work.gated:
-        return gated_linear("main", work, isa, schedule, activation="silu")
-    return packed_linear("main", work, isa, schedule)
-
-
-class _SearchTask:
-    """MetaSchedule's search over one function."""
-
-    def __init__(
-        self, key: str, name: str, function: Any, by_rules: Any, target: Any, worker: SearchWorker, records: Records
-    ) -> None:
-        self.name = name
-        self.seconds = 0.0
-        self.capacity = _MOST_SEARCHED
-        self._key, self._function, self._by_rules = key, function, by_rules
-        self._target, self._worker = target, worker
-        self._before = records.searched(key)
-        self.spent = 0 if self._before is None else self._before.trials
-
-    def run(self, trials: int, records: Records) -> float:
-        """Searches with what is left of ``trials``; a search that fails counts, so that it is not tried for ever."""
-        job = SearchJob(self._function, self._by_rules, self._target, trials - self.spent, seed=self.spent)
-        result = self._worker.search(job)
-        trace, microseconds = (None, float("inf")) if result is None else (result.trace, result.microseconds)
-        if self._before is not None and self._before.microseconds <= microseconds:
-            trace, microseconds = self._before.trace, self._before.microseconds
-        records.add_search(SearchRecord(self._key, self.name, trace, microseconds, trials))
-        return microseconds
-
-
-def _shares(tasks: Sequence[_Task], trials: int) -> list[int]:
+def _shares(tasks: Sequence[Task], trials: int) -> list[int]:
     """Trials of each task: in proportion to its time (D'Hondt), at most its capacity."""
     shares = [0] * len(tasks)
     queue = [(-task.seconds, i) for i, task in enumerate(tasks)]
@@ -210,9 +118,9 @@ def _shares(tasks: Sequence[_Task], trials: int) -> list[int]:
     return shares
 
 
-def _calls(module: tvm.IRModule) -> Counter[Any]:
+def _calls(module: tvm.IRModule) -> dict[Any, float]:
     """How often a decode step calls each function; calls of other entry points count by their weight."""
-    calls: Counter[Any] = Counter()
+    calls: dict[Any, float] = {}
     for variable, function in module.functions.items():
         if not isinstance(function, relax.Function):
             continue
@@ -220,13 +128,10 @@ def _calls(module: tvm.IRModule) -> Counter[Any]:
 
         def visit(expr: Any, weight: float = weight) -> None:
             if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name in _CALL_OPS:
-                calls[expr.args[0]] += weight
+                calls[expr.args[0]] = calls.get(expr.args[0], 0.0) + weight
 
         relax.analysis.post_order_visit(function, visit)
     return calls
-
-
-_CALL_OPS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
 def _linear_seconds(work: LinearWorkload) -> float:

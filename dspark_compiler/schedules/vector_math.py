@@ -1,5 +1,6 @@
 """Transcendental functions as vectorisable TIR: calls into libm would run a lane at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -17,7 +18,7 @@ _OVERFLOW = 88.3
 
 
 def exp(x: Expr) -> Expr:
-    """exp(x) in float32, relative error about 1e-7; exactly 0 below -87.3, saturating above 88.3."""
+    """The exponential in float32, relative error about 1e-7; exactly 0 below -87.3, saturating above 88.3."""
     clamped = T.max(T.min(x, T.float32(_OVERFLOW)), T.float32(_UNDERFLOW))
     n = T.floor(clamped * T.float32(_LOG2E) + T.float32(0.5))
     r = clamped - n * T.float32(_LN2_HIGH) - n * T.float32(_LN2_LOW)
@@ -30,18 +31,18 @@ def exp(x: Expr) -> Expr:
 
 
 def tanh(x: Expr) -> Expr:
-    """tanh(x) = 1 - 2 / (exp(2x) + 1), absolute error about 1e-7."""
+    """The hyperbolic tangent, as 1 - 2 / (exp(2x) + 1); absolute error about 1e-7."""
     return T.float32(1.0) - T.float32(2.0) / (exp(x * T.float32(2.0)) + T.float32(1.0))
 
 
 def sigmoid(x: Expr) -> Expr:
-    """1 / (1 + exp(-x))."""
+    """The logistic function 1 / (1 + exp(-x))."""
     return T.float32(1.0) / (T.float32(1.0) + exp(T.float32(0.0) - x))
 
 
-def load_weight(buffer: Any, index: list[Expr]) -> Expr:
+def load_weight(buffer: Any, index: Sequence[Expr]) -> Expr:
     """A weight as float32; bfloat16 is stored as uint16, the upper half of a float32's bits."""
-    value = buffer[*index] if isinstance(index, tuple) else buffer[tuple(index)]
+    value = buffer[tuple(index)]
     if buffer.dtype == "uint16":
         return T.reinterpret("float32", T.cast(value, "uint32") << T.uint32(16))
     if buffer.dtype == "float32":

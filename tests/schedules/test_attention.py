@@ -8,7 +8,7 @@ import torch
 
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules import attention
-from dspark_compiler.schedules.attention import AttentionShape, Scoring, key_cache_shape
+from dspark_compiler.schedules.attention_shape import AttentionShape, Scoring, key_cache_shape
 from dspark_compiler.schedules.isa import VectorIsa
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 
@@ -154,7 +154,7 @@ def test_a_token_is_the_same_from_decode_and_from_a_chunk() -> None:
     append(t.q, t.k, t.v, k_cache.copy(), v_cache.copy(), sequence, t.length, np.int32([24]), t.out)
     one = replace(chunk, width=1)
     step = build(attention.append_attention("step", one.shape(), one.scoring, WIDEST))
-    for i in range(0, 24):
+    for i in range(24):
         out = np.zeros((1, 1, chunk.heads, chunk.value_dim), np.float32)
         token = [np.ascontiguousarray(a[:, :, i : i + 1]) for a in (t.q, t.k, t.v)]
         step(*token, k_cache, v_cache, sequence, t.length + np.int32(i), np.int32([1]), out)

@@ -7,7 +7,7 @@ import pytest
 import tvm
 
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.schedules import tune as tuning
+from dspark_compiler.schedules import tuning_tasks
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
@@ -92,15 +92,15 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
 
 
 def test_a_wrong_schedule_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = tuning.packed_linear
+    right = tuning_tasks.packed_linear
 
     def wrong(name: str, work: LinearWorkload, isa: object, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
         if schedule == default_schedule(work, WIDEST):
             return right(name, work, WIDEST, schedule)
         return right(name, work, WIDEST, schedule, epilogue=lambda value, *_: value + 1)
 
-    monkeypatch.setattr(tuning, "packed_linear", wrong)
-    with pytest.raises(LoweringError, match="linear 4x96 to .* wrong product"):
+    monkeypatch.setattr(tuning_tasks, "packed_linear", wrong)
+    with pytest.raises(LoweringError, match=r"linear 4x96 to .* wrong product"):
         tune(lowered(WORK), TARGET, WIDEST, records(tmp_path), trials=3)
     assert records(tmp_path).measured(WORK) == {}
 
