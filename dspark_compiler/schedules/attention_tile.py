@@ -99,16 +99,28 @@ class TileEmitter:
         while (_BLOCK // lanes) % together:
             together -= 1
         visible = T.min(stop - base, _BLOCK)
-        # The last strip may reach past the cache's end; those lanes are masked, so any panel does.
-        last = -(-self._shape.slots // lanes) - 1
         with T.serial(0, (visible + (lanes * together - 1)) // (lanes * together)) as strip:
             slot = T.Bind(base + strip * (lanes * together))
             if self._op.fresh is None:
-                cache, seq, group, panel = self._op.k_cache, self._tile.seq, self._group, slot // lanes
-                self._dot(lambda p, d, lane: cache[seq, group, T.min(panel + p, last), d, lane], together, strip)
+                self._score_live(slot, together, strip)
             else:
-                gathered = self._gather(self._op.fresh[0], slot, together)
+                self._score_mixed(self._op.fresh[0], slot, together, strip)
+
+    def _score_mixed(self, fresh: Buffer, slot: Expr, together: int, strip: Expr) -> None:
+        """Scores of panels that may hold new keys; where all are live nothing is put together first."""
+        with T.If(slot + self._isa.lanes * together <= self._tile.length):
+            with T.Then():
+                self._score_live(slot, together, strip)
+            with T.Else():
+                gathered = self._gather(fresh, slot, together)
                 self._dot(lambda p, d, lane: gathered[p, d, lane], together, strip)
+
+    def _score_live(self, slot: Expr, together: int, strip: Expr) -> None:
+        """Scores of panels in live slots, read where they are."""
+        cache, seq, group, panel = self._op.k_cache, self._tile.seq, self._group, slot // self._isa.lanes
+        # The last strip may reach past the cache's end; those lanes are masked, so any panel does.
+        last = -(-self._shape.slots // self._isa.lanes) - 1
+        self._dot(lambda p, d, lane: cache[seq, group, T.min(panel + p, last), d, lane], together, strip)
 
     def _dot(self, load: Callable[[int, Expr, Expr], Expr], together: int, strip: Expr) -> None:
         """Scores of ``together`` panels; load(panel, d, lane) is an element of a key."""
