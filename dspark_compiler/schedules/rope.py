@@ -24,7 +24,7 @@ class RopeShape:
 
 
 def rope(name: str, shape: RopeShape, isa: VectorIsa) -> tvm.tirx.PrimFunc:
-    """Y = x * cos + [-x2, x1] * sin; arguments x, cos [b,1,S,D], sin [b,1,S,D], y [b,H,S,D]."""
+    """Kernel for y = x * cos + [-x2, x1] * sin; arguments x, cos [b,1,S,D], sin [b,1,S,D], y [b,H,S,D]."""
     half = shape.dim // 2
     lanes = widest_vector(half, isa.lanes)
     by_token = len(shape.source) == 2
