@@ -35,7 +35,7 @@ class TuningStep:
     done: int  # trials spent, those on record included
     total: int
     task: str  # what was measured last
-    microseconds: float  # the best of that task
+    microseconds: float | None  # the best of that task; None: its search failed
     seconds_left: float
 
 

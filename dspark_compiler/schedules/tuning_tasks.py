@@ -1,5 +1,6 @@
 """What a tuner can spend trials on: the candidates of a kernel template, or a search over a generated function."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -27,8 +28,8 @@ class Task(Protocol):
     capacity: int  # trials that can be spent
     spent: int  # trials on record when the task was made
 
-    def run(self, trials: int, records: Records) -> float:
-        """Spends trials until ``trials`` are on record; returns the best microseconds."""
+    def run(self, trials: int, records: Records) -> float | None:
+        """Spends trials until ``trials`` are on record; returns the best microseconds, None if that failed."""
 
 
 class LinearTask:
@@ -100,10 +101,13 @@ class SearchTask:
         self._before = records.searched(key)
         self.spent = 0 if self._before is None else self._before.trials
 
-    def run(self, trials: int, records: Records) -> float:
-        """Searches with what is left of ``trials``; a search that fails counts, so that it is not tried for ever."""
+    def run(self, trials: int, records: Records) -> float | None:
+        """Searches with what is left of ``trials``; a search that fails is told of and leaves no record."""
         result = self._worker.search(self._job, trials - self.spent, seed=self.spent)
-        trace, microseconds = (None, float("inf")) if result is None else (result.trace, result.microseconds)
+        if result is None:
+            warnings.warn(f"tuning {self.name}: the search crashed or took too long; skipped", stacklevel=2)
+            return None
+        trace, microseconds = result.trace, result.microseconds
         if self._before is not None and self._before.microseconds <= microseconds:
             trace, microseconds = self._before.trace, self._before.microseconds
         records.add_search(SearchRecord(self._key, self.name, trace, microseconds, trials))

@@ -1,5 +1,6 @@
 import inspect
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,11 @@ import pytest
 import tvm
 
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.schedules import tuning_tasks
+from dspark_compiler.schedules import search, tuning_tasks
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
-from dspark_compiler.schedules.search import function_key, searchable
+from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable
 from dspark_compiler.schedules.tune import TuningStep, tune
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 from tests.schedules.modules import lowered
@@ -31,7 +32,7 @@ def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
     assert tune(module, TARGET, WIDEST, records(tmp_path), trials=4, progress=steps.append) == 4
     assert inspect.getmodule is before
     assert [(step.done, step.total) for step in steps][-1] == (4, 4)
-    assert all(step.microseconds > 0 and step.seconds_left >= 0 for step in steps)
+    assert all(step.microseconds is not None and step.microseconds > 0 and step.seconds_left >= 0 for step in steps)
     kept = records(tmp_path)
     ((_, function),) = searchable(module)
     assert len(kept.measured(WORK)) >= 2
@@ -89,6 +90,23 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         tune(module, TARGET, WIDEST, records(tmp_path), trials=2, progress=interrupt)
     assert len(records(tmp_path).measured(WORK)) >= 1
+
+
+def test_a_search_that_dies_is_told_of_and_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SearchWorker, "search", lambda *_, **__: None)
+    steps: list[TuningStep] = []
+    with pytest.warns(UserWarning, match="tuning fused_silu_multiply_add: the search crashed"):
+        tune(lowered(), TARGET, WIDEST, records(tmp_path), trials=1, progress=steps.append)
+    assert [step.microseconds for step in steps] == [None]
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_worker_that_crashes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((_, function),) = searchable(lowered())
+    job = SearchJob(function, function, TARGET)
+    with SearchWorker() as worker:
+        monkeypatch.setattr(search, "run_search", lambda *_: os.abort())
+        assert worker.search(job, 1, 0) is None
 
 
 def test_a_wrong_schedule_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
