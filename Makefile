@@ -38,7 +38,7 @@ format: venv
 	$(BIN)/ruff format .
 
 golden: venv
-	$(BIN)/python -m pytest tests/passes tests/graph --update-golden
+	$(BIN)/python -m pytest tests/passes tests/graph tests/numerics/test_support_matrix.py --update-golden
 
 clean:
 	rm -rf build dist *.dspark .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
