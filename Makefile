@@ -31,14 +31,14 @@ lint: venv
 	$(BIN)/lint-imports
 
 unit: venv
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 golden: venv
-	$(BIN)/python -m pytest tests/passes tests/graph --update-golden
+	$(BIN)/python -m pytest tests/passes tests/graph tests/numerics/test_support_matrix.py --update-golden
 
 clean:
 	rm -rf build dist *.dspark .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

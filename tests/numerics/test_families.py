@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dspark_compiler import CompileConfig, SamplingParams
 from dspark_compiler.driver import compile_model
+from dspark_compiler.errors import ArtifactError, InputError
 from dspark_compiler.runtime.engine import Engine, load
 from tests.tiny_models import TINY
 from tests.tolerances import LOGITS
@@ -19,10 +20,11 @@ _NEW = 32
 _MAX_SEQ_LEN = {"phi3-longrope": 32}
 
 
-def _compiled(name: str, folder: Path) -> tuple[PreTrainedModel, Engine]:
+def _compiled(name: str, folder: Path, arch: str | None = None) -> tuple[PreTrainedModel, Engine]:
     model = TINY[name]()
     model.save_pretrained(folder / "source")
     config = CompileConfig(
+        arch=arch,
         output=folder / "model.dspark",
         max_seq_len=_MAX_SEQ_LEN.get(name, 64),
         max_batch=2,
@@ -55,6 +57,18 @@ def test_family(name: str, tmp_path: Path) -> None:
         assert list(completion.tokens) == _eager(model, prompt, new)
     _check_logits(model, engine, prompts[0])
     _check_verify(engine, prompts[0], list(completions[0].tokens))
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+def test_portable_architecture(arch: str, tmp_path: Path) -> None:
+    """Other vector widths, other panels: the same tokens."""
+    try:
+        model, engine = _compiled("llama-tied", tmp_path, arch)
+    except (ArtifactError, InputError) as error:
+        pytest.skip(f"this machine cannot run {arch}: {error}")
+    completion = engine.complete([_prompt(13, 1)], SamplingParams(max_new_tokens=_NEW, ignore_eos=True))[0]
+    assert list(completion.tokens) == _eager(model, _prompt(13, 1), _NEW)
+    _check_verify(engine, _prompt(13, 1), list(completion.tokens))
 
 
 def _check_logits(model: PreTrainedModel, engine: Engine, prompt: list[int]) -> None:

@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct, a trained model: greedy tokens against eager, weights in half precision, the artifact's size."""
 
+import copy
 import importlib.util
 import json
 import subprocess
@@ -18,6 +19,7 @@ from tests.tolerances import LOGITS
 
 _TOKENS = 256
 _PROMPTS = 20
+_BATCH = 4
 
 pytestmark = [pytest.mark.real_model, pytest.mark.xdist_group("smollm2")]
 
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    config = CompileConfig(output=folder / "fp32.dspark", max_seq_len=1024, check=False)
+    config = CompileConfig(output=folder / "fp32.dspark", max_seq_len=1024, max_batch=_BATCH, check=False)
     compile_model(str(gguf_file()), config)
     return load(folder / "fp32.dspark")
 
@@ -56,8 +58,9 @@ def test_greedy_tokens_are_eager_s(engine: Engine, eager: torch.nn.Module, promp
     """256 tokens of 20 prompts. One eager pass over all tokens gives the token eager would choose at each place."""
     assert len(prompts) >= _PROMPTS
     params = SamplingParams(max_new_tokens=_TOKENS, ignore_eos=True)
-    for prompt in prompts:
-        completion = engine.complete([prompt], params)[0]
+    groups = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
+    completions = [completion for group in groups for completion in engine.complete(group, params)]
+    for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([[*completion.prompt_tokens, *completion.tokens]])
         with torch.no_grad():
             logits = eager(ids).logits[0, len(completion.prompt_tokens) - 1 : -1]
@@ -87,9 +90,11 @@ def test_verify_rows_are_decode_s(engine: Engine, prompts: list[str]) -> None:
     prompt, tokens, executor = completion.prompt_tokens, completion.tokens, engine.executor
     n = len(prompt)
     executor.prefill(0, prompt, 0, 0)
-    verified = executor.verify([list(tokens)], [n + np.arange(8)], [n])[0].copy()
+    rest = [0] * (_BATCH - 1)
+    verified = executor.verify([tokens] * _BATCH, [n + np.arange(8)] * _BATCH, [n, *rest])[0].copy()
     for i, token in enumerate(tokens):
-        np.testing.assert_array_equal(executor.decode([token], [n + i], [n + i], [1])[0], verified[i])
+        decoded = executor.decode([token, *rest], [n + i] * _BATCH, [n + i, *rest], [1, *rest])[0]
+        np.testing.assert_array_equal(decoded, verified[i])
 
 
 def test_artifact_is_weights_plus_ten_megabytes(engine: Engine) -> None:
@@ -101,7 +106,7 @@ def test_resident_memory_without_torch(engine: Engine) -> None:
     """Weights, cache and at most 300 MB; in a process of its own, as it is deployed."""
     command = [sys.executable, "-m", "dspark_compiler", "generate", str(engine.artifact.path)]
     done = subprocess.run([*command, "--prompt", "Once", "--json"], capture_output=True, check=True, text=True)
-    cache = 30 * 2 * 3 * 1024 * 64 * 4
+    cache = 30 * 2 * 3 * 1024 * 64 * 4 * _BATCH
     assert json.loads(done.stdout)["peak_memory_bytes"] <= 134_515_008 * 4 + cache + 300e6
 
 
@@ -113,8 +118,10 @@ def test_half_precision_weights(dtype: str, folder: Path, eager: torch.nn.Module
     half = load(output)
     assert half.artifact.size() <= 134_515_008 * 2 + 10e6
     ids = half.complete([prompts[3]], SamplingParams(max_new_tokens=1))[0].prompt_tokens
-    rounded = open_source(str(gguf_file())).load(getattr(torch, dtype), "sdpa").float()
+    rounded = copy.deepcopy(eager)
     with torch.no_grad():
+        for weight in (p for p in rounded.parameters() if p.ndim == 2):  # norms stay float32
+            weight.copy_(weight.to(getattr(torch, dtype)))
         expected = rounded(torch.tensor([ids])).logits[0, -1].numpy()
         exact = eager(torch.tensor([ids])).logits[0, -1].numpy()
     actual = half.executor.prefill(0, ids, 0, 0)

@@ -1,0 +1,67 @@
+"""docs/support-matrix.md says what the tests cover: it is written from the table of families and their tiny models."""
+
+from pathlib import Path
+
+import pytest
+
+from dspark_compiler.models import FAMILIES
+from tests.tiny_models import TINY
+
+_PATH = Path(__file__).parents[2] / "docs" / "support-matrix.md"
+
+_HEAD = """# Support matrix
+
+Written by `make golden` from the families and the tiny models that the test suite compiles. Each variant is a random-weight
+checkpoint that goes from disk through the compiler to the torch-free runtime; its greedy tokens equal those of eager
+transformers, its logits are within the tolerances of `tests/tolerances.py`, and a verified row equals a decoded one bit
+for bit. A model type that is not listed is tried all the same, and refused with the module or operator that stopped it.
+
+## Families, target cpu
+
+| family | `model_type` | variants tested | remarks |
+|---|---|---|---|
+"""
+
+_TARGETS = """
+## Targets
+
+| target | state |
+|---|---|
+| cpu, x86-64 (AVX-512, AVX2, SSE) | compiles, runs, measured; `--arch native`, `x86-64-v2`, `x86-64-v3`, `x86-64-v4` |
+| cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
+| cuda, rocm, vulkan | not available in this version |
+
+## Weights
+
+| `--dtype` | stored as | arithmetic |
+|---|---|---|
+| float32 | float32 | float32 |
+| bfloat16, float16 | half the size; norms and biases stay float32 | float32 |
+"""
+
+
+def _variants() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, make in TINY.items():
+        found.setdefault(make().config.model_type, []).append(name)
+    return found
+
+
+def _render() -> str:
+    variants = _variants()
+    rows = [
+        f"| {family.title} | `{kind}` | {', '.join(sorted(variants[kind]))} | {family.note} |"
+        for kind, family in FAMILIES.items()
+    ]
+    return _HEAD + "\n".join(rows) + "\n" + _TARGETS
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(FAMILIES) == set(_variants())
+
+
+def test_support_matrix_is_current(request: pytest.FixtureRequest) -> None:
+    text = _render()
+    if request.config.getoption("--update-golden"):
+        _PATH.write_text(text, encoding="utf-8")
+    assert _PATH.read_text(encoding="utf-8") == text, "make golden writes it anew"
