@@ -121,7 +121,8 @@ def _export(model: PreTrainedModel, batch: int, width: int, *, open_lengths: boo
         exported = export(_CacheFree(model), (ids, positions), dynamic_shapes=(lengths, lengths), strict=False)
         if any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in exported.graph.nodes):
             exported = exported.run_decompositions({})  # leaves no operator that writes to its arguments
-    written = [s.target or "" for s in exported.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    outputs = exported.graph_signature.output_specs
+    written = [_own_name(s.target) for s in outputs if s.kind is not OutputKind.USER_OUTPUT]
     if written:
         raise UnsupportedModelError(f"{type(model).__name__}: its forward pass writes to {', '.join(written)}")
     return _Captured(exported, _refs(model, exported))
@@ -141,9 +142,14 @@ def _refs(model: nn.Module, exported: ExportedProgram) -> tuple[tuple[str, Tenso
         elif spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
             refs.append((spec.target, exported.constants[spec.target]))
         else:
-            tensor = named[(spec.target or "").removeprefix("model.")]
+            tensor = named[_own_name(spec.target)]
             refs.append((first_name[id(tensor)], tensor.detach()))
     return tuple(refs)
+
+
+def _own_name(target: str | None) -> str:
+    """The model's name for what the wrapper calls ``model.<name>``."""
+    return (target or "").removeprefix("model.")
 
 
 def _entry(captured: _Captured, shape: _Shape, params: dict[str, Tensor]) -> EntryPoint:

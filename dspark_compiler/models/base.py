@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class ModelInfo:
     def from_config(cls, name: str, config: PretrainedConfig, generation: GenerationConfig | None = None) -> "ModelInfo":
         """Reads the text part of ``config``; ``generation`` wins where both name an end-of-sequence id."""
         text = config.get_text_config()
-        architectures = config.architectures or [f"{config.model_type} (architecture not named)"]
+        # GGUF names no class; the one transformers would build is meant.
+        architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unnamed")]
         return cls(
             name=name,
             architecture=architectures[0],

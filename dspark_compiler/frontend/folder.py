@@ -1,0 +1,145 @@
+"""A Hugging Face folder, on disk already or brought from the hub."""
+
+import shutil
+import struct
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from dspark_compiler.errors import InputError, UnsupportedModelError
+from dspark_compiler.frontend.checkpoint import (
+    GENERATION_CONFIG,
+    TOKENIZER_FILES,
+    Source,
+    convert_tokenizer,
+    load_complete,
+    quiet,
+    read_json,
+)
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+# Tokenizers of older kinds, which transformers converts.
+_OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+_WANTED_FROM_HUB = ("*.safetensors", _INDEX, "config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *_OLDER_TOKENIZERS)
+_WANTED_FROM_HUB += ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+
+class FolderSource(Source):
+    """A folder with ``config.json`` and safetensors weights.
+
+    Raises:
+        InputError: a file is missing, damaged or cut short.
+        UnsupportedModelError: an architecture that cannot be compiled.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        config = _read_config(path)
+        _check_weights(path)
+        super().__init__(name or path.resolve().name, path, config, _read_generation_config(path))
+
+    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+        return load_complete(
+            self.path,
+            self.config,
+            dtype,
+            attention,
+            pretrained_model_name_or_path=str(self.path),
+            use_safetensors=True,
+        )
+
+    def write_tokenizer(self, directory: Path) -> list[str]:
+        written = []
+        if (self.path / TOKENIZER_FILES[0]).is_file():
+            for file in TOKENIZER_FILES:
+                if (self.path / file).is_file():
+                    shutil.copyfile(self.path / file, directory / file)
+                    written.append(file)
+        elif any((self.path / file).is_file() for file in _OLDER_TOKENIZERS):
+            written = convert_tokenizer(directory, pretrained_model_name_or_path=str(self.path))
+        if (self.path / GENERATION_CONFIG).is_file():
+            shutil.copyfile(self.path / GENERATION_CONFIG, directory / GENERATION_CONFIG)
+            written.append(GENERATION_CONFIG)
+        return written
+
+
+def download(repository: str) -> Path:
+    """The folder of a hub model, fetched if it is not in the local cache yet.
+
+    Raises:
+        InputError: the hub has no such model, or cannot be reached.
+    """
+    try:
+        with quiet():
+            return Path(snapshot_download(repository, allow_patterns=list(_WANTED_FROM_HUB)))
+    except HFValidationError as error:
+        raise InputError(f"{repository}: no such file or folder, and not a hub id (owner/name)") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{repository}: no such folder here, and the hub cannot be reached; download the model first, or give a "
+            "folder or .gguf file"
+        ) from error
+    except HfHubHTTPError as error:
+        raise InputError(f"{repository}: no such folder here, and the hub refuses it ({_first_line(error)})") from error
+    except OSError as error:
+        raise InputError(f"{repository}: the download failed ({_first_line(error)}); try again") from error
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    file = path / "config.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no config.json; give a Hugging Face model folder, a hub id or a .gguf file")
+    content = read_json(file)
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModelError(f"{file}: model_type {model_type!r} is unknown to the installed transformers")
+    if content.get("quantization_config"):
+        method = content["quantization_config"].get("quant_method", "an unnamed method")
+        raise UnsupportedModelError(f"{file}: weights quantized with {method}; give the unquantized checkpoint")
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(path), local_files_only=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: not a valid {model_type} config ({_first_line(error)})") from error
+
+
+def _read_generation_config(path: Path) -> GenerationConfig | None:
+    file = path / GENERATION_CONFIG
+    return GenerationConfig.from_dict(read_json(file)) if file.is_file() else None
+
+
+def _check_weights(path: Path) -> None:
+    """Every weight file is there and whole, as far as its own header tells."""
+    if (path / _INDEX).is_file():
+        shards = sorted(set(read_json(path / _INDEX).get("weight_map", {}).values()))
+        missing = [name for name in shards if not (path / name).is_file()]
+        if missing or not shards:
+            raise InputError(f"{path}: {', '.join(missing[:3]) or 'every shard'} is missing; fetch the model again")
+    elif (path / _WEIGHTS).is_file():
+        shards = [_WEIGHTS]
+    elif any((path / name).is_file() for name in _PICKLED_WEIGHTS):
+        raise InputError(f"{path}: weights only as pickled pytorch_model files; convert them to safetensors")
+    else:
+        raise InputError(f"{path}: a config without weights ({_WEIGHTS} or {_INDEX}); fetch the model again")
+    for name in shards:
+        _check_whole(path / name)
+
+
+def _check_whole(file: Path) -> None:
+    try:
+        # Reading the header compares the length it states with the file's.
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, struct.error, OSError) as error:
+        raise InputError(f"{file}: cut short or damaged ({_first_line(error)}); fetch the file again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
