@@ -1,28 +1,18 @@
 """The seam every target fills."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.schedules.isa import VectorIsa
-
-
-@dataclass(frozen=True)
-class TargetSpec:
-    """What an artifact says of the machine it is for."""
-
-    kind: str
-    arch: str
-    triple: str
-    cpu_features: tuple[str, ...]
 
 
 class Backend(Protocol):
     """Compiles lowered modules for one target and architecture."""
 
     @property
-    def spec(self) -> TargetSpec:
+    def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
 
     @property

@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 from tvm.relax.backend.cpu_generic.pipeline import dataflow_lower_passes, finalize_passes
 
-from dspark_compiler.backends.base import TargetSpec
+from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.errors import BackendUnavailableError, InputError, LoweringError
 from dspark_compiler.schedules.isa import AVX2, AVX512, NEON, SSE, VectorIsa
 
@@ -48,13 +48,13 @@ class CpuBackend:
             raise InputError(f"--arch {self.arch}: the cpu target on {platform.machine()} knows {', '.join(known)}")
 
     @cached_property
-    def spec(self) -> TargetSpec:
+    def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
         triple = tvm.target.codegen.llvm_get_system_triple()
         if self.arch in (None, "native"):
             flags = host_flags()
-            return TargetSpec("cpu", _host_cpu(), triple, tuple(f for f in (*_V4, *_NATIVE) if f in flags))
-        return TargetSpec("cpu", str(self.arch), triple, _LEVELS[str(self.arch)])
+            return TargetInfo("cpu", _host_cpu(), triple, tuple(f for f in (*_V4, *_NATIVE) if f in flags))
+        return TargetInfo("cpu", str(self.arch), triple, _LEVELS[str(self.arch)])
 
     @cached_property
     def isa(self) -> VectorIsa:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dspark_compiler.graph.printer import operator_name, print_entry
 from dspark_compiler.graph.program import Program
@@ -54,6 +54,17 @@ class PassReport:
     before: Counter[str]
     after: Counter[str]
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types; operators only where their number changed."""
+        changed = sorted(name for name in self.before | self.after if self.before[name] != self.after[name])
+        return {
+            "name": self.name,
+            "seconds": round(self.seconds, 3),
+            "modified": self.modified,
+            "operators": {name: [self.before[name], self.after[name]] for name in changed},
+            "notes": list(self.notes),
+        }
 
 
 def run_passes(

