@@ -1,5 +1,6 @@
 """Runs the contestants turn by turn over the same fresh prompts."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -7,16 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.bench.contestants import COMPILED, CONTESTANTS, Setup
+from dspark_compiler.bench.contestants import COMPILED, OPPONENTS, Setup
 from dspark_compiler.bench.process import ContestantProcess, Generation
+from dspark_compiler.compare.origin import source_of, tokenizer_of
 from dspark_compiler.compare.prompts import TextSampler
-from dspark_compiler.compare.source import source_of
 from dspark_compiler.errors import InputError
 from dspark_compiler.machine.bandwidth import ReadBandwidth
 from dspark_compiler.machine.processor import cores
-from dspark_compiler.runtime.tokenizer import load_tokenizer
 
-# Idle threads of the contestant before spin on for some milliseconds, and would take its successor's cores.
+# Threads of the contestant before spin on for some milliseconds, and would take its successor's cores.
 _PAUSE_SECONDS = 0.25
 
 Progress = Callable[[str, int, int], None]
@@ -49,8 +49,8 @@ class BenchConfig:
             if value < least:
                 raise InputError(f"{option} {value}: must be at least {least}")
         for name in self.against:
-            if name not in CONTESTANTS or name == COMPILED:
-                raise InputError(f"--against {name}: not one of {', '.join(n for n in CONTESTANTS if n != COMPILED)}")
+            if name not in OPPONENTS:
+                raise InputError(f"--against {name}: not one of {', '.join(OPPONENTS)}")
 
 
 @dataclass
@@ -66,7 +66,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurements:
-    """All that was measured; generation i of each contender continues prompt i. Bandwidth in bytes a second."""
+    """All that was measured; generation i of each contender continues prompt i.
+
+    ``bandwidth`` is in bytes a second; ``load_average`` is the number of threads that other programs kept running
+    when the benchmark began.
+    """
 
     artifact: Artifact
     model: str | None
@@ -74,6 +78,12 @@ class Measurements:
     prompts: list[list[int]]
     contenders: list[Contender]
     bandwidth: float
+    load_average: float
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other programs wanted so much of the processor that times mean little."""
+        return self.load_average > 0.5 * cores()
 
 
 def measure(config: BenchConfig, progress: Progress) -> Measurements:
@@ -84,6 +94,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         ArtifactError: the artifact cannot be used.
         DSparkError: a contestant cannot run here.
     """
+    load_average = os.getloadavg()[0]
     artifact = Artifact.open(config.artifact, verify=config.verify)
     manifest = artifact.manifest
     if (total := config.prompt_len + config.new_tokens) > manifest.max_seq_len:
@@ -95,7 +106,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     model = source_of(artifact, config.model) if config.against else None
     threads = config.threads or cores()
     setup = Setup(str(config.artifact), model, manifest.dtype, threads, config.prompt_len, config.new_tokens)
-    sampler = TextSampler(load_tokenizer(artifact), manifest.model.vocab_size)
+    sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
     bandwidth = ReadBandwidth(threads)
     with ExitStack() as stack:
         contenders, processes = [], []
@@ -117,7 +128,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         for contender, process in zip(contenders, processes, strict=True):
             contender.peak_memory_bytes = process.peak_memory_bytes()
         bandwidth.measure()
-    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.best)
+    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.best, load_average)
 
 
 def _rotated(count: int, turn: int) -> Iterator[int]:

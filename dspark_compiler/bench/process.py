@@ -1,11 +1,13 @@
 """Contestants' processes, seen from the one that measures."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -32,8 +34,9 @@ class ContestantProcess:
 
     def __init__(self, name: str, setup: Setup) -> None:
         self.name = name
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        # Each library keeps its own waiting threads from spinning on between two generations, or we wait until they rest.
+        self._resources = ExitStack()
+        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, _resources closes it
+        self._log = self._resources.enter_context(log)
         environment = os.environ | {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dspark_compiler.bench.worker"],
@@ -96,7 +99,5 @@ class ContestantProcess:
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                stream.close()
+        with self._resources, contextlib.suppress(BrokenPipeError), self._process:
+            pass  # waits, and closes the pipes

@@ -1,9 +1,11 @@
 """A contestant's process: loads once, then answers requests, one JSON object a line.
 
 Requests on stdin: a Setup with the contestant's name first; then ``{"do": "generate", "prompt": […], "new_tokens": N}``
-or ``{"do": "memory"}``. Answers on what was stdout; whatever libraries print there goes to stderr.
+or ``{"do": "memory"}``, each with ``"settled": true`` if memory used until its end does not count as peak. Answers go
+to what was stdout; whatever libraries print there goes to stderr.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -54,10 +56,8 @@ def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[l
 
 def forget_peak() -> None:
     """Lets the peak of resident memory start again from what is resident now, where Linux allows it."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def main() -> None:

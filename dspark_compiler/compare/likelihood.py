@@ -24,5 +24,5 @@ def negative_log_likelihood(tokens: Sequence[int], logits: Iterable[NDArray[np.f
 
 
 def perplexity(nll: float, predicted: int) -> float:
-    """exp of the mean negative log-likelihood of ``predicted`` tokens."""
+    """Exponential of the mean negative log-likelihood of ``predicted`` tokens."""
     return float(np.exp(nll / predicted))

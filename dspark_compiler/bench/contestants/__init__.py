@@ -29,6 +29,8 @@ def _onnxruntime(setup: Setup) -> Contestant:
     return OnnxRuntime(setup)
 
 
+__all__ = ["COMPILED", "CONTESTANTS", "OPPONENTS", "Contestant", "Setup"]
+
 COMPILED = "compiled"
 
 CONTESTANTS: dict[str, Callable[[Setup], Contestant]] = {

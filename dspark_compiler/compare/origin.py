@@ -1,9 +1,10 @@
-"""Where an artifact's source model is."""
+"""What an artifact knows of its origin: the source model and the tokenizer."""
 
 import json
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.tokenizer import Tokenizer
 
 
 def recorded_source(artifact: Artifact) -> str | None:
@@ -33,3 +34,13 @@ def source_of(artifact: Artifact, model: str | None) -> str:
     if source is None:
         raise InputError(f"{artifact.path}: does not say which model it was compiled from; give it with --model")
     return source
+
+
+def tokenizer_of(artifact: Artifact) -> Tokenizer | None:
+    """The artifact's tokenizer, if it carries one.
+
+    Raises:
+        ArtifactError: its file cannot be read.
+    """
+    text = artifact.read_text("tokenizer.json")
+    return None if text is None else Tokenizer(text, str(artifact.path / "tokenizer.json"))
