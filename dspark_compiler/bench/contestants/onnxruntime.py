@@ -32,8 +32,6 @@ class OnnxRuntime:
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = setup.threads
         options.inter_op_num_threads = 1
-        # Its threads may spin during a run, not on into another contestant's turn.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory(prefix="dspark-onnx-") as folder:
             path = Path(folder) / "model.onnx"

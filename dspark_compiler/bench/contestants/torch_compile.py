@@ -30,5 +30,6 @@ class TorchCompile:
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
         """See Contestant."""
-        self._cache.reset()
+        with torch.inference_mode():  # in which its tensors were made
+            self._cache.reset()
         return greedy(self._forward, self._model, self._cache, prompt, new_tokens)

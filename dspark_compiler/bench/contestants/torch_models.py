@@ -20,6 +20,7 @@ def load_model(model: str, dtype: str, threads: int) -> PreTrainedModel:
     return open_source(model).load(getattr(torch, dtype), attention="sdpa")
 
 
+@torch.inference_mode()  # on a generator: only while it runs, not while it waits
 def greedy(
     forward: Callable[..., Any], model: PreTrainedModel, cache: Cache, prompt: Sequence[int], new_tokens: int
 ) -> Iterator[int]:
@@ -27,11 +28,10 @@ def greedy(
     keyword = cache_keyword(model)
     ids = torch.tensor([list(prompt)])  # [1, len(prompt)], then [1, 1]
     start = 0
-    with torch.inference_mode():
-        for _ in range(new_tokens):
-            positions = torch.arange(start, start + ids.shape[1])[None]
-            options = {keyword: cache, "use_cache": True, "logits_to_keep": 1}
-            logits = forward(ids, position_ids=positions, **options).logits
-            start += ids.shape[1]
-            ids = logits[:, -1:].argmax(-1)
-            yield int(ids)
+    for _ in range(new_tokens):
+        positions = torch.arange(start, start + ids.shape[1])[None]
+        options = {keyword: cache, "use_cache": True, "logits_to_keep": 1}
+        logits = forward(ids, position_ids=positions, **options).logits
+        start += ids.shape[1]
+        ids = logits[:, -1:].argmax(-1)
+        yield int(ids)

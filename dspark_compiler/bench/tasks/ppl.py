@@ -23,15 +23,13 @@ def evaluate(context: Context) -> dict[str, Any]:
     windows = list(_windows(context))
     predicted = sum(len(window) - 1 for window in windows)
     result: dict[str, Any] = {"windows": len(windows), "tokens": predicted}
-    result["perplexity"] = _perplexity(
-        context, "artifact", windows, lambda window: compiled_logits(context.executor, window)
-    )
+    executor = context.executor
+    result["perplexity"] = _perplexity(context, "artifact", windows, lambda window: compiled_logits(executor, window))
     if context.has_eager:
         from dspark_compiler.compare.eager import eager_logits
 
-        result["eager_perplexity"] = _perplexity(
-            context, "eager", windows, lambda window: eager_logits(context.eager, window)
-        )
+        model = context.eager
+        result["eager_perplexity"] = _perplexity(context, "eager", windows, lambda window: eager_logits(model, window))
         result["ratio"] = result["perplexity"] / result["eager_perplexity"]
     return result
 
@@ -60,6 +58,7 @@ def _perplexity(
     logits: Callable[[list[int]], Iterable[NDArray[np.float32]]],
 ) -> float:
     total = 0.0
+    context.progress(name, 0, len(windows))
     for done, window in enumerate(windows):
         total += negative_log_likelihood(window, logits(window))
         context.progress(name, done + 1, len(windows))
