@@ -52,7 +52,7 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
     check_destination(output)
 
     with stages("load"):
-        module = source.load(torch.float32)
+        module = source.load(torch.float32, "eager")
     with stages("capture"):
         program = capture(module, config)
     with stages("rewrite"):

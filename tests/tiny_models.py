@@ -49,7 +49,9 @@ def _model(config_class: str, base: bool = True, **options: Any) -> PreTrainedMo
     return model.eval().requires_grad_(False)
 
 
-def _entry(config_class: str, *parts: dict[str, Any], base: bool = True, **options: Any) -> Callable[[], PreTrainedModel]:
+def _entry(
+    config_class: str, *parts: dict[str, Any], base: bool = True, **options: Any
+) -> Callable[[], PreTrainedModel]:
     for part in parts:
         options = part | options
     return partial(_model, config_class, base, **options)
@@ -93,5 +95,5 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_neox": _entry("GPTNeoXConfig", _rope("default", partial_rotary_factor=0.5)),
     "mixtral": _entry("MixtralConfig", _MOE, _SLIDE, num_local_experts=4),
     "qwen3_moe": _entry("Qwen3MoeConfig", _MOE, _HEAD, num_experts=4, moe_intermediate_size=24),
-    "gpt_oss": _entry("GptOssConfig", _MOE, _SLIDE, _HEAD, num_local_experts=4, **_rope("default")),
+    "gpt_oss": _entry("GptOssConfig", _MOE, _SLIDE, _HEAD, _rope("default"), num_local_experts=4, intermediate_size=64),
 }

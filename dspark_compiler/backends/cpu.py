@@ -87,7 +87,7 @@ class CpuBackend:
             executable = relax.build(module, target=self.target, relax_pipeline=tvm.transform.Sequential(passes))
             with tempfile.TemporaryDirectory(prefix="dspark-link-") as workspace:
                 executable.export_library(str(library), workspace_dir=workspace)
-        except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines()
             raise LoweringError(f"--target cpu: TVM could not build the module: {lines[-1] if lines else error}") from error
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or environment, 130 interrupte
 """
 
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # whoever read our output has gone; main ends quietly
+            raise  # whoever read our output has gone; click ends quietly
         except (DSparkError, OSError) as error:
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
@@ -81,10 +80,6 @@ def run_main(main: Any, args: Sequence[str] | None, prog_name: str | None, extra
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain.
-        sys.stdout = None
-        sys.exit(128 + signal.SIGPIPE)
     # A handler's return value is no exit code; only ctx.exit gives one.
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -26,7 +26,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: NAME-TARGET.dspark.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights.")
 @click.option(
-    "--max-seq-len", type=int, metavar="N", help="Tokens a sequence can have; default: the model's own limit."
+    "--max-seq-len", type=int, metavar="N", help="Tokens a sequence can have; default: the model's limit, 4096 at most."
 )
 @click.option(
     "--max-batch", type=int, metavar="N", default=_DEFAULTS.max_batch, show_default=True, help="Sequences at a time."

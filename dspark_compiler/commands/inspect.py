@@ -115,13 +115,14 @@ def _entry_points(entries: dict[str, Any]) -> "Table":
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Leaves of the report with dotted names; lists by their length, since they are logs."""
+    """What the report sets, with dotted names; of a list of objects, such as the passes, only their names."""
     for name, value in data.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and len(value) > 8:
-            yield f"{prefix}{name}", f"{len(value)} entries"
-        else:
+        elif isinstance(value, list):
+            names = (item.get("name", item) if isinstance(item, dict) else item for item in value)
+            yield f"{prefix}{name}", ", ".join(map(str, names))
+        elif value is not None:
             yield f"{prefix}{name}", value
 
 

@@ -1,8 +1,7 @@
 """A transformers causal language model becomes a cache-free ``Program``."""
 
 import traceback
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
+from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.frontend.retrace import retrace
 from dspark_compiler.frontend.rope import settled_rope
 from dspark_compiler.frontend.seam import seam
@@ -26,6 +26,9 @@ OUTPUTS = ("logits",)
 
 # Lengths to export with: not 1, which torch takes for a constant, and unlike each other.
 _EXAMPLE_BATCH, _EXAMPLE_WIDTH = 2, 7
+
+# The kinds of layer, in transformers' words, that a cache of keys and values serves.
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 # What a model's own code and torch.export raise on a model that cannot be traced.
 _CAPTURE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError)
@@ -88,6 +91,7 @@ def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
         UnsupportedModelError: names the module or operator that stopped the capture; the cause is chained.
     """
     text = model.config.get_text_config()
+    _check_layer_types(model, getattr(text, "layer_types", None) or ())
     shapes = _shapes(config)
     max_seq_len = config.max_seq_len or text.max_position_embeddings
     program = Program(entries={}, params={})
@@ -116,8 +120,7 @@ def _export(model: PreTrainedModel, batch: int, width: int, *, open_lengths: boo
     ids = torch.zeros(batch, width, dtype=torch.int64)
     positions = torch.arange(width).expand(batch, -1).contiguous()
     lengths = {0: Dim.AUTO, 1: Dim.AUTO} if open_lengths else {}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet():
         exported = export(_CacheFree(model), (ids, positions), dynamic_shapes=(lengths, lengths), strict=False)
         if any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in exported.graph.nodes):
             exported = exported.run_decompositions({})  # leaves no operator that writes to its arguments
@@ -186,6 +189,16 @@ def _add_param(params: dict[str, Tensor], ref: str, tensor: Tensor, entry: str) 
         return ref
     params[own := f"{entry}.{ref}"] = tensor
     return own
+
+
+def _check_layer_types(model: nn.Module, layer_types: Sequence[str]) -> None:
+    foreign = sorted(set(layer_types) - _LAYER_TYPES)
+    if foreign:
+        layer = next(i for i, kind in enumerate(layer_types) if kind in foreign)
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: layer {layer} is of type {layer_types[layer]}; "
+            f"only {', '.join(sorted(_LAYER_TYPES))} layers can be compiled"
+        )
 
 
 def _check_layers(model: nn.Module, entry: EntryPoint, num_layers: int) -> None:

@@ -1,12 +1,7 @@
-"""What every kind of source shares: configurations, weights that must be all there, quiet loading, tokenizer files."""
+"""What every kind of source shares: configurations, weights that must be all there, tokenizer files."""
 
-import io
 import json
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,9 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
+from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.models import ModelInfo, eos_token_ids
 
 # What an artifact carries of a source, by the names transformers gives them.
@@ -55,8 +50,11 @@ class Source(ABC):
         return ModelInfo.from_config(self.name, self.config, self.generation_config)
 
     @abstractmethod
-    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-        """The model in eval mode on the CPU, without gradients; ``attention`` is a transformers implementation.
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        """The model in eval mode on the CPU, without gradients.
+
+        ``attention`` is a transformers implementation such as "eager"; None leaves the choice to transformers
+        (not every model knows "sdpa").
 
         Raises:
             InputError: weights that are missing, left over, of another shape, or cannot be read.
@@ -83,7 +81,9 @@ def check_causal(path: Path, config: PretrainedConfig) -> None:
         )
 
 
-def load_complete(where: Path, config: PretrainedConfig, dtype: torch.dtype, attention: str, **source: Any) -> Any:
+def load_complete(
+    where: Path, config: PretrainedConfig, dtype: torch.dtype, attention: str | None, **source: Any
+) -> Any:
     """Loads with transformers and accepts only a checkpoint that gives each weight exactly.
 
     Raises:
@@ -136,18 +136,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a JSON {type(content).__name__} where an object is wanted; fetch the file again")
     return content
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, transformers shows no progress bars, reports or warnings; its settings come back afterwards."""
-    with ExitStack() as stack:
-        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        if transformers_logging.is_progress_bar_enabled():
-            stack.callback(transformers_logging.enable_progress_bar)
-        transformers_logging.set_verbosity(logging.CRITICAL)
-        transformers_logging.disable_progress_bar()
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(redirect_stderr(io.StringIO()))  # bars that ask nobody
-        yield

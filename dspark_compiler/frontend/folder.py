@@ -2,13 +2,15 @@
 
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, Mxfp4Config, PretrainedConfig, PreTrainedModel
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.checkpoint import (
@@ -17,19 +19,31 @@ from dspark_compiler.frontend.checkpoint import (
     Source,
     convert_tokenizer,
     load_complete,
-    quiet,
     read_json,
 )
+from dspark_compiler.frontend.quiet import quiet
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+# The form gpt-oss is published in; transformers reads it as plain numbers.
+_READABLE_QUANTIZATION = "mxfp4"
+
 # Tokenizers of older kinds, which transformers converts.
 _OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
-_WANTED_FROM_HUB = ("*.safetensors", _INDEX, "config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *_OLDER_TOKENIZERS)
-_WANTED_FROM_HUB += ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_PARTS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+_WANTED_FROM_HUB = (
+    "config.json",
+    "*.safetensors",
+    _INDEX,
+    GENERATION_CONFIG,
+    *TOKENIZER_FILES,
+    *_OLDER_TOKENIZERS,
+    *_TOKENIZER_PARTS,
+)
 
 
 class FolderSource(Source):
@@ -45,17 +59,15 @@ class FolderSource(Source):
         _check_weights(path)
         super().__init__(name or path.resolve().name, path, config, _read_generation_config(path))
 
-    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-        return load_complete(
-            self.path,
-            self.config,
-            dtype,
-            attention,
-            pretrained_model_name_or_path=str(self.path),
-            use_safetensors=True,
-        )
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        """The model of the folder's weights, mxfp4 ones as plain numbers; see Source."""
+        where: dict[str, Any] = {"pretrained_model_name_or_path": str(self.path), "use_safetensors": True}
+        if _quantization(self.config.to_dict()) is not None:
+            where["quantization_config"] = Mxfp4Config(dequantize=True)
+        return load_complete(self.path, self.config, dtype, attention, **where)
 
     def write_tokenizer(self, directory: Path) -> list[str]:
+        """Copies the files as they are, or converts a tokenizer of an older kind."""
         written = []
         if (self.path / TOKENIZER_FILES[0]).is_file():
             for file in TOKENIZER_FILES:
@@ -100,14 +112,22 @@ def _read_config(path: Path) -> PretrainedConfig:
     model_type = content.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{file}: model_type {model_type!r} is unknown to the installed transformers")
-    if content.get("quantization_config"):
-        method = content["quantization_config"].get("quant_method", "an unnamed method")
+    method = _quantization(content)
+    if method not in (None, _READABLE_QUANTIZATION):
         raise UnsupportedModelError(f"{file}: weights quantized with {method}; give the unquantized checkpoint")
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file}: not a valid {model_type} config ({_first_line(error)})") from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # A validator's own error says what is wrong, the one raised only which validator it was.
+        reason = _first_line(error.__cause__ or error)
+        raise InputError(f"{file}: not a valid {model_type} config ({reason})") from error
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """The method the weights are quantized with, None if they are plain."""
+    settings = config.get("quantization_config")
+    return settings.get("quant_method", "an unnamed method") if settings else None
 
 
 def _read_generation_config(path: Path) -> GenerationConfig | None:
@@ -141,5 +161,5 @@ def _check_whole(file: Path) -> None:
         raise InputError(f"{file}: cut short or damaged ({_first_line(error)}); fetch the file again") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

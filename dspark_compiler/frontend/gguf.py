@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
-from dspark_compiler.frontend.checkpoint import Source, convert_tokenizer, load_complete, quiet
+from dspark_compiler.frontend.checkpoint import Source, convert_tokenizer, load_complete
+from dspark_compiler.frontend.quiet import quiet
 
 _MAGIC = b"GGUF"
 _TOKENIZER_MODEL = "tokenizer.ggml.model"
@@ -34,7 +35,8 @@ class GgufSource(Source):
         _check_types(path, self._reader)
         super().__init__(path.stem, path, self._config(path), None)
 
-    def load(self, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        """The model of the file's weights, quantized ones as plain numbers; see Source."""
         fields = self._reader.fields
         kept = {key: fields.pop(f"tokenizer.ggml.{key}", None) for key in _VOCABULARY}
         try:
@@ -48,6 +50,7 @@ class GgufSource(Source):
         return model
 
     def write_tokenizer(self, directory: Path) -> list[str]:
+        """Converts the vocabulary, merges and chat template the file holds."""
         if _TOKENIZER_MODEL not in self._reader.fields:
             return []
         with _parsed_once(self._reader):

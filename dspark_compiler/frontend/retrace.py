@@ -61,8 +61,8 @@ def retrace(exported: ExportedProgram, arguments: Sequence[Tensor]) -> fx.GraphM
 
 def _without_assertions(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
-    result = graph.graph_copy(module.graph, values := {})
-    graph.output(result)
+    values: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, values))
     for old, new in values.items():
         new.meta = dict(old.meta)
     for node in reversed(graph.nodes):
@@ -73,7 +73,7 @@ def _without_assertions(module: fx.GraphModule) -> fx.GraphModule:
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """The core decompositions and those of all composite operators, less the operators in ``WHOLE``."""
-    table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions().items())
+    table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions().items())  # type: ignore[no-untyped-call]
     for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
         namespace, _, operator = name.partition("::")
         packet, _, overload = operator.partition(".")

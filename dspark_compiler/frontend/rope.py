@@ -7,6 +7,7 @@ it cannot set in, and refused elsewhere.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def _settle(
 
 def _longrope(module: nn.Module, layer_type: str | None, max_seq_len: int) -> Tensor:
     """Inverse frequencies [D/2] of longrope for texts of up to ``max_seq_len`` tokens."""
-    config = module.config
+    config: Any = module.config
     parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     original = int(parameters["original_max_position_embeddings"])
     if max_seq_len <= original:

@@ -73,7 +73,7 @@ def _attention(
     s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """query [b,H,S,D], key [b,G,S,D], value [b,G,S,Dv] -> ([b,S,H,Dv], no weights), as transformers wants it."""
+    """Query [b,H,S,D], key [b,G,S,D], value [b,G,S,Dv] -> ([b,S,H,Dv], no weights), as transformers wants it."""
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise _refused(module, "has no layer_idx, so its keys and values have no place in the cache")

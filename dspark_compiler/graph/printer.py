@@ -49,7 +49,7 @@ def _lines(entry: EntryPoint) -> Iterator[str]:
             yield f"  {names[node]} = {operator_name(node)}({', '.join(args)}): {_type(node.meta['val'])}"
         elif node.op == "output":
             results = zip(entry.outputs, node.args[0], strict=True)
-            yield "  return " + ", ".join(f"{name}={_text(result, names)}" for name, result in results)
+            yield f"  return {', '.join(f'{name}={_text(result, names)}' for name, result in results)}".rstrip()
 
 
 def _type(value: Any) -> str:

@@ -50,7 +50,7 @@ def _structure(entry: EntryPoint) -> Iterator[str]:
     try:
         entry.graph.graph.lint()
     except RuntimeError as error:
-        yield f"malformed graph: {error}"
+        yield f"malformed graph: {str(error).splitlines()[0]}"
     order = {"placeholder": 0, "call_function": 1, "output": 2}
     last = 0
     for node in entry.graph.graph.nodes:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 from tvm import relax
 
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
 from dspark_compiler.schedules import attention as attention_kernels
@@ -16,19 +16,22 @@ from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
+from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.tir import Arg
+from dspark_compiler.schedules.topk import topk as topk_kernel
 
 
 def cpu_converters() -> dict[str, Converter]:
     """Operator name -> converter, as TVM's importer spells names."""
     return {
         "linear.default": linear,
-        "view.default": view,
+        "reshape.default": reshape,
         "embedding.default": embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
         "native_layer_norm.default": native_layer_norm,
         "last_row.default": last_row,
+        "topk.default": topk,
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,
         "commit_scratch.default": commit_scratch,
@@ -39,8 +42,8 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(s) for s in node.meta["val"].shape)
 
 
-def view(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.view(x, shape)."""
+def reshape(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.reshape(x, shape)."""
     return importer.reshape(importer.env[node.args[0]], _shape(node))
 
 
@@ -49,6 +52,22 @@ def linear(node: fx.Node, importer: EntryImporter) -> Any:
     x, weight = node.args[0], node.args[1]
     bias = node.args[2] if len(node.args) > 2 else None
     return lower_linear(importer, _shape(node), x, weight, bias, None)
+
+
+def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
+    """A linear together with what is done to its output."""
+    x, weight, *bias = match.linear.args
+    if isinstance(match, Residual):
+        return lower_linear(importer, _shape(node), x, weight, bias[0] if bias else None, match.residual)
+    *lead, features = _shape(node)
+    rows, depth = math.prod(lead), _shape(x)[-1]
+    dtype = importer.plan.params[weight.meta["ref"]].dtype
+    name = f"gated_linear_{rows}x{depth}x{features}_{match.activation}_{dtype}"
+    kernel = gated_linear(
+        name, rows, features, depth, importer.plan.isa, activation=match.activation, weight_dtype=dtype
+    )
+    args = [importer.reshape(importer.env[x], (rows, depth)), importer.env[weight]]
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), _shape(node))
 
 
 def lower_linear(
@@ -169,6 +188,20 @@ def last_row(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.call(kernel, args, PhysicalTensor((rows, 1, depth), "float32"))
 
 
+def topk(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.topk(x, k, dim, largest, sorted) over the last axis: (values, indices)."""
+    x, k, *options = node.args
+    dim, largest, _ = [*options, *(-1, True, True)[len(options) :]]
+    *lead, columns = _shape(x)
+    if dim not in (-1, len(lead)) or not largest:
+        raise LoweringError(f"topk over axis {dim} (largest={largest}) of {_shape(x)}: only the largest of the last axis")
+    rows = math.prod(lead)
+    kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
+    outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]
+    results = importer.call_many(kernel, [importer.reshape(importer.env[x], (rows, columns))], outs)
+    return relax.Tuple([importer.reshape(value, (*lead, k)) for value in results])
+
+
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.append_attention: writes live slots of k_cache and v_cache."""
     q, k, v, k_cache, v_cache, sequence, length, count, *scoring_args, sinks = node.args
@@ -220,8 +253,3 @@ def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring) -> str:
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def is_plain_add(node: fx.Node) -> bool:
-    """Whether a node adds two tensors without a scale."""
-    return node.target is torch.ops.aten.add.Tensor and not node.kwargs

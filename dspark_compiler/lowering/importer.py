@@ -11,9 +11,11 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
 
 Converter = Callable[[fx.Node, "EntryImporter"], Any]
+EpilogueLowering = Callable[[fx.Node, Residual | Gate, "EntryImporter"], Any]
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -22,8 +24,15 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     Kernels are added once and shared by every node and entry point that needs the same one.
     """
 
-    def __init__(self, program: Program, plan: LayoutPlan, converters: dict[str, Converter]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        plan: LayoutPlan,
+        converters: dict[str, Converter],
+        lower_epilogue: EpilogueLowering,
+    ) -> None:
         super().__init__()
+        self._lower_epilogue = lower_epilogue
         self.program = program
         self.plan = plan
         self.block_builder = relax.BlockBuilder()
@@ -48,6 +57,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         return self.block_builder.emit(
             relax.call_tir(self.kernel(kernel), list(args), out_ty=relax.TensorType(out.shape, out.dtype))
         )
+
+    def call_many(self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], outs: Sequence[PhysicalTensor]) -> list[Any]:
+        """Calls a kernel that fills several fresh outputs."""
+        types = [relax.TensorType(out.shape, out.dtype) for out in outs]
+        result = self.block_builder.emit(relax.call_tir(self.kernel(kernel), list(args), out_ty=types))
+        return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outs))]
 
     def call_inplace(
         self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], out: PhysicalTensor | None
@@ -92,8 +107,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
 
     def _convert_nodes(self, entry: EntryPoint) -> Any:
         written = []
+        epilogues = find_epilogues(entry, self.plan)
         for node in entry.graph.graph.nodes:
-            if node.op == "placeholder":
+            if node.op == "placeholder" or node in epilogues.absorbed:
+                continue
+            if node in epilogues.matches:
+                self.env[node] = self._lower_epilogue(node, epilogues.matches[node], self)
                 continue
             if node.op == "output":
                 values = [self.env[value] for value in node.args[0]]
@@ -116,7 +135,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             return converter(node, self) if name in self._ours else converter(node)
         except LoweringError:
             raise
-        except (tvm.error.TVMError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
             raise LoweringError(
                 f"{entry.name}: operator {node.target} (node {node.name}) cannot be lowered: {error}"
             ) from error

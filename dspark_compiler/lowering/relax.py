@@ -4,7 +4,7 @@ import tvm
 from tvm import relax
 
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.converters import cpu_converters
+from dspark_compiler.lowering.converters import cpu_converters, lower_epilogue
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan
 
@@ -16,7 +16,7 @@ def lower(program: Program, plan: LayoutPlan) -> tvm.IRModule:
     Raises:
         LoweringError: an operator without a lowering, naming entry point and node.
     """
-    module = EntryImporter(program, plan, cpu_converters()).module()
+    module = EntryImporter(program, plan, cpu_converters(), lower_epilogue).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),

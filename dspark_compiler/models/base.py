@@ -39,9 +39,7 @@ class ModelInfo:
         return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod
-    def from_config(
-        cls, name: str, config: PretrainedConfig, generation: GenerationConfig | None = None
-    ) -> "ModelInfo":
+    def from_config(cls, name: str, config: PretrainedConfig, generation: GenerationConfig | None) -> "ModelInfo":
         """Reads the text part of ``config``; ``generation`` wins where both name an end-of-sequence id."""
         text = config.get_text_config()
         # GGUF names no class; the one transformers would build is meant.

@@ -83,11 +83,12 @@ def _objection(places: _Places, users: dict[str, set[fx.Node]]) -> str | None:
     """Why these linears must stay apart, or None."""
     linears = {n for _, members in places for n in members}
     params = [p for n in linears for p in (_weight(n), _bias(n)) if p is not None]
-    if len({n.meta["ref"] for n in params}) * len(places) != len(params):
-        return "a weight or bias is shared between the projections"
     for param in params:
         if param.meta.get("role") is not Role.PARAM:
             return f"the bias {param.name} is computed"
+    if len({n.meta["ref"] for n in params}) * len(places) != len(params):
+        return "a weight or bias is shared between the projections"
+    for param in params:
         if not users[param.meta["ref"]] <= linears:
             return f"{param.meta['ref']} has other uses"
     dtypes = sorted({str(spec_of(p).dtype) for p in params})

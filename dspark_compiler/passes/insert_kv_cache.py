@@ -40,7 +40,7 @@ class InsertKVCache(Pass):
             self._insert(program, entry)
         if any(entry.kind is EntryKind.VERIFY for entry in program.entries.values()):
             program.entries["commit"] = self._commit(program)
-        return PassResult(program, bool(program.states))
+        return PassResult(program, True)
 
     def _check(self, entry: EntryPoint) -> None:
         if entry.kind is not EntryKind.PREFILL and entry.batch != self.batch:
@@ -69,6 +69,8 @@ class InsertKVCache(Pass):
             args = (q, k, v, *states, *(inputs[ref] for ref in names), *options)
             node.replace_all_uses_with(emit(node, target.default, args))
             entry.graph.graph.erase_node(node)
+        if not seen:
+            raise PassError(f"{self.name}: {entry.name}: has no dspark::attention to give a cache")
 
     def _states(self, program: Program, entry: EntryPoint, node: fx.Node) -> list[fx.Node]:
         """Placeholders of the cache a layer's attention works on, the states made on first sight."""

@@ -23,13 +23,7 @@ class Stream(Iterator[str]):
 
     def __init__(self, sequence: SequenceState, rounds: Generator[None]) -> None:
         self._sequence = sequence
-        self._pieces = self._read(rounds)
-
-    def _read(self, rounds: Generator[None]) -> Generator[str]:
-        with closing(rounds):  # gives the engine free at once
-            for _ in rounds:
-                if piece := self._sequence.read_text():
-                    yield piece
+        self._pieces = _read(sequence, rounds)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -48,6 +42,14 @@ class Stream(Iterator[str]):
         if self._sequence.finish_reason is None:
             raise DSparkError("the stream has not reached its end; read all pieces first")
         return self._sequence.completion()
+
+
+# Not a method: a generator that held its Stream would outlive it, and keep the engine busy.
+def _read(sequence: SequenceState, rounds: Generator[None]) -> Generator[str]:
+    with closing(rounds):
+        for _ in rounds:
+            if piece := sequence.read_text():
+                yield piece
 
 
 class Engine:

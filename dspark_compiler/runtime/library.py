@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -68,8 +69,21 @@ def _runtime_libraries(artifact: Artifact) -> list[str]:
     return sorted(found, key=lambda name: (name != _RUNTIME, name))
 
 
+def available_cores() -> int:
+    """Physical cores this process may run on: what hardware threads share, one kernel thread uses up."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus)
+    try:
+        return len({path.read_text() for path in siblings})
+    except OSError:
+        return len(cpus)
+
+
 def _set_threads(threads: int | None, running: bool) -> None:
     if threads is None:
+        # Left alone, the runtime takes half the cores of an x86 machine for hardware threads of the other half.
+        if not running:
+            os.environ.setdefault(_THREADS_VARIABLE, str(available_cores()))
         return
     if threads < 1:
         raise InputError(f"--threads {threads}: must be at least 1")

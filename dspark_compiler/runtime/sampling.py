@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dspark_compiler.errors import InputError
 
 _FIRST_CANDIDATES = 256  # the nucleus is usually smaller
+_GROUP = 32  # values whose maximum stands for them
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,18 @@ def probabilities(logits: NDArray[np.float32], params: SamplingParams, history: 
         result = np.zeros_like(scores)
         result[scores.argmax()] = 1
         return result
-    scores = scores / np.float32(params.temperature)
-    scores -= scores.max()
+    scores /= np.float32(params.temperature)
+    tokens: NDArray[np.intp] | slice = slice(None)
     if 0 < params.top_k < scores.size:
-        smallest = np.partition(scores, -params.top_k)[-params.top_k]
-        scores[scores < smallest] = -np.inf  # equals of the k-th stay
-    weights: NDArray[np.float32] = np.exp(scores)
+        tokens = _highest(scores, params.top_k)
+    weights = np.exp(scores[tokens] - scores.max())
     if params.top_p < 1:
         weights[~_nucleus(weights, params.top_p)] = 0
     if params.min_p > 0:
         weights[weights < np.float32(params.min_p)] = 0  # the most likely token has weight 1
-    weights /= weights.sum(dtype=np.float64)
-    return weights
+    result = np.zeros_like(scores)
+    result[tokens] = weights / weights.sum(dtype=np.float64)
+    return result
 
 
 def penalized(logits: NDArray[np.float32], penalty: float, history: Sequence[int]) -> NDArray[np.float32]:
@@ -87,16 +88,30 @@ def penalized(logits: NDArray[np.float32], penalty: float, history: Sequence[int
     return scores
 
 
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Indices of the ``count`` highest values and of the equals of the last one, ascending.
+
+    Sorting all of a large vocabulary can take longer than a small model's step. So values are put in groups: no value
+    sought is below the ``count``-th highest of the groups' maxima, and few others reach that.
+    """
+    found: NDArray[np.intp] = np.arange(values.size)
+    groups = values.size // _GROUP
+    if count <= groups:
+        maxima = values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+        found = np.flatnonzero(values >= np.partition(maxima, -count)[-count])
+    reaching = values[found]
+    highest: NDArray[np.intp] = found[reaching >= np.partition(reaching, -count)[-count]]
+    return highest
+
+
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_]:
     """The fewest most likely tokens that hold ``top_p`` of the weight (Holtzman et al. 2020), at least one."""
     wanted = top_p * float(weights.sum(dtype=np.float64))
-    candidates = min(_FIRST_CANDIDATES, weights.size)
-    while True:
-        # Sorting all of a large vocabulary takes longer than a small model's step.
-        top = np.sort(np.argpartition(weights, -candidates)[-candidates:])
-        if candidates == weights.size or float(weights[top].sum(dtype=np.float64)) >= wanted:
-            break
-        candidates = min(candidates * 8, weights.size)
+    count = min(_FIRST_CANDIDATES, weights.size)
+    top = _highest(weights, count)
+    while count < weights.size and float(weights[top].sum(dtype=np.float64)) < wanted:
+        count = min(count * 8, weights.size)
+        top = _highest(weights, count)
     top = top[np.argsort(-weights[top], kind="stable")]
     above = np.cumsum(weights[top], dtype=np.float64) - weights[top]  # weight of the more likely ones
     keep = np.zeros(weights.size, np.bool_)

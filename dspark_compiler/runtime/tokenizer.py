@@ -51,13 +51,14 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-_CONTEXT:])
         self._settled = len(self._ids)  # of these ids all text was shown
-        self._shown = len(tokenizer.decode(self._ids))  # characters of the ids' text
+        # Characters of the ids' text; one that the prompt leaves unfinished is yet to be shown.
+        self._shown = len(tokenizer.decode(self._ids).rstrip(_REPLACEMENT))
 
     def push(self, token: int) -> str:
         """The text this token completes; empty while a character is unfinished."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        held = 0 if len(self._ids) > _MOST_HELD else min(len(text) - len(text.rstrip(_REPLACEMENT)), _UNFINISHED)
+        held = self._held(text)
         new = text[self._shown : len(text) - held]
         self._shown += len(new)
         if new and not held:
@@ -66,6 +67,16 @@ class TextStream:
             self._settled = len(self._ids)
             self._shown = len(self._tokenizer.decode(self._ids))
         return new
+
+    def _held(self, text: str) -> int:
+        """How many replacements at the end may yet become a character."""
+        broken = len(text) - len(text.rstrip(_REPLACEMENT))
+        pending = len(self._ids) - self._settled
+        if pending <= _UNFINISHED:
+            # Some decoders show a run of bytes as replacements altogether while its last character is unfinished, even
+            # the characters before it.
+            return broken
+        return min(broken, _UNFINISHED) if len(self._ids) <= _MOST_HELD else 0
 
     def finish(self) -> str:
         """What is left; bytes that never became a character show as U+FFFD."""

@@ -24,7 +24,7 @@ def rms_norm(
             for_each(lambda i: T.buffer_store(y, _scaled(x[row, i] * inverse, rest[0], i, weighted), [row, i]))
 
     args = [Arg("x", (rows, depth)), *([Arg("weight", (depth,))] if weighted else []), Arg("y", (rows, depth))]
-    return kernel(name, args, body)
+    return kernel(name, args, body, block=len(args) == 2)
 
 
 def layer_norm(
@@ -46,7 +46,7 @@ def layer_norm(
 
     names = [*(["weight"] if weighted else []), *(["bias"] if biased else [])]
     args = [Arg("x", (rows, depth)), *(Arg(n, (depth,)) for n in names), Arg("y", (rows, depth))]
-    return kernel(name, args, body)
+    return kernel(name, args, body, block=len(args) == 2)
 
 
 def _rows(rows: int, depth: int) -> Any:

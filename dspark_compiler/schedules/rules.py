@@ -28,7 +28,7 @@ class Elementwise(ScheduleRule):  # type: ignore[misc]
         blocks = try_inline(schedule, blocks)
         for block in blocks:
             extents = [int(loop.dom) for loop in block.iters if isinstance(loop.dom, int | tirx.IntImm)]
-            if len(extents) != len(block.iters):
+            if len(extents) != len(block.iters) or 0 in extents:
                 return None
             self._schedule_block(schedule, block.block_rv, extents)
         return schedule

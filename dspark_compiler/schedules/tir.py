@@ -1,7 +1,7 @@
 """A thin layer over TVM's TIR builder: a kernel is a Python function over buffers, unrolled where Python loops."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,21 @@ class Arg:
     dtype: str = "float32"
 
 
-def kernel(name: str, args: Sequence[Arg], body: Callable[..., None]) -> tvm.tirx.PrimFunc:
-    """Builds a PrimFunc; ``body`` gets one buffer an argument and emits the statements."""
+def kernel(name: str, args: Sequence[Arg], body: Callable[..., None], *, block: bool = False) -> tvm.tirx.PrimFunc:
+    """Builds a PrimFunc; ``body`` gets one buffer an argument and emits the statements.
+
+    ``block`` wraps the statements in a root block: Relax looks for one in functions of a single input.
+    """
     with IRBuilder() as builder:
-        with T.prim_func():
+        with T.prim_func(s_tir=block):
             T.func_name(name)
             T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE})
             buffers = []
             for arg in args:
                 handle = T.arg(f"{arg.name}_handle", T.handle())
                 buffers.append(T.match_buffer(handle, arg.shape, arg.dtype, align=64))
-            body(*buffers)
+            with T.sblock("root") if block else nullcontext():
+                body(*buffers)
     return builder.get()
 
 

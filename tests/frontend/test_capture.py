@@ -1,7 +1,5 @@
 import pytest
 import torch
-from test_capture_families import inputs, logits_of, relative_error
-from tiny_models import TINY, WINDOW
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, FalconConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
 
@@ -9,6 +7,8 @@ from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.seam import window_of
+from tests.running import inputs, logits_of, relative_error
+from tests.tiny_models import TINY, WINDOW
 
 CONFIG = CompileConfig(prefill_widths=(8,), verify_width=4, max_seq_len=32)
 SMALL = {
@@ -22,9 +22,7 @@ SMALL = {
 
 
 def attention_nodes(program, entry="decode"):
-    return program.entries[entry].graph.graph.find_nodes(
-        op="call_function", target=torch.ops.dspark.attention.default
-    )
+    return program.entries[entry].graph.graph.find_nodes(op="call_function", target=torch.ops.dspark.attention.default)
 
 
 def arguments(node):  # layer, scale, window, softcap
@@ -161,6 +159,18 @@ def test_a_model_that_remembers_otherwise_is_refused():
     refused(AutoModelForCausalLM.from_config(config), "Mamba")
 
 
+def test_a_layer_without_attention_is_named():
+    model = TINY["llama"]()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    refused(model, "layer 1 is of type linear_attention; only full_attention, sliding_attention layers")
+
+
+def test_a_layer_that_attends_twice_is_refused():
+    model = TINY["llama"]()
+    model.model.layers[1].self_attn.layer_idx = 0
+    refused(model, r"layers \[1\] call no attention")
+
+
 class Branching(nn.Module):
     def forward(self, hidden):
         return hidden if float(hidden.sum()) > 0 else -hidden
@@ -171,6 +181,14 @@ def test_the_module_that_stops_the_capture_is_named():
     model.model.layers[1].mlp = Branching()
     error = refused(model, r"model\.layers\.1\.mlp \(Branching\): cannot be captured")
     assert error.__cause__ is not None
+
+
+def test_capture_is_silent(capfd):
+    model = TINY["llama"]()
+    capture(model, CONFIG)
+    model.model.layers[1].mlp = Branching()
+    refused(model, "Branching")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_failed_capture_leaves_the_model_as_it_was():

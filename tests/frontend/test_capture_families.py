@@ -2,32 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import TINY, WINDOW
 from torch._ops import OpOverload
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.retrace import WHOLE
-from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
+from dspark_compiler.graph.program import EntryKind, Role
+from tests.running import inputs, logits_of, relative_error
+from tests.tiny_models import TINY, WINDOW
 
 CONFIG = CompileConfig(max_batch=2, prefill_widths=(4 * WINDOW,), verify_width=2 * WINDOW, max_seq_len=32)
 RTOL = 1e-5
-
-
-def logits_of(entry: EntryPoint, program: Program, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    given = {"input_ids": ids, "positions": positions} | program.params
-    (logits,) = entry.graph(*(given[n.meta["ref"]] for n in entry.graph.graph.nodes if n.op == "placeholder"))
-    return logits
-
-
-def inputs(entry: EntryPoint, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, 128, (entry.batch, entry.width), generator=generator)
-    return ids, torch.arange(first, first + entry.width).repeat(entry.batch, 1)
-
-
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got - want).abs().max() / want.abs().max())
 
 
 @pytest.fixture(scope="module", params=list(TINY))

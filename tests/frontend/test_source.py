@@ -6,12 +6,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config
+from transformers.utils import logging
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
+from tests.tiny_models import TINY
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,14 @@ def sharded(tmp_path):
     return tmp_path / "sharded"
 
 
-def refused(path, match, error=InputError, load=False):
+def refused(path, match, error=InputError, step=open_source):
     with pytest.raises(error, match=match) as caught:
-        source = open_source(str(path))
-        assert load, "the source opened"
-        source.load(torch.float32)
+        step(str(path))
     assert "\n" not in str(caught.value)
+
+
+def load(path):
+    return open_source(path).load(torch.float32)
 
 
 def edit_json(path, **changes):
@@ -95,8 +98,6 @@ def test_tied_weights_are_not_missing(tmp_path):
 
 
 def test_loading_is_silent_and_leaves_logging_alone(folder, capfd):
-    from transformers.utils import logging
-
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     open_source(str(folder)).load(torch.float32)
     assert capfd.readouterr() == ("", "")
@@ -195,9 +196,7 @@ def test_an_unknown_architecture(folder):
 
 
 def test_not_a_causal_language_model(tmp_path):
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertForMaskedLM(config).save_pretrained(tmp_path)
     refused(tmp_path, "BertForMaskedLM is not a causal language model", UnsupportedModelError)
     T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
@@ -209,6 +208,37 @@ def test_quantized_weights(folder):
     refused(folder, "weights quantized with gptq; give the unquantized checkpoint", UnsupportedModelError)
 
 
+def mxfp4(weight, generator):
+    """Random mxfp4 blocks and scales for a weight [E, in, out], and the numbers they stand for (OCP MX, E2M1)."""
+    experts, inner, outer = weight.shape
+    blocks = torch.randint(0, 256, (experts, outer, inner // 32, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(120, 128, (experts, outer, inner // 32), dtype=torch.uint8, generator=generator)
+    positive = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([positive, -positive])
+    pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], dim=-1)
+    numbers = pairs.reshape(*scales.shape, 32) * torch.exp2(scales.float() - 127)[..., None]
+    return blocks, scales, numbers.reshape(experts, outer, inner).mT
+
+
+def test_mxfp4_experts_are_read_as_numbers(tmp_path):
+    TINY["gpt_oss"]().save_pretrained(tmp_path)
+    want = {}
+
+    def edit(tensors):
+        generator = torch.Generator().manual_seed(0)
+        for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+            blocks, scales, want[name] = mxfp4(tensors.pop(name), generator)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+
+    edit_tensors(tmp_path / "model.safetensors", edit)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    model = open_source(str(tmp_path)).load(torch.float32)
+    assert len(want) == 4
+    for name, numbers in want.items():
+        assert torch.equal(model.state_dict()[name], numbers)
+    assert not hasattr(model.config, "quantization_config")
+
+
 def test_missing_tensors(folder):
     def edit(tensors):
         for layer in (0, 1):
@@ -217,14 +247,14 @@ def test_missing_tensors(folder):
 
     edit_tensors(folder / "model.safetensors", edit)
     match = r"missing from the checkpoint: model\.layers\.0\.self_attn\.k_proj\.weight, .* and 1 more;"
-    refused(folder, match, load=True)
+    refused(folder, match, step=load)
 
 
 def test_unexpected_tensors(folder):
     edit_tensors(folder / "model.safetensors", lambda t: t.update({"model.layers.9.extra": torch.zeros(2)}))
-    refused(folder, r"tensors have no place in the model: model\.layers\.9\.extra;", load=True)
+    refused(folder, r"tensors have no place in the model: model\.layers\.9\.extra;", step=load)
 
 
 def test_tensors_of_another_shape(folder):
     edit_tensors(folder / "model.safetensors", lambda t: t.update({"lm_head.weight": torch.zeros(7, 32)}))
-    refused(folder, r"another shape than the config says: lm_head\.weight \(7, 32\) for \(128, 32\)", load=True)
+    refused(folder, r"another shape than the config says: lm_head\.weight \(7, 32\) for \(128, 32\)", step=load)

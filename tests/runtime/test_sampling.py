@@ -1,4 +1,4 @@
-"""Distributions against a float64 reference and against transformers' own processors; draws against the distribution."""
+"""Distributions against a float64 reference and against transformers' own processors; draws against it."""
 
 import numpy as np
 import pytest

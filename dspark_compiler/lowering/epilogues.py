@@ -1,0 +1,111 @@
+"""Finds what a linear kernel can do before it stores: add the residual, or gate one half of its output by the other."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from dspark_compiler.graph.program import EntryPoint
+from dspark_compiler.lowering.layout import Form, LayoutPlan
+from dspark_compiler.schedules.gated_linear import can_gate
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Residual:
+    """add(residual, linear): ``linear`` stores its sums plus ``residual``."""
+
+    linear: fx.Node
+    residual: fx.Node
+
+
+@dataclass(frozen=True)
+class Gate:
+    """mul(act(linear[..., :I]), linear[..., I:])."""
+
+    linear: fx.Node
+    activation: str
+
+
+@dataclass
+class Epilogues:
+    """The last node of each match, and the nodes it makes needless."""
+
+    matches: dict[fx.Node, Residual | Gate] = field(default_factory=dict)
+    absorbed: set[fx.Node] = field(default_factory=set)
+
+
+def find_epilogues(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:
+    """All matches of an entry point; a node belongs to one at most."""
+    found = Epilogues()
+    for node in entry.graph.graph.nodes:
+        if node.target is _aten.mul.Tensor:
+            _match_gate(node, plan, found)
+        elif node.target is _aten.add.Tensor and not node.kwargs:
+            _match_residual(node, plan, found)
+    return found
+
+
+def _match_residual(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
+    for linear, residual in (node.args, reversed(node.args)):
+        if not (_is_packed(linear, plan) and len(linear.users) == 1 and isinstance(residual, fx.Node)):
+            continue
+        if _shape(residual) == _shape(linear) == _shape(node) and linear not in found.absorbed:
+            found.matches[node] = Residual(linear, residual)
+            found.absorbed.add(linear)
+            return
+
+
+def _match_gate(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
+    for activated, up in (node.args, reversed(node.args)):
+        name = _activation(activated)
+        if name is None or not _is_slice(up):
+            continue
+        gate = activated.args[0]
+        linear = up.args[0]
+        if not (_is_slice(gate) and gate.args[0] is linear and _is_packed(linear, plan) and len(linear.args) == 2):
+            continue
+        half = _shape(node)[-1]
+        private = set(linear.users) == {gate, up} and all(len(n.users) == 1 for n in (activated, gate, up))
+        halves = _bounds(gate) == (0, half) and _bounds(up) == (half, 2 * half) and _shape(linear)[-1] == 2 * half
+        if private and halves and can_gate(half, plan.isa):
+            found.matches[node] = Gate(linear, name)
+            found.absorbed |= {linear, gate, up, activated}
+            return
+
+
+def _activation(node: Any) -> str | None:
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target is _aten.silu.default:
+        return "silu"
+    if node.target is _aten.gelu.default and node.kwargs.get("approximate") == "tanh":
+        return "gelu_tanh"
+    return None
+
+
+def _is_packed(node: Any, plan: LayoutPlan) -> bool:
+    if not isinstance(node, fx.Node) or node.target is not _aten.linear.default:
+        return False
+    return plan.forms.get(node.args[1].meta.get("ref")) is Form.PACKED
+
+
+def _is_slice(node: Any) -> bool:
+    if not isinstance(node, fx.Node) or node.target is not _aten.slice.Tensor:
+        return False
+    dim = node.args[1] if len(node.args) > 1 else 0
+    return dim in (-1, node.meta["val"].ndim - 1) and (len(node.args) < 5 or node.args[4] == 1)
+
+
+def _bounds(node: fx.Node) -> tuple[int, int]:
+    size = _shape(node.args[0])[-1]
+    start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
+    end = node.args[3] if len(node.args) > 3 and node.args[3] is not None else size
+    return start, min(end, size)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+

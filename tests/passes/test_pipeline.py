@@ -1,0 +1,49 @@
+"""The default pipeline: its order, its options, and the programs it makes of whole tiny models."""
+
+import pytest
+
+from dspark_compiler.config import CompileConfig
+from dspark_compiler.errors import InputError
+from dspark_compiler.graph.printer import print_entry
+from dspark_compiler.graph.program import EntryKind
+from dspark_compiler.passes.base import run_passes
+from dspark_compiler.passes.insert_kv_cache import InsertKVCache
+from dspark_compiler.passes.pipeline import default_pipeline
+from tests.passes.capture import FAMILIES, capture, tiny_model
+
+CONFIG = CompileConfig(max_seq_len=64, max_batch=2, verify_width=4)
+
+
+def test_order():
+    assert [p.name for p in default_pipeline(CONFIG)] == [
+        "canonicalize",
+        "canonicalize_linear",
+        "fold_constants",
+        "fuse_rms_norm",
+        "insert_kv_cache",
+        "last_position_logits",
+        "fuse_projections",
+        "eliminate_dead_code",
+    ]
+    assert not any(p.changes_numerics for p in default_pipeline(CONFIG))
+
+
+def test_options_reach_their_passes():
+    assert InsertKVCache(slots=64, batch=2, verify_width=4) in default_pipeline(CONFIG)
+
+
+def test_lengths_must_be_settled():
+    with pytest.raises(InputError, match="--max-seq-len"):
+        default_pipeline(CompileConfig())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_golden(family, golden):
+    program, _ = run_passes(default_pipeline(CONFIG), capture(tiny_model(family), batch=2))
+    assert [e.kind for e in program.entries.values()] == list(EntryKind)
+    for kind, name in (("prefill", "prefill_16"), ("verify", "verify_4")):
+        golden(f"{family}.{kind}", print_entry(program.entries[name]))
+    if family == "llama":
+        golden("llama.commit", print_entry(program.entries["commit"]))
+    _, reports = run_passes(default_pipeline(CONFIG), program)
+    assert [r.name for r in reports if r.modified] == [], "a second run must find nothing to do"

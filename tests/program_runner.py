@@ -1,0 +1,90 @@
+"""Runs a rewritten Program with torch: a plain stand-in for the runtime, one call an entry point."""
+
+import torch
+from torch import Tensor, fx
+
+from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
+
+
+class ProgramRunner:
+    """Holds the states of a Program and how many tokens of each sequence are confirmed (``length``)."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.states = {ref: torch.zeros(spec.shape, dtype=spec.dtype) for ref, spec in program.states.items()}
+        self.batch = self._one(EntryKind.DECODE).batch
+        self.length = [0] * self.batch
+
+    def run(self, name: str, **inputs: Tensor) -> dict[str, Tensor]:
+        """Executes one entry point; states are written in place."""
+        entry = self.program.entries[name]
+        values = {Role.INPUT: inputs, Role.PARAM: self.program.params, Role.STATE: self.states}
+        placeholders = [n for n in entry.graph.graph.nodes if n.op == "placeholder"]
+        arguments = [values[n.meta["role"]][n.meta["ref"]] for n in placeholders]
+        with torch.no_grad():
+            results = fx.Interpreter(entry.graph).run(*arguments)
+        for node, argument in zip(placeholders, arguments, strict=True):
+            assert tuple(argument.shape) == tuple(node.meta["val"].shape), node
+        return dict(zip(entry.outputs, results, strict=True))
+
+    def prefill(self, sequence: int, tokens: list[int], pad: int = 0) -> Tensor:
+        """Feeds a prompt in chunks, the last one padded; the last token's logits [V]."""
+        entries = sorted((e for e in self._all(EntryKind.PREFILL)), key=lambda e: -e.width)
+        logits = None
+        while tokens:
+            entry = next((e for e in entries if e.width <= len(tokens)), entries[-1])
+            chunk, tokens = tokens[: entry.width], tokens[entry.width :]
+            start = self.length[sequence]
+            padded = chunk + [pad] * (entry.width - len(chunk))
+            logits = self.run(
+                entry.name,
+                input_ids=torch.tensor([padded]),
+                positions=_positions([start], entry.width),
+                sequence=_int32([sequence]),
+                length=_int32([start]),
+                count=_int32([len(chunk)]),
+            )["logits"]
+            self.length[sequence] += len(chunk)
+        assert logits is not None
+        return logits[0, -1]
+
+    def decode(self, tokens: list[int | None]) -> Tensor:
+        """One token a sequence (None leaves it alone); logits [B,V]."""
+        entry = self._one(EntryKind.DECODE)
+        count = [int(t is not None) for t in tokens]
+        logits = self.run(
+            entry.name,
+            input_ids=torch.tensor([[t or 0] for t in tokens]),
+            positions=_positions(self.length, 1),
+            sequence=_int32(list(range(self.batch))),
+            length=_int32(self.length),
+            count=_int32(count),
+        )["logits"]
+        self.length = [n + c for n, c in zip(self.length, count, strict=True)]
+        return logits[:, 0]
+
+    def verify(self, tokens: list[list[int]]) -> Tensor:
+        """Unconfirmed tokens, as many as the entry point is wide; logits [B,N,V]."""
+        entry = self._one(EntryKind.VERIFY)
+        inputs = {"input_ids": torch.tensor(tokens), "positions": _positions(self.length, entry.width)}
+        return self.run(entry.name, **inputs, length=_int32(self.length))["logits"]
+
+    def commit(self, accepted: list[int]) -> None:
+        """Confirms the first so many of the last verified tokens of each sequence."""
+        self.run("commit", length=_int32(self.length), accepted=_int32(accepted))
+        self.length = [n + a for n, a in zip(self.length, accepted, strict=True)]
+
+    def _all(self, kind: EntryKind) -> list[EntryPoint]:
+        return [e for e in self.program.entries.values() if e.kind is kind]
+
+    def _one(self, kind: EntryKind) -> EntryPoint:
+        (entry,) = self._all(kind)
+        return entry
+
+
+def _int32(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _positions(starts: list[int], width: int) -> Tensor:
+    return torch.tensor(starts)[:, None] + torch.arange(width)

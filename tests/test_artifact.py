@@ -1,0 +1,182 @@
+"""Opening artifacts: what was written comes back, and whatever is wrong is one clear error."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_compiler.artifact import Artifact, ArtifactWriter, EntrySpec, KVInfo, Manifest, ModelInfo, TargetInfo, host
+from dspark_compiler.artifact.files import describe
+from dspark_compiler.errors import ArtifactError
+
+MACHINE = os.uname().machine
+
+
+def manifest(**changes: object) -> Manifest:
+    fields: dict[str, object] = {
+        "compiler_version": "0.1.0",
+        "tvm_version": "0.27",
+        "model": ModelInfo("m", "A", "a", 8, 4, 1, 16, None, (2,)),
+        "target": TargetInfo("cpu", "native", f"{MACHINE}-unknown-linux-gnu"),
+        "dtype": "float32",
+        "max_seq_len": 16,
+        "max_batch": 1,
+        "kv": KVInfo(16, "float32"),
+        "entry_points": {
+            "prefill_4": EntrySpec("prefill", 1, 4, (), (), ("w",), ()),
+            "decode": EntrySpec("decode", 1, 1, (), (), ("w",), ()),
+        },
+        "states": {},
+    }
+    return Manifest(**(fields | changes))
+
+
+def write(path: Path, seed: int = 0, size: int = 1000, **changes: object) -> Path:
+    with ArtifactWriter(path) as writer:
+        writer.add_params([("w", np.full(size, seed, np.float32)), ("v", np.arange(size, dtype=np.float32))])
+        writer.add_bytes("lib/model.so", b"code" * 100)
+        writer.add_json("report.json", {"seed": seed})
+        return writer.finish(manifest(**changes))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "m.dspark")
+
+
+def test_what_was_written_comes_back(path: Path) -> None:
+    artifact = Artifact.open(path)
+    assert (artifact.params()["w"] == 0).all()
+    assert artifact.params()["v"][-1] == 999
+    assert artifact.read_text("report.json") == '{\n "seed": 0\n}\n'
+    assert artifact.read_text("tokenizer.json") is None
+    assert set(artifact.manifest.files) == {"lib/model.so", "params/00001.safetensors", "report.json"}
+    assert artifact.size() == sum(
+        f.stat().st_size for f in path.rglob("*") if f.is_file() and f.name != "manifest.json"
+    )
+    assert dataclasses.replace(artifact.manifest, files={}, params={}) == manifest()
+
+
+def test_files_the_manifest_does_not_name_are_not_read(path: Path) -> None:
+    (path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert Artifact.open(path).read_text("generation_config.json") is None
+
+
+def fails(path: Path, message: str, **options: bool) -> None:
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Artifact.open(path, **options)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    fails(tmp_path / "none", "no such artifact")
+    (tmp_path / "file").write_text("x")
+    fails(tmp_path / "file", "no such artifact")
+
+
+def test_no_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+    fails(path, r"not an artifact, its manifest\.json cannot be read")
+
+
+def test_manifest_cut_short(path: Path) -> None:
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text[: len(text) // 2])
+    fails(path, "not valid JSON")
+
+
+def test_newer_format(path: Path) -> None:
+    data = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(data | {"format_version": 9}))
+    fails(path, "format 9 is newer.*upgrade")
+
+
+@pytest.mark.parametrize("name", ["lib/model.so", "params/00001.safetensors", "report.json"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_missing_and_wrong_sizes_are_found_even_without_hashes(path: Path, name: str, verify: bool) -> None:
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1])
+    fails(path, f"{name}: cut short, {len(content) - 1} bytes where the manifest says {len(content)}", verify=verify)
+    (path / name).write_bytes(content + b"x")
+    fails(path, f"{name}: too long", verify=verify)
+    (path / name).unlink()
+    fails(path, f"{name}: missing", verify=verify)
+    (path / name).mkdir()
+    fails(path, f"{name}: missing", verify=verify)
+
+
+def test_an_edited_file_is_found_by_its_hash_unless_told_not_to(path: Path) -> None:
+    file = path / "params/00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    fails(path, r"params/00001\.safetensors: was changed.*--no-verify")
+    Artifact.open(path, verify=False)
+
+
+def test_a_link_out_of_the_folder(path: Path, tmp_path: Path) -> None:
+    shutil.copy(path / "report.json", tmp_path / "elsewhere")
+    (path / "report.json").unlink()
+    (path / "report.json").symlink_to(tmp_path / "elsewhere")
+    fails(path, r"report\.json: leads out of the artifact", verify=False)
+
+
+def test_an_artifact_reached_through_a_link_is_fine(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(path)
+    Artifact.open(tmp_path / "link")
+
+
+def test_a_relative_path_is_fine(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path)
+    Artifact.open(".")
+
+
+def test_an_unreadable_text_file(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "a") as writer:
+        writer.add_params([("w", np.zeros(1, np.float32))])
+        writer.add_bytes("tokenizer.json", b"\xff\xfe")
+        writer.finish(manifest())
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: cannot be read"):
+        Artifact.open(tmp_path / "a").read_text("tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (TargetInfo("cuda", "sm_90", f"{MACHINE}-linux"), "was compiled for cuda, this version runs cpu"),
+        (TargetInfo("cpu", "a", "riscv64-unknown-linux-gnu"), f"compiled for riscv64.*this machine is {MACHINE}"),
+        (
+            TargetInfo("cpu", "future", f"{MACHINE}-linux", ("avx9001", "warp-drive")),
+            "compiled for future, this processor lacks avx9001, warp-drive; compile again with --arch x86-64-v3",
+        ),
+    ],
+)
+def test_another_machine(tmp_path: Path, target: TargetInfo, message: str) -> None:
+    path = write(tmp_path / "m.dspark", target=target)
+    fails(path, message)
+    assert Artifact.open(path, runnable=False).manifest.target == target
+
+
+def test_features_in_either_spelling() -> None:
+    flags = frozenset(["fma", "avx2", "pni", "abm", "sse4_2", "avx512_vnni", "amx_tile"])
+    needed = ("fma", "avx2", "sse3", "lzcnt", "sse4.2", "sse4_2", "avx512vnni", "avx512_vnni", "amx-tile")
+    assert host.missing_features(needed, flags) == []
+    assert host.missing_features(("avx512f", "fma", "avx"), flags) == ["avx512f", "avx"]
+
+
+def test_flags_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "_CPUINFO", tmp_path / "cpuinfo")
+    assert host.cpu_flags() is None
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2\nflags\t\t: other\n")
+    assert host.cpu_flags() == {"fpu", "avx2"}
+    (tmp_path / "cpuinfo").write_text("Features : asimd\n")
+    assert host.cpu_flags() == {"asimd"}
+
+
+def test_describe_leaves_the_manifest_out(path: Path) -> None:
+    assert describe(path) == Artifact.open(path).manifest.files

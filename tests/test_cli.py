@@ -1,0 +1,252 @@
+"""The command line: options, exit codes, one-line errors, and stdout that holds results only."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from dspark_compiler import cli
+from dspark_compiler.commands.base import Command, Group
+from dspark_compiler.errors import CheckFailedError, InputError
+from tests.runtime import toy
+
+GENERATE_KEYS = (
+    *("prompt_tokens", "tokens", "text", "ttft_ms", "tpot_ms", "rounds"),
+    *("accepted_length", "kv_slots", "peak_memory_bytes"),
+)
+
+# Sprawl needs a decision: an option is added here on purpose or not at all.
+OPTIONS = {
+    "dspark-compile": [
+        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--max-batch", "--max-seq-len", "--output"),
+        *("--prefill-widths", "--target", "--tune-trials", "--verify-width", "--version"),
+    ],
+    "generate": [
+        *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-verify", "--prompt", "--prompt-ids"),
+        *("--repetition-penalty", "--seed", "--stop", "--temperature", "--threads", "--top-k", "--top-p"),
+    ],
+    "inspect": ["--debug", "--json", "--no-verify"],
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(toy.write(tmp_path_factory.mktemp("cli") / "toy.dspark"))
+
+
+def dspark(*args: str) -> Result:
+    return CliRunner().invoke(cli.main, list(args))
+
+
+def refused(result: Result, message: str, code: int = 2) -> None:
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_the_options_are_these_and_no_others() -> None:
+    commands = {"dspark-compile": cli.compile_main} | cli.main.commands
+    found = {
+        name: sorted(
+            max(parameter.opts, key=len) for parameter in command.params if isinstance(parameter, click.Option)
+        )
+        for name, command in commands.items()
+        if name in OPTIONS
+    }
+    assert found == OPTIONS
+
+
+def test_every_command_is_one_of_ours_and_documented() -> None:
+    for command in (cli.compile_main, *cli.main.commands.values()):
+        assert isinstance(command, Command | Group)
+        assert command.help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["generate", "--help"]])
+def test_help_is_instant(args: list[str]) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "dspark_compiler", *args], check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, dspark_compiler.cli as c; print(sorted({'numpy', 'rich', 'tokenizers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_generate_streams_text(artifact: str) -> None:
+    result = dspark("generate", artifact, "--prompt", "hello", "--max-new-tokens", "6")
+    expected = bytes(toy.Reference().greedy([toy.BOS, *b"hello"], 6)).decode()
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected + "\n", "")
+
+
+def test_generate_json_has_the_agreed_keys(artifact: str, tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text("[1, 2, 3]")
+    result = dspark("generate", artifact, "--prompt-ids", str(tmp_path / "ids.json"), "--max-new-tokens", "5", "--json")
+    data = json.loads(result.stdout)
+    assert tuple(data) == GENERATE_KEYS
+    assert data["prompt_tokens"] == [1, 2, 3]
+    assert data["tokens"] == toy.Reference().greedy([1, 2, 3], 5)
+    assert data["text"] == bytes(data["tokens"]).decode()
+    assert (data["rounds"], data["kv_slots"], data["accepted_length"]) == (4, 7, None)
+    assert data["ttft_ms"] > 0
+    assert data["tpot_ms"] > 0
+    assert data["peak_memory_bytes"] > 10_000_000
+
+
+def test_generate_chat_sampling_and_stop(artifact: str) -> None:
+    args = ["generate", artifact, "--prompt", "Hi", "--chat", "--temperature", "1.2", "--top-p", "0.9", "--top-k", "50"]
+    args += ["--min-p", "0.01", "--repetition-penalty", "1.1", "--seed", "4", "--max-new-tokens", "12", "--json"]
+    first, again = json.loads(dspark(*args).stdout), json.loads(dspark(*args).stdout)
+    assert first["prompt_tokens"] == [toy.BOS, toy.USER, *b"Hi", toy.ASSISTANT]
+    assert first["tokens"] == again["tokens"]
+    assert json.loads(dspark(*args, "--seed", "5").stdout)["tokens"] != first["tokens"]
+    stop = first["text"][3]
+    stopped = json.loads(dspark(*args, "--stop", "@@", "--stop", stop).stdout)
+    assert stopped["text"] == first["text"][: first["text"].index(stop)]
+
+
+def test_generate_without_a_tokenizer_prints_ids(tmp_path: Path) -> None:
+    path = str(toy.write(tmp_path / "a.dspark", text=False))
+    (tmp_path / "ids.json").write_text("[1, 2]")
+    result = dspark("generate", path, "--prompt-ids", str(tmp_path / "ids.json"), "--max-new-tokens", "4")
+    assert result.stdout == " ".join(map(str, toy.Reference().greedy([1, 2], 4))) + "\n"
+    refused(dspark("generate", path, "--prompt", "x"), "has no tokenizer.json, so it takes no text; give token ids")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give either --prompt or --prompt-ids"),
+        (["--prompt", "x", "--prompt-ids", "y"], "give either --prompt or --prompt-ids"),
+        (["--prompt-ids", "y", "--chat"], "--chat needs --prompt"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "x" * 100], "the prompt has 101 tokens, the artifact holds 48"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature -1.0: must be"),
+        (["--prompt", "x", "--temperature", "hot"], "'hot' is not a valid float"),
+        (["--prompt", "x", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["--prompt", "x", "--frobnicate"], "No such option"),
+        (["--prompt-ids", "/none.json"], "--prompt-ids /none.json: No such file"),
+    ],
+)
+def test_generate_refuses(artifact: str, args: list[str], message: str) -> None:
+    refused(dspark("generate", artifact, *args), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2", "not valid JSON"),
+        ('{"a": 1}', "must hold a list of token ids"),
+        ("[1, 2.0]", "must hold a list of token ids"),
+        ("[true]", "must hold a list of token ids"),
+        ("[]", "the prompt is empty"),
+        ("[1, 260]", "prompt token 1 is 260, outside the vocabulary of 260"),
+    ],
+)
+def test_prompt_ids_that_are_none(artifact: str, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "ids.json").write_text(text)
+    refused(dspark("generate", artifact, "--prompt-ids", str(tmp_path / "ids.json")), message)
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_an_edited_artifact(tmp_path: Path, command: str) -> None:
+    path = toy.write(tmp_path / "a.dspark")
+    (path / "chat_template.jinja").write_text(toy.CHAT_TEMPLATE.replace("assistant", "ASSISTANT"))
+    args = ["--prompt", "x"] if command == "generate" else []
+    refused(dspark(command, str(path), *args), "chat_template.jinja: was changed")
+    assert dspark(command, str(path), *args, "--no-verify").exit_code == 0
+
+
+def test_inspect_json(artifact: str) -> None:
+    data = json.loads(dspark("inspect", artifact, "--json").stdout)
+    assert data["model"]["name"] == "toy"
+    assert list(data["entry_points"]) == ["prefill_4", "prefill_8", "decode", "verify_3", "commit"]
+    assert data["parameters"] == {"count": 2, "bytes": 2 * 4 * toy.V**2}
+    assert data["memory"]["states"] == 8 * toy.BATCH * (toy.SLOTS + toy.VERIFY)
+    assert data["memory"]["total"] == data["memory"]["weights"] + data["memory"]["states"]
+    assert data["files"]["bytes"] == sum(data["files"]["folders"].values())
+    assert data["report"]["stages"] == {"capture": 1.0}
+
+
+def test_inspect_tables(artifact: str) -> None:
+    result = dspark("inspect", artifact)
+    assert result.exit_code == 0
+    for text in (
+        "ToyForCausalLM",
+        "prefill_8",
+        "48 slots a sequence",
+        "weights 0.5 MB",
+        "stages.capture",
+        "fold, fuse",
+    ):
+        assert text in result.stdout
+
+
+def test_inspect_shows_an_artifact_for_another_machine(tmp_path: Path) -> None:
+    target = toy.TargetInfo("cpu", "other", "riscv64-linux")
+    path = str(toy.write(tmp_path / "a.dspark", target=target))
+    assert "riscv64" in dspark("inspect", path).stdout
+    refused(dspark("generate", path, "--prompt", "x"), "was compiled for riscv64-linux")
+
+
+def test_an_unknown_command_and_none() -> None:
+    refused(dspark("frobnicate"), "No such command 'frobnicate' (see dspark --help)")
+    assert "Commands:" in dspark().stderr
+
+
+def failing(error: BaseException) -> Command:
+    @click.command("fail", cls=Command)
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "stderr"),
+    [
+        (InputError("a\n  b"), 2, "error: a b\n"),
+        (CheckFailedError("tokens differ"), 1, "error: tokens differ\n"),
+        (OSError(28, "No space left on device", "/x"), 2, "error: /x: No space left on device\n"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device\n"),
+        (ModuleNotFoundError("", name="torch"), 2, "error: this command needs the package torch; pip install "),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_and_exit_codes(error: BaseException, code: int, stderr: str) -> None:
+    result = CliRunner().invoke(failing(error))
+    assert result.exit_code == code
+    assert result.stderr.lstrip("\n").startswith(stderr)
+
+
+def test_debug_shows_the_traceback_and_the_line() -> None:
+    result = CliRunner().invoke(failing(InputError("what is wrong")), ["--debug"])
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("error: what is wrong\n")
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input() -> None:
+    result = CliRunner().invoke(failing(ZeroDivisionError("a bug")))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_reader_that_leaves_early_is_no_error(artifact: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -m dspark_compiler inspect {artifact} --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == ""
