@@ -15,10 +15,10 @@ def toy_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_source(tmp_path_factory.mktemp("source") / "tiny")
+def tiny_source() -> Path:
+    return tiny.source()
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return tiny.compile_source(tiny_source, tmp_path_factory.mktemp("tiny") / "tiny.dspark")
+def tiny_artifact() -> Artifact:
+    return tiny.compiled()

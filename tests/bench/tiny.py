@@ -1,5 +1,7 @@
 """A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder and compiled."""
 
+import functools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,7 +15,14 @@ from tests.runtime import toy
 CONTEXT = 64
 
 
-def write_source(path: Path) -> Path:
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="tiny-")
+
+
+@functools.cache
+def source() -> Path:
     """The model's folder. Weights are large enough that greedy text is not one token over and over."""
     config = LlamaConfig(
         vocab_size=toy.V,
@@ -32,12 +41,14 @@ def write_source(path: Path) -> Path:
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    path = Path(_folder().name) / "tiny"
     model.save_pretrained(path)
     (path / "tokenizer.json").write_text(toy.tokenizer().to_str(), encoding="utf-8")
     return path
 
 
-def compile_source(source: Path, output: Path, **options: object) -> Artifact:
-    """The artifact of a tiny model."""
-    config = CompileConfig(output=output, prefill_widths=(16,), verify_width=4, check=False, **options)
-    return compile_model(str(source), config)
+@functools.cache
+def compiled() -> Artifact:
+    """Its artifact, in float32."""
+    output = Path(_folder().name) / "tiny.dspark"
+    return compile_model(str(source()), CompileConfig(output=output, prefill_widths=(16,), verify_width=4, check=False))

@@ -1,7 +1,6 @@
 """The check that ends a compile: passes what is right, names what is wrong."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +13,14 @@ from dspark_compiler.errors import CheckFailedError
 from tests.bench import tiny
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_source(tmp_path_factory.mktemp("check") / "tiny")
-
-
 @pytest.fixture
-def model(source: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+def model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny.source(), dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def artifact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return tiny.compile_source(source, tmp_path_factory.mktemp("check") / "tiny.dspark")
+def artifact() -> Artifact:
+    return tiny.compiled()
 
 
 def rounded(artifact: Artifact) -> Artifact:
@@ -66,5 +60,5 @@ def test_few_wrong_tokens_pass_with_rounded_weights_and_many_fail(artifact: Arti
 
 def test_perplexity_has_a_budget(artifact: Artifact, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dspark_compiler.compare.check.MAX_PERPLEXITY_RATIO", 0.9)
-    with pytest.raises(CheckFailedError, match="the perplexity is 1.000 times eager's, at most 0.9"):
+    with pytest.raises(CheckFailedError, match=r"the perplexity is 1\.000 times eager's, at most 0\.9"):
         check(rounded(artifact), model)
