@@ -1,16 +1,20 @@
 """The check that ends a compile: passes what is right, names what is wrong."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, ArtifactWriter
 from dspark_compiler.compare.check import check
+from dspark_compiler.compare.compiled import greedy
 from dspark_compiler.compare.prompts import prompt_texts
 from dspark_compiler.errors import CheckFailedError
+from dspark_compiler.runtime.executor import Executor
 from tests.bench import tiny
+from tests.runtime import toy
 
 
 @pytest.fixture
@@ -21,6 +25,20 @@ def model() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
     return tiny.compiled()
+
+
+def test_an_artifact_runs_before_it_is_in_place(tmp_path: Path) -> None:
+    import tvm
+
+    output = tmp_path / "toy.dspark"
+    with ArtifactWriter(output) as writer:
+        writer.add_params(zip(("table", "other"), toy.tables(), strict=True))
+        writer.add_bytes("lib/model.so", toy.library())
+        writer.add_file(Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so", "lib/libtvm_runtime.so")
+        preview = writer.preview(toy.manifest())
+        assert list(greedy(Executor(preview), [1, 2], 5)) == toy.Reference().greedy([1, 2], 5, eos=None)
+        assert not output.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def rounded(artifact: Artifact) -> Artifact:

@@ -96,9 +96,10 @@ def test_exit_code_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_works_without_torch_and_tvm() -> None:
     hide = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'tvm', 'transformers'))); import importlib.util as u; "
+        "import importlib.util, sys; sys.modules.update(dict.fromkeys(('torch', 'tvm', 'transformers'))); "
+        "find = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name: None if name == 'tvm' else find(name); "
     )
-    hide += "find = u.find_spec; u.find_spec = lambda name: None if name == 'tvm' else find(name); "
     run = "from dspark_compiler.cli import main; main(['doctor'])"
     done = subprocess.run([sys.executable, "-c", hide + run], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
