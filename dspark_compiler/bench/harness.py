@@ -1,6 +1,5 @@
 """Runs the contestants turn by turn over the same fresh prompts."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from dspark_compiler.compare.origin import source_of, tokenizer_of
 from dspark_compiler.compare.prompts import TextSampler
 from dspark_compiler.errors import InputError
 from dspark_compiler.machine.bandwidth import ReadBandwidth
+from dspark_compiler.machine.load import RestWatch
 from dspark_compiler.machine.processor import cores
 
 # Threads of the contestant before spin on for some milliseconds, and would take its successor's cores.
@@ -71,8 +71,8 @@ class Contender:
 class Measurements:
     """All that was measured; generation i of each contender continues prompt i.
 
-    ``bandwidth`` is in bytes a second; ``load_average`` is the number of threads that other programs kept running
-    when the benchmark began.
+    ``bandwidth`` is in bytes a second; ``busy_cores`` is how many cores other programs kept busy while all contestants
+    rested between turns.
     """
 
     artifact: Artifact
@@ -81,12 +81,12 @@ class Measurements:
     prompts: list[list[int]]
     contenders: list[Contender]
     bandwidth: float
-    load_average: float
+    busy_cores: float
 
     @property
     def is_disturbed(self) -> bool:
         """Whether other programs wanted so much of the processor that times mean little."""
-        return self.load_average > 0.5 * cores()
+        return self.busy_cores > 0.1 * cores()
 
 
 def measure(config: BenchConfig, progress: Progress) -> Measurements:
@@ -97,7 +97,6 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         ArtifactError: the artifact cannot be used.
         DSparkError: a contestant cannot run here.
     """
-    load_average = os.getloadavg()[0]
     artifact = Artifact.open(config.artifact, verify=config.verify)
     manifest = artifact.manifest
     if (total := config.prompt_len + config.new_tokens) > manifest.max_seq_len:
@@ -111,6 +110,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     setup = Setup(str(config.artifact), model, manifest.dtype, threads, config.prompt_len, config.new_tokens)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
     bandwidth = ReadBandwidth(threads)
+    rest = RestWatch()
     with ExitStack() as stack:
         contenders, processes = [], []
         for name in names:
@@ -124,15 +124,16 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         prompts = [sampler.draw(config.prompt_len) for _ in range(config.repeats)]
         for turn, prompt in enumerate(prompts):
             progress("measure", turn, config.repeats)
+            rest.pause(_PAUSE_SECONDS)
             bandwidth.measure()
             for index in _rotated(len(names), turn):
-                time.sleep(_PAUSE_SECONDS)
+                rest.pause(_PAUSE_SECONDS)
                 contenders[index].generations.append(processes[index].generate(prompt, config.new_tokens))
         progress("measure", config.repeats, config.repeats)
         for contender, process in zip(contenders, processes, strict=True):
             contender.peak_memory_bytes = process.peak_memory_bytes()
         bandwidth.measure()
-    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.best, load_average)
+    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.best, rest.busy_cores)
 
 
 def _rotated(count: int, turn: int) -> Iterator[int]:

@@ -43,7 +43,7 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "repeats": len(measured.prompts),
         "threads": measured.threads,
         "read_bandwidth_bytes_per_s": measured.bandwidth,
-        "load_average": measured.load_average,
+        "busy_cores_at_rest": measured.busy_cores,
         "runs": runs,
         "speedup": {name: value / tpot[COMPILED] for name, value in tpot.items() if name != COMPILED},
         "tokens_identical": not parted if len(runs) > 1 else None,

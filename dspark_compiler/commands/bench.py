@@ -61,7 +61,7 @@ def bench_command(
     for table in tables(result):
         console.print(table)
     if measured.is_disturbed:
-        console.print(f"other programs kept {measured.load_average:.1f} threads running: measure again when they rest")
+        console.print(f"other programs kept {measured.busy_cores:.1f} cores busy: measure again when they rest")
     for parting in parted:
         console.print(f"tokens differ: {parting}", highlight=False)
     if json_file is not None:
