@@ -182,3 +182,18 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 @rms_norm.register_fake
 def _(x, weight, eps):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("dspark::rope", mutates_args=())
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions in the half-split form: x * cos + [-x2, x1] * sin.
+
+    x [b,H,S,D], cos and sin [b,1,S,D] -> [b,H,S,D]. Su et al. 2021, eq. 34.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+@rope.register_fake
+def _(x, cos, sin):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

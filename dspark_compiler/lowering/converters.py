@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 from tvm import relax
 
@@ -17,8 +18,12 @@ from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention import AttentionShape, Scoring
 from dspark_compiler.schedules.gated_linear import gated_linear
+from dspark_compiler.schedules.rope import RopeShape
+from dspark_compiler.schedules.rope import rope as rope_kernel
 from dspark_compiler.schedules.tir import Arg
 from dspark_compiler.schedules.topk import topk as topk_kernel
+
+aten = torch.ops.aten
 
 
 def cpu_converters() -> dict[str, Converter]:
@@ -30,6 +35,7 @@ def cpu_converters() -> dict[str, Converter]:
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
         "native_layer_norm.default": native_layer_norm,
+        "rope.default": rope,
         "last_row.default": last_row,
         "topk.default": topk,
         "append_attention.default": append_attention,
@@ -150,6 +156,36 @@ def rms_norm(node: fx.Node, importer: EntryImporter) -> Any:
     if weight is not None:
         args.append(importer.env[weight])
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), _shape(node))
+
+
+def rope(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.rope(x, cos, sin); x is read out of the projection's output where it is a slice of that."""
+    x, cos, sin = node.args
+    rows, heads, width, dim = _shape(node)
+    source, offset = _token_major(x)
+    if source is None:
+        shape, value = RopeShape(rows, heads, width, dim, _shape(x)), importer.env[x]
+    else:
+        flat = (rows * width, math.prod(_shape(source)) // (rows * width))
+        shape = RopeShape(rows, heads, width, dim, flat, offset)
+        value = importer.reshape(importer.env[source], flat)
+    layout = "heads" if source is None else f"{shape.source[1]}_{offset}"
+    kernel = rope_kernel(f"rope_{rows}x{heads}x{width}x{dim}_{layout}", shape, importer.plan.isa)
+    args = [value, importer.env[cos], importer.env[sin]]
+    return importer.call(kernel, args, PhysicalTensor(_shape(node), "float32"))
+
+
+def _token_major(x: fx.Node) -> tuple[fx.Node | None, int]:
+    """The tensor that holds x [b,H,S,D] as [b,S,...] rows, and the column it starts at; None if there is none."""
+    if x.target is not aten.permute.default or list(x.args[1]) != [0, 2, 1, 3]:
+        return None, 0
+    source = x.args[0]
+    if source.target is aten.reshape.default and source.args[0].target is aten.slice.Tensor:
+        piece = source.args[0]
+        whole, dim, start, *_ = piece.args
+        if dim == len(_shape(whole)) - 1 == 2 and len(piece.args) == 4:
+            return whole, start
+    return source, 0
 
 
 def layer_norm(node: fx.Node, importer: EntryImporter) -> Any:

@@ -98,6 +98,15 @@ def _expand(node: fx.Node) -> fx.Node | None:
     return emit(node, aten.expand.default, (source, shape))
 
 
+def _cat(node: fx.Node) -> fx.Node | None:
+    """Empty pieces (a model that rotates all of a head, and passes the rest through) are left out."""
+    pieces, dim = list(node.args[0]), _argument(node, 1, "dim", 0)  # type: ignore[arg-type]
+    kept = [piece for piece in pieces if 0 not in spec_of(piece).shape]
+    if len(kept) == 1:
+        return kept[0]
+    return emit(node, aten.cat.default, (kept, dim)) if kept and len(kept) < len(pieces) else None
+
+
 def _slice(node: fx.Node) -> fx.Node | None:
     """All four of dim, start, end and step become plain numbers within bounds; step 1 is left out."""
     source = _operand(node)
@@ -176,6 +185,7 @@ _RULES: Mapping[Any, Simplify] = {
     aten.t.default: _permute,
     aten.expand.default: _expand,
     aten.slice.Tensor: _slice,
+    aten.cat.default: _cat,
     operator.getitem: _piece,
     aten.mul.Tensor: _param_right(1),
     aten.add.Tensor: _param_right(0),

@@ -9,6 +9,7 @@ from dspark_compiler.passes.eliminate_dead_code import EliminateDeadCode
 from dspark_compiler.passes.fold_constants import FoldConstants
 from dspark_compiler.passes.fuse_projections import FuseProjections
 from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
+from dspark_compiler.passes.fuse_rope import FuseRope
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 
@@ -29,6 +30,7 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
         FoldConstants(),  # before the norms: makes Gemma's 1 + weight a weight
         FuseRMSNorm(),  # needs the weights as params and casts that do something
+        FuseRope(),  # before the cache: attention still reads what was rotated
         InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more

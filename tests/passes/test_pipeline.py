@@ -20,6 +20,7 @@ def test_order():
         "canonicalize_linear",
         "fold_constants",
         "fuse_rms_norm",
+        "fuse_rope",
         "insert_kv_cache",
         "last_position_logits",
         "fuse_projections",
