@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Two float32 implementations of one model differ in a logit by rounding; where the two likeliest tokens are closer
-# than this, either may come first. About ten times what sums in another order did to SmolLM2-135M's logits.
+# than this, either may come first. Sums in another order moved SmolLM2-135M's logits by up to 9e-5 in 256 tokens.
 TIE_MARGIN = 1e-3
 
 # Types whose artifacts promise eager's tokens. The others round weights.
