@@ -11,8 +11,8 @@ _PATH = Path(__file__).parents[2] / "docs" / "support-matrix.md"
 
 _HEAD = """# Support matrix
 
-Written by `make golden` from the families and the tiny models that the test suite compiles. Each variant is a random-weight
-checkpoint that goes from disk through the compiler to the torch-free runtime; its greedy tokens equal those of eager
+Written by `make golden` from the families and the tiny models that the test suite compiles. Each variant is a checkpoint
+of random weights that goes from disk through the compiler to the torch-free runtime; its greedy tokens equal those of eager
 transformers, its logits are within the tolerances of `tests/tolerances.py`, and a verified row equals a decoded one bit
 for bit. A model type that is not listed is tried all the same, and refused with the module or operator that stopped it.
 
