@@ -89,6 +89,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
     """The same for people: the measurements, then what each contestant ran with."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     title = (
@@ -96,11 +97,11 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
         f"{result['repeats']} prompts, {result['threads']} threads"
     )
     caption = f"{result['device']}; limit: all cores read {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
-    table = Table(title=title, caption=caption)
-    table.add_column("")
+    table = Table(title=title, caption=caption, box=SIMPLE)  # lean enough for 80 columns
+    table.add_column("", no_wrap=True)
     times = ("first token\nms p50 / p90", "next tokens\nms p50 / p90", "tokens\n/s")
-    for heading in (*times, "of the\nlimit", "memory\nMB", "speed-up\nof compiled"):
-        table.add_column(heading, justify="right")
+    for heading in (*times, "of the\nlimit", "memory\nMB", "speed-\nup over"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for run in result["runs"]:
         speedup = result["speedup"].get(run["name"])
         table.add_row(
@@ -112,7 +113,7 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
             "" if speedup is None else f"{speedup:.2f}x",
         )
     yield table
-    settings = Table("", "ready after", "with")
+    settings = Table("", "ready after", "with", box=SIMPLE)
     for run in result["runs"]:
         options = ", ".join(f"{name} {value}" for name, value in run["options"].items())
         settings.add_row(run["name"], f"{run['prepare_s']:.1f} s", options)
