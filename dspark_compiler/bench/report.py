@@ -87,6 +87,10 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p90": float(p90)}
 
 
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 1000 else f"{milliseconds:.1f}"
+
+
 def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
     """The same for people: the measurements, then what each contestant ran with."""
     from rich.box import SIMPLE
@@ -97,7 +101,9 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
         f"{result['repeats']} prompts, {result['threads']} threads"
     )
     caption = f"{result['device']}; limit: all cores read {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
-    table = Table(title=title, caption=caption, box=SIMPLE)  # lean enough for 80 columns
+    table = Table(
+        title=title, caption=caption, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )  # lean enough for 80 columns
     table.add_column("", no_wrap=True)
     times = ("first token\nms p50 / p90", "next tokens\nms p50 / p90", "tokens\n/s")
     for heading in (*times, "of the\nlimit", "memory\nMB", "speed-\nup over"):
@@ -106,7 +112,7 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
         speedup = result["speedup"].get(run["name"])
         table.add_row(
             run["name"],
-            *(f"{run[time]['p50']:.1f} / {run[time]['p90']:.1f}" for time in ("ttft_ms", "tpot_ms")),
+            *(f"{_short(run[time]['p50'])} / {_short(run[time]['p90'])}" for time in ("ttft_ms", "tpot_ms")),
             f"{run['tokens_per_s']:.1f}",
             f"{run['roofline_fraction']:.0%}",
             f"{run['peak_memory_bytes'] / 1e6:.0f}",
