@@ -42,11 +42,10 @@ class SearchJob:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best trace (None: the rules were as fast), microseconds of the better, schedules measured."""
+    """The best trace (None: the rules were as fast) and microseconds of the better."""
 
     trace: Any | None
     microseconds: float
-    measured: int
 
 
 def searchable(module: tvm.IRModule) -> Iterator[tuple[Any, tvm.tirx.PrimFunc]]:
@@ -167,8 +166,8 @@ class _Bench:
         contenders = [self._by_rules] + ([] if self._best is None else [self._best[1]])
         times = time_kernels(contenders, self._arguments, 4 * _SECONDS_A_KERNEL)
         if self._best is not None and times[1] < _CLEARLY_FASTER * times[0]:
-            return SearchResult(trace_json(self._best[2]), times[1], self.measured)
-        return SearchResult(None, times[0], self.measured)
+            return SearchResult(trace_json(self._best[2]), times[1])
+        return SearchResult(None, times[0])
 
     def _keep(self, candidate: Any, kernel: Kernel, microseconds: float) -> None:
         trace = candidate.sch.trace
