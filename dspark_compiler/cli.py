@@ -3,9 +3,13 @@
 import click
 
 from dspark_compiler.commands.base import Group
+from dspark_compiler.commands.bench import bench_command
 from dspark_compiler.commands.compile import compile_command
+from dspark_compiler.commands.doctor import doctor_command
+from dspark_compiler.commands.eval import eval_command
 from dspark_compiler.commands.generate import generate_command
 from dspark_compiler.commands.inspect import inspect_command
+from dspark_compiler.commands.tune import tune_command
 
 
 @click.group("dspark", cls=Group)
@@ -15,6 +19,10 @@ def main() -> None:
 
 
 main.add_command(generate_command)
+main.add_command(bench_command)
+main.add_command(eval_command)
 main.add_command(inspect_command)
+main.add_command(tune_command)
+main.add_command(doctor_command)
 
 compile_main = compile_command

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,22 +12,27 @@ from typing import Any
 
 import torch
 import tvm
+from transformers import PreTrainedModel
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.artifact import ModelInfo as ModelFields
-from dspark_compiler.backends import Backend, create_backend
+from dspark_compiler.backends import create_backend
+from dspark_compiler.backends.base import Backend
+from dspark_compiler.compare.check import check
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_layouts
+from dspark_compiler.lowering.layout import physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.passes.base import PassReport, run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
-from dspark_compiler.schedules.rules import default_rules
+from dspark_compiler.schedules.apply import apply_schedules, export_records
+from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.tune import TuningStep, tune
 
 # Called with a stage's name as it begins, and with steps done and in total where a stage has steps.
 Progress = Callable[..., None]
@@ -43,38 +49,59 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
         BackendUnavailableError: the target cannot be compiled for here.
         CheckFailedError: the compiled model disagrees with eager.
     """
-    stages = _Stages(progress or (lambda *_: None))
-    source = open_source(model)
+    stages = _Stages(progress)
     backend = create_backend(config.target, config.arch)
-    info = source.info
-    config = settle(config, info)
+    source = open_source(model)
+    config = settle(config, source.info)
     output = config.output or Path(f"{source.name}-{config.target}.dspark")
     check_destination(output)
 
-    with stages("load"):
-        module = source.load(torch.float32, "eager")
-    with stages("capture"):
-        program = capture(module, config)
-    with stages("rewrite"):
-        program, passes = run_passes(default_pipeline(config), program, dump_dir=config.dump_ir)
+    rewritten = _rewrite(source, config, stages)
+    program, records = rewritten.program, Records.standard(backend.spec.arch)
     with stages("lower"):
         plan = plan_layouts(program, backend.isa, config.dtype)
-        lowered = lower(program, plan)
-    with stages("schedule"), backend.target:
-        scheduled = default_rules(backend.isa)(lowered)
-        if config.dump_ir is not None:
-            (config.dump_ir / "scheduled.tir.py").write_text(scheduled.script(show_meta=False), encoding="utf-8")
-    with ArtifactWriter(output) as writer, TemporaryDirectory(prefix="dspark-") as scratch:
+        lowered = lower(program, plan, records)
+    if config.tune_trials:
+        with stages("tune"):
+            _tune(lowered, backend, records, config.tune_trials, stages)
+            lowered = lower(program, plan, records)
+    with stages("schedule"):
+        scheduled = apply_schedules(lowered, backend.target, backend.isa, records)
+        _dump(scheduled, config.dump_ir)
+    with ArtifactWriter(output) as writer, TemporaryDirectory(prefix="dspark-") as name:
+        scratch = Path(name)
         with stages("build"):
-            library = Path(scratch) / "model.so"
-            backend.build(scheduled, library)
+            backend.build(scheduled, scratch / "model.so")
         with stages("write"):
-            _add_files(writer, source, backend, library, Path(scratch))
+            _add_files(writer, source, backend, scratch)
+            export_records(lowered, records, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan))
-            manifest = describe(program, plan, ModelFields(**dataclasses.asdict(info)), backend.spec, config)
-            writer.add_json("report.json", _report(model, config, program, plan, passes, stages))
+        manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
+        report = _report(model, config, rewritten, stages)
+        if config.check:
+            with stages("check"):
+                found = check(writer.preview(manifest), rewritten.module, progress=stages.step)
+                report["check"] = found.to_json()
+        writer.add_json("report.json", report)
+        with stages("finish"):
             path = writer.finish(manifest)
     return Artifact.open(path, verify=False)
+
+
+def tune_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> int:
+    """Measures ``config.tune_trials`` schedules for a model on this machine and keeps the records.
+
+    Returns how many were measured; 0 if the records held all. Raises what ``compile_model`` raises.
+    """
+    stages = _Stages(progress)
+    backend = create_backend(config.target, config.arch)
+    source = open_source(model)
+    config = settle(config, source.info)
+    program, records = _rewrite(source, config, stages).program, Records.standard(backend.spec.arch)
+    with stages("lower"):
+        lowered = lower(program, plan_layouts(program, backend.isa, config.dtype), records)
+    with stages("tune"):
+        return _tune(lowered, backend, records, config.tune_trials, stages)
 
 
 def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
@@ -92,17 +119,30 @@ def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
     return config
 
 
+@dataclass(frozen=True)
+class _Rewritten:
+    """The model as loaded, its program after all passes, and what these did."""
+
+    module: PreTrainedModel
+    program: Program
+    passes: tuple[PassReport, ...]
+
+
 class _Stages:
     """Times the stages of a compile and tells the caller of them."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = progress
+        self._progress = progress or (lambda *_: None)
         self._name = ""
 
     def __call__(self, name: str) -> "_Stages":
         self._name = name
         return self
+
+    def step(self, done: int, total: int) -> None:
+        """So many of a stage's steps are done."""
+        self._progress(self._name, done, total)
 
     def __enter__(self) -> None:
         self._progress(self._name)
@@ -112,9 +152,30 @@ class _Stages:
         self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
 
 
-def _add_files(writer: ArtifactWriter, source: Source, backend: Backend, library: Path, scratch: Path) -> None:
-    writer.add_file(library, "lib/model.so")
-    for path in backend.runtime_libraries():
+def _rewrite(source: Source, config: CompileConfig, stages: _Stages) -> _Rewritten:
+    with stages("load"):
+        module = source.load(torch.float32)
+    with stages("capture"):
+        program = capture(module, config)
+    with stages("rewrite"):
+        program, passes = run_passes(default_pipeline(config), program, dump_dir=config.dump_ir)
+    return _Rewritten(module, program, passes)
+
+
+def _tune(module: tvm.IRModule, backend: Backend, records: Records, trials: int, stages: _Stages) -> int:
+    def step(found: TuningStep) -> None:
+        stages.step(found.done, found.total)
+
+    return tune(module, backend.target, backend.isa, records, trials=trials, progress=step)
+
+
+def _dump(module: tvm.IRModule, folder: Path | None) -> None:
+    if folder is not None:
+        (folder / "scheduled.tir.py").write_text(module.script(show_meta=False), encoding="utf-8")
+
+
+def _add_files(writer: ArtifactWriter, source: Source, backend: Backend, scratch: Path) -> None:
+    for path in (scratch / "model.so", *backend.runtime_libraries()):
         writer.add_file(path, f"lib/{path.name}")
     tokenizer = scratch / "tokenizer"
     tokenizer.mkdir()
@@ -122,20 +183,11 @@ def _add_files(writer: ArtifactWriter, source: Source, backend: Backend, library
         writer.add_file(tokenizer / name, name)
 
 
-def _report(
-    model: str,
-    config: CompileConfig,
-    program: Program,
-    plan: LayoutPlan,
-    passes: tuple[PassReport, ...],
-    stages: _Stages,
-) -> dict[str, Any]:
-    options = {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
-    }
+def _report(model: str, config: CompileConfig, rewritten: _Rewritten, stages: _Stages) -> dict[str, Any]:
+    options = dataclasses.asdict(config)
     return {
         "source": str(Path(model).resolve()) if Path(model).exists() else model,
-        "options": options,
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -143,5 +195,6 @@ def _report(
             "tvm": tvm.__version__,
         },
         "seconds": stages.seconds,
-        "passes": [report.to_json() for report in passes],
+        "passes": [report.to_json() for report in rewritten.passes],
+        "check": None,
     }

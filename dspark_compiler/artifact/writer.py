@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dspark_compiler.artifact import replace
 from dspark_compiler.artifact.files import describe
-from dspark_compiler.artifact.manifest import MANIFEST, Manifest, ParamInfo
+from dspark_compiler.artifact.manifest import MANIFEST, FileInfo, Manifest, ParamInfo
+from dspark_compiler.artifact.reader import Artifact
 from dspark_compiler.artifact.tensors import write_params
 from dspark_compiler.errors import ArtifactError, InputError
 
@@ -97,6 +98,15 @@ class ArtifactWriter:
     def add_json(self, path: str, data: object) -> None:
         """Writes JSON data to a file, such as ``report.json``."""
         self.add_bytes(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+    def preview(self, manifest: Manifest) -> Artifact:
+        """The artifact as it would be with what was added so far, to be run before it takes the previous one's place.
+
+        It is gone when the writer is left, and its files' checksums are not computed yet.
+        """
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        files = {path.relative_to(self.folder).as_posix(): FileInfo(path.stat().st_size, "") for path in paths}
+        return Artifact(self.folder, dataclasses.replace(manifest, params=self._params, files=files))
 
     def finish(self, manifest: Manifest) -> Path:
         """Writes the manifest, with ``params`` and ``files`` filled in, and puts the artifact in place.

@@ -18,42 +18,62 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 16,128", context, parameter) from None
 
 
+def model_options(command: Any) -> Any:
+    """The options that decide which kernels a model needs."""
+    options = (
+        click.option("--target", default=_DEFAULTS.target, show_default=True, help="What to compile for."),
+        click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this one."),
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights."
+        ),
+        click.option(
+            "--max-seq-len",
+            type=int,
+            metavar="N",
+            help="Tokens a sequence can have; default: the model's own limit, at most 4096.",
+        ),
+        click.option(
+            "--max-batch",
+            type=int,
+            metavar="N",
+            default=_DEFAULTS.max_batch,
+            show_default=True,
+            help="Sequences at a time.",
+        ),
+        click.option(
+            "--prefill-widths",
+            callback=_widths,
+            default=",".join(map(str, _DEFAULTS.prefill_widths)),
+            show_default=True,
+            metavar="N,N,…",
+            help="Chunks a prompt is read in.",
+        ),
+        click.option(
+            "--verify-width",
+            type=int,
+            metavar="N",
+            default=_DEFAULTS.verify_width,
+            show_default=True,
+            help="Tokens verified in one step.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command("dspark-compile", cls=Command)
 @click.version_option(package_name="dspark-compile")
 @click.argument("model")
-@click.option("--target", default=_DEFAULTS.target, show_default=True, help="What to compile for.")
-@click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this machine's.")
+@model_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: NAME-TARGET.dspark.")
-@click.option("--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights.")
-@click.option(
-    "--max-seq-len", type=int, metavar="N", help="Tokens a sequence can have; default: the model's limit, 4096 at most."
-)
-@click.option(
-    "--max-batch", type=int, metavar="N", default=_DEFAULTS.max_batch, show_default=True, help="Sequences at a time."
-)
-@click.option(
-    "--prefill-widths",
-    callback=_widths,
-    default=",".join(map(str, _DEFAULTS.prefill_widths)),
-    show_default=True,
-    metavar="N,N,…",
-    help="Chunks a prompt is read in.",
-)
-@click.option(
-    "--verify-width",
-    type=int,
-    metavar="N",
-    default=_DEFAULTS.verify_width,
-    show_default=True,
-    help="Tokens verified in one step.",
-)
 @click.option(
     "--tune-trials",
     type=int,
     metavar="N",
     default=_DEFAULTS.tune_trials,
     show_default=True,
-    help="Kernel candidates to measure.",
+    help="Schedules to have measured for this model.",
 )
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the program after each pass.")
 @click.option("--check/--no-check", default=_DEFAULTS.check, show_default=True, help="Compare with the source model.")

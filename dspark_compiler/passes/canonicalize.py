@@ -103,7 +103,8 @@ def _cat(node: fx.Node) -> fx.Node | None:
     pieces, dim = list(node.args[0]), _argument(node, 1, "dim", 0)  # type: ignore[arg-type]
     kept = [piece for piece in pieces if 0 not in spec_of(piece).shape]
     if len(kept) == 1:
-        return kept[0]
+        only: fx.Node = kept[0]
+        return only
     return emit(node, aten.cat.default, (kept, dim)) if kept and len(kept) < len(pieces) else None
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a trained model: greedy tokens against eager, weights in half precision, the artifact's size."""
+"""SmolLM2-135M-Instruct, a trained model: greedy tokens against eager, half-precision weights, size and memory."""
 
 import copy
 import importlib.util

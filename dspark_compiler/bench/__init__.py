@@ -1,0 +1,1 @@
+"""Measuring an artifact: speed against other ways to run the same model, and quality."""

@@ -1,0 +1,35 @@
+"""The artifact, through the runtime's own loop and sampling."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.sampling import SamplingParams
+from dspark_compiler.runtime.sequence import SequenceState
+from dspark_compiler.runtime.strategy import Autoregressive, run
+
+
+class Compiled:
+    """See Contestant."""
+
+    def __init__(self, setup: Setup) -> None:
+        # The parent has compared the hashes already.
+        artifact = Artifact.open(Path(setup.artifact), verify=False)
+        self._executor = Executor(artifact, threads=setup.threads)
+        target = artifact.manifest.target
+        self.options: Mapping[str, str] = {
+            "compiler": artifact.manifest.compiler_version,
+            "tvm": artifact.manifest.tvm_version,
+            "target": f"{target.kind} {target.arch}",
+        }
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+        """See Contestant."""
+        params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
+        sequence = SequenceState(0, list(prompt), params, room=new_tokens, eos_ids=frozenset(), tokenizer=None)
+        taken = 0
+        for _ in run(self._executor, Autoregressive(self._executor), [sequence]):
+            yield from sequence.tokens[taken:]
+            taken = len(sequence.tokens)

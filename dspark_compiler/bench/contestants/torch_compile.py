@@ -1,0 +1,35 @@
+"""torch.compile over the whole model, with a cache of fixed size so that nothing is compiled twice."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import transformers
+from transformers import StaticCache
+
+from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.bench.contestants.torch_models import greedy, load_model
+
+_MODE = "default"
+
+
+class TorchCompile:
+    """See Contestant. Compiles in the warm-up: one graph for the prompt's length, one for a single token."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._model = load_model(setup.source, setup.dtype, setup.threads)
+        self._forward = torch.compile(self._model, mode=_MODE, dynamic=False)
+        self._cache = StaticCache(config=self._model.config, max_cache_len=setup.prompt_len + setup.new_tokens)
+        self.options: Mapping[str, str] = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "attention": "sdpa",
+            "cache": f"StaticCache of {setup.prompt_len + setup.new_tokens}",
+            "mode": _MODE,
+            "dynamic": "False",
+        }
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+        """See Contestant."""
+        with torch.inference_mode():  # in which its tensors were made
+            self._cache.reset()
+        return greedy(self._forward, self._model, self._cache, prompt, new_tokens)

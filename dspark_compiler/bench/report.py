@@ -1,0 +1,119 @@
+"""What a benchmark says: the JSON form and the tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dspark_compiler.bench.contestants import COMPILED
+from dspark_compiler.bench.harness import Contender, Measurements
+from dspark_compiler.bench.roofline import token_traffic
+from dspark_compiler.bench.verdict import Parting
+from dspark_compiler.machine.processor import processor
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_VERSIONED = ("dspark-compile", "apache-tvm", "torch", "transformers", "onnxruntime-gpu")
+
+
+def step_times_ms(contender: Contender) -> list[list[float]]:
+    """Time of each token after the first, one list a prompt."""
+    return [np.diff(generation.times_ms).tolist() for generation in contender.generations]
+
+
+def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
+    """The result of ``dspark bench --json``.
+
+    Times of tokens are taken over all tokens after the first of all prompts; a speed-up is the ratio of their
+    medians. ``tokens_identical`` is null where there was nobody to compare with.
+    """
+    manifest = measured.artifact.manifest
+    runs = [_run(contender, measured) for contender in measured.contenders]
+    tpot = {run["name"]: run["tpot_ms"]["p50"] for run in runs}
+    return {
+        "model": manifest.model.name,
+        "target": manifest.target.kind,
+        "dtype": manifest.dtype,
+        "device": str(processor()),
+        "versions": installed_versions(),
+        "prompt_len": len(measured.prompts[0]),
+        "new_tokens": len(measured.contenders[0].generations[0].tokens),
+        "repeats": len(measured.prompts),
+        "threads": measured.threads,
+        "read_bandwidth_bytes_per_s": measured.bandwidth,
+        "busy_cores_at_rest": measured.busy_cores,
+        "runs": runs,
+        "speedup": {name: value / tpot[COMPILED] for name, value in tpot.items() if name != COMPILED},
+        "tokens_identical": not parted if len(runs) > 1 else None,
+        "partings": [str(parting) for parting in parted],
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what the contestants are made of, as far as installed."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _run(contender: Contender, measured: Measurements) -> dict[str, Any]:
+    first = [generation.times_ms[0] for generation in contender.generations]
+    steps = [step for prompt in step_times_ms(contender) for step in prompt]
+    prompt_len, new_tokens = len(measured.prompts[0]), len(contender.generations[0].tokens)
+    # The step that makes token i attends to prompt_len + i tokens, i from 1 to new_tokens - 1.
+    needed = token_traffic(measured.artifact.manifest).bytes_at(prompt_len + new_tokens / 2)
+    tpot = _percentiles(steps)
+    return {
+        "name": contender.name,
+        "ttft_ms": _percentiles(first),
+        "tpot_ms": tpot,
+        "tokens_per_s": len(steps) * 1e3 / sum(steps),
+        "accepted_length": None,
+        "peak_memory_bytes": contender.peak_memory_bytes,
+        "roofline_fraction": needed / measured.bandwidth * 1e3 / tpot["p50"],
+        "prepare_s": contender.prepare_s,
+        "options": dict(contender.options),
+    }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    p50, p90 = np.percentile(values, (50, 90))
+    return {"p50": float(p50), "p90": float(p90)}
+
+
+def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
+    """The same for people: the measurements, then what each contestant ran with."""
+    from rich.table import Table
+
+    title = (
+        f"{result['model']} {result['dtype']}, {result['prompt_len']} prompt and {result['new_tokens']} new tokens, "
+        f"{result['repeats']} prompts, {result['threads']} threads"
+    )
+    caption = f"{result['device']}; limit: all cores read {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    table = Table(title=title, caption=caption)
+    table.add_column("")
+    times = ("first token\nms p50 / p90", "next tokens\nms p50 / p90", "tokens\n/s")
+    for heading in (*times, "of the\nlimit", "memory\nMB", "speed-up\nof compiled"):
+        table.add_column(heading, justify="right")
+    for run in result["runs"]:
+        speedup = result["speedup"].get(run["name"])
+        table.add_row(
+            run["name"],
+            *(f"{run[time]['p50']:.1f} / {run[time]['p90']:.1f}" for time in ("ttft_ms", "tpot_ms")),
+            f"{run['tokens_per_s']:.1f}",
+            f"{run['roofline_fraction']:.0%}",
+            f"{run['peak_memory_bytes'] / 1e6:.0f}",
+            "" if speedup is None else f"{speedup:.2f}x",
+        )
+    yield table
+    settings = Table("", "ready after", "with")
+    for run in result["runs"]:
+        options = ", ".join(f"{name} {value}" for name, value in run["options"].items())
+        settings.add_row(run["name"], f"{run['prepare_s']:.1f} s", options)
+    yield settings

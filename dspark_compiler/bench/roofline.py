@@ -1,0 +1,33 @@
+"""How many bytes one decoded token must bring from memory: the limit that speed is compared with."""
+
+from dataclasses import dataclass
+
+from dspark_compiler.artifact import Manifest, nbytes
+
+
+@dataclass(frozen=True)
+class TokenTraffic:
+    """Bytes one step of one sequence reads: all of ``weights``, and ``slot`` for each token in the cache.
+
+    Every expert of a mixture counts, and so does the whole cache where a window would do: an upper bound there.
+    """
+
+    weights: int
+    slot: float
+
+    def bytes_at(self, context: float) -> float:
+        """Bytes read by a step that attends to ``context`` tokens."""
+        return self.weights + context * self.slot
+
+
+def token_traffic(manifest: Manifest) -> TokenTraffic:
+    """What the artifact's decode step reads."""
+    (decode,) = (entry for entry in manifest.entry_points.values() if entry.kind == "decode")
+    weights = 0
+    for name in decode.params:
+        param = manifest.params[name]
+        # Weights that are multiplied lie in panels, with three dimensions; a table of V rows is looked up.
+        is_table = len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size
+        weights += nbytes(param) // param.shape[0] if is_table else nbytes(param)
+    caches = sum(nbytes(manifest.states[name]) for name in decode.states)
+    return TokenTraffic(weights, caches / (manifest.max_batch * manifest.kv.slots))

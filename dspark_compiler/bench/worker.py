@@ -1,0 +1,71 @@
+"""A contestant's process: loads once, then answers requests, one JSON object a line.
+
+Requests on stdin: a Setup with the contestant's name first; then ``{"do": "generate", "prompt": […], "new_tokens": N}``
+or ``{"do": "memory"}``, each with ``"settled": true`` if memory used until its end does not count as peak. Answers go
+to what was stdout; whatever libraries print there goes to stderr.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from dspark_compiler.bench.contestants import CONTESTANTS, Contestant, Setup
+from dspark_compiler.errors import DSparkError
+from dspark_compiler.runtime.memory import peak_memory_bytes
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answers requests until there are no more."""
+
+    def answer(**fields: Any) -> None:
+        answers.write(json.dumps(fields) + "\n")
+        answers.flush()
+
+    try:
+        setup = json.loads(next(requests))
+        contestant = CONTESTANTS[setup.pop("contestant")](Setup(**setup))
+        answer(options=dict(contestant.options))
+        for line in requests:
+            request = json.loads(line)
+            if request["do"] == "memory":
+                answer(peak_memory_bytes=peak_memory_bytes())
+            else:
+                tokens, times = timed(contestant, request["prompt"], request["new_tokens"])
+                answer(tokens=tokens, times_ms=times)
+            if request.get("settled"):
+                forget_peak()
+    except (DSparkError, OSError, ImportError) as error:
+        answer(error=str(error), kind=type(error).__name__)
+
+
+def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
+    """Tokens of one generation, and when each was known, in milliseconds after the prompt was given."""
+    gc.collect()
+    tokens, times = [], []
+    began = time.perf_counter()
+    for token in contestant.generate(prompt, new_tokens):
+        times.append((time.perf_counter() - began) * 1e3)
+        tokens.append(token)
+    return tokens, times
+
+
+def forget_peak() -> None:
+    """Lets the peak of resident memory start again from what is resident now, where Linux allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    """Serves stdin; keeps the real stdout for answers alone."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

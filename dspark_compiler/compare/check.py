@@ -1,0 +1,124 @@
+"""``--check``: the artifact does what its source model does, or the compile fails."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.compare.agreement import EXACT_DTYPES, Disagreement
+from dspark_compiler.compare.compiled import compiled_logits
+from dspark_compiler.compare.eager import eager_logits
+from dspark_compiler.compare.greedy import Answer, agreement, judged_answers
+from dspark_compiler.compare.likelihood import negative_log_likelihood, perplexity
+from dspark_compiler.compare.origin import tokenizer_of
+from dspark_compiler.compare.prompts import TextSampler, builtin_prompts
+from dspark_compiler.errors import CheckFailedError
+from dspark_compiler.runtime.executor import Executor
+
+# Enough for a wrong kernel, mask or position to show, and a few seconds for a small model.
+_NEW_TOKENS = 12
+_TEXT_TOKENS = 128
+
+# What rounding the weights to 16 bits may cost. SmolLM2-135M in bfloat16: 99.7 % of the tokens, 0.999 times.
+MIN_AGREEMENT = 0.95
+MAX_PERPLEXITY_RATIO = 1.02
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was compared, and what came of it.
+
+    ``agreement`` is the fraction of greedy tokens that are eager's; ``ties`` counts those that differ within
+    rounding, which are no failure. ``perplexity_ratio`` is the artifact's over eager's, on a built-in text.
+    """
+
+    prompts: int
+    tokens: int
+    ties: int
+    agreement: float
+    perplexity_ratio: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for report.json."""
+        return asdict(self)
+
+
+def check(
+    artifact: Artifact,
+    model: PreTrainedModel,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Compares the artifact with its source, a float32 model as transformers loads it.
+
+    With float32 weights each greedy token must be eager's, given the same tokens before it, or tie with it. With
+    16-bit weights at least MIN_AGREEMENT of them must be, and the perplexity of a text at most MAX_PERPLEXITY_RATIO
+    times eager's.
+
+    Raises:
+        CheckFailedError: names prompt, position, tokens and margin, or the budget that was exceeded.
+    """
+    began = time.perf_counter()
+    manifest = artifact.manifest
+    executor = Executor(artifact, threads=threads)
+    new_tokens = min(_NEW_TOKENS, manifest.max_seq_len)
+    longest = manifest.max_seq_len - new_tokens + 1
+    prompts = builtin_prompts(tokenizer_of(artifact), manifest.model.vocab_size, longest)
+    answers = judged_answers(executor, model, prompts, new_tokens, progress)
+    if manifest.dtype in EXACT_DTYPES:
+        _require_same_tokens(answers)
+    report = CheckReport(
+        prompts=len(answers),
+        tokens=sum(len(answer.tokens) for answer in answers),
+        ties=sum(found.is_tie for answer in answers for found in answer.disagreements),
+        agreement=agreement(answers),
+        perplexity_ratio=_perplexity_ratio(artifact, executor, model),
+        seconds=round(time.perf_counter() - began, 3),
+    )
+    _require_budget(manifest.dtype, report)
+    return report
+
+
+def _require_same_tokens(answers: list[Answer]) -> None:
+    for index, answer in enumerate(answers):
+        for found in answer.disagreements:
+            if not found.is_tie:
+                raise CheckFailedError(_difference(index, answer, found))
+
+
+def _difference(index: int, answer: Answer, found: Disagreement) -> str:
+    return (
+        f"the compiled model disagrees with eager on built-in prompt {index} ({len(answer.prompt)} tokens): {found}; "
+        "this is a bug of the compiler, --no-check keeps the artifact all the same"
+    )
+
+
+def _require_budget(dtype: str, report: CheckReport) -> None:
+    if report.agreement < MIN_AGREEMENT:
+        raise CheckFailedError(
+            f"with {dtype} weights {report.agreement:.1%} of the greedy tokens are eager's, at least "
+            f"{MIN_AGREEMENT:.0%} must be; compile with --dtype float32, or with --no-check"
+        )
+    # Written so that a perplexity that is no number fails.
+    if not report.perplexity_ratio <= MAX_PERPLEXITY_RATIO:
+        raise CheckFailedError(
+            f"with {dtype} weights the perplexity is {report.perplexity_ratio:.3f} times eager's, at most "
+            f"{MAX_PERPLEXITY_RATIO} times is allowed; compile with --dtype float32, or with --no-check"
+        )
+
+
+def _perplexity_ratio(artifact: Artifact, executor: Executor, model: PreTrainedModel) -> float:
+    manifest = artifact.manifest
+    sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size, seed=0)
+    tokens = sampler.draw(min(_TEXT_TOKENS, manifest.max_seq_len))
+    if len(tokens) < 2:
+        return 1.0
+    predicted = len(tokens) - 1
+    mine = perplexity(negative_log_likelihood(tokens, compiled_logits(executor, tokens)), predicted)
+    theirs = perplexity(negative_log_likelihood(tokens, eager_logits(model, tokens)), predicted)
+    return mine / theirs

@@ -1,0 +1,1 @@
+"""The machine at hand: processor, memory, read bandwidth, installed versions. Needs neither torch nor the compiler."""

@@ -1,0 +1,36 @@
+"""Bytes a decoded token reads."""
+
+import dataclasses
+
+import pytest
+
+from dspark_compiler.artifact import FileInfo, ParamInfo, TensorInfo
+from dspark_compiler.bench.roofline import token_traffic
+from tests.runtime import toy
+
+
+def test_weights_tables_and_cache() -> None:
+    base = toy.manifest()
+    decode = dataclasses.replace(
+        base.entry_points["decode"], params=("embed", "packed", "norm", "square"), states=("k", "v")
+    )
+    file = "params/00001.safetensors"
+    params = {
+        "embed": ParamInfo(file, (toy.V, 16), "float32"),  # one row is read
+        "packed": ParamInfo(file, (9, 16, 32), "float32"),  # 260 rows in panels of 32
+        "norm": ParamInfo(file, (16,), "float32"),
+        "square": ParamInfo(file, (16, 16), "uint16"),
+        "unused": ParamInfo(file, (1000, 1000), "float32"),
+    }
+    states = {name: TensorInfo((toy.BATCH, 2, toy.SLOTS, 8), "float32") for name in ("k", "v")}
+    manifest = dataclasses.replace(
+        base,
+        entry_points=base.entry_points | {"decode": decode},
+        params=params,
+        states=states,
+        files={file: FileInfo(1, "0" * 64)},
+    )
+    traffic = token_traffic(manifest)
+    assert traffic.weights == 16 * 4 + 9 * 16 * 32 * 4 + 16 * 4 + 16 * 16 * 2
+    assert traffic.slot == 2 * 2 * 8 * 4  # keys and values, two heads of eight floats
+    assert traffic.bytes_at(10.5) == pytest.approx(traffic.weights + 10.5 * traffic.slot)

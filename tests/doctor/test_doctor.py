@@ -1,0 +1,111 @@
+"""What doctor finds, also where much is missing."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from click.testing import CliRunner
+
+from dspark_compiler.cli import main
+from dspark_compiler.doctor import Finding, Status, can_run, examine, packages, targets
+from dspark_compiler.doctor.packages import BASE, COMPILE, package_findings
+
+
+def doctor(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["doctor", *args])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_json_says_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = doctor("--json")
+    data = json.loads(out)
+    assert (code, data["can_run"]) == (0, True)
+    found = {(finding["section"], finding["name"]): finding for finding in data["findings"]}
+    assert found["compiling", "torch"]["status"] == "ok"
+    assert found["running artifacts", "numpy"]["detail"] == metadata.version("numpy")
+    assert "GB/s" in found["machine", "read bandwidth"]["detail"]
+    for target in ("cuda", "rocm", "vulkan"):
+        assert "not available in this version" in found[f"target {target}", "compiling"]["detail"]
+    assert "bits" in found["target cpu", "vectors"]["detail"]
+
+
+def test_table_names_sections_and_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.shutil, "which", lambda name: None)
+    code, out, _ = doctor()
+    assert code == 0
+    assert "target rocm" in out
+    assert "apt-get install gcc" in out
+
+
+def requirements(monkeypatch: pytest.MonkeyPatch, *stated: str) -> None:
+    monkeypatch.setattr(packages.metadata, "requires", lambda name: list(stated))
+
+
+def test_packages_that_are_missing_or_of_a_wrong_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements(
+        monkeypatch,
+        "numpy>=1",
+        "rich<1",
+        'no-such-package>=3; extra == "compile"',
+        'click>=1; extra == "compile"',
+        'pytest>=1; extra == "dev"',
+        'elsewhere>=1; platform_system == "Plan9" and extra == "compile"',
+    )
+    base = {finding.name: finding for finding in package_findings(BASE)}
+    assert list(base) == ["numpy", "rich", "tvm_ffi loads"]
+    assert base["numpy"].status is Status.OK
+    assert (base["rich"].status, base["rich"].fix) == (Status.MISSING, "pip install 'rich<1'")
+    missing, click = package_findings(COMPILE)
+    assert (missing.status, missing.fix) == (Status.MISSING, "pip install 'dspark-compile[compile]'")
+    assert click.status is Status.OK
+
+
+def test_an_installation_that_is_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages.metadata, "requires", requires)
+    (finding,) = package_findings(BASE)
+    assert (finding.status, finding.fix) == (Status.MISSING, "pip install dspark-compile")
+
+
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise OSError("first line\nlibstdc++.so.6: version not found")
+
+    monkeypatch.setattr(packages, "import_tvm_ffi", load)
+    *_, finding = package_findings(BASE)
+    assert (finding.status, finding.detail) == (Status.MISSING, "libstdc++.so.6: version not found")
+    assert not can_run([finding])
+
+
+def test_only_the_base_decides_what_can_run() -> None:
+    assert can_run([Finding(COMPILE, "torch", Status.MISSING, "")])
+    assert not can_run([Finding(BASE, "numpy", Status.MISSING, "")])
+
+
+def test_exit_code_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements(monkeypatch, "no-such-package")
+    code, out, err = doctor("--json")
+    assert code == 2
+    assert json.loads(out)["can_run"] is False
+    assert err.startswith("error: nothing can run here")
+
+
+def test_works_without_torch_and_tvm() -> None:
+    hide = (
+        "import importlib.util, sys; sys.modules.update(dict.fromkeys(('torch', 'tvm', 'transformers'))); "
+        "find = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name: None if name == 'tvm' else find(name); "
+    )
+    run = "from dspark_compiler.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", hide + run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "known once the packages for compiling are installed" in " ".join(done.stdout.split())
+
+
+def test_examines_each_section_once() -> None:
+    sections = [finding.section for finding in examine()]
+    assert sections == sorted(sections, key=list(dict.fromkeys(sections)).index)

@@ -1,0 +1,64 @@
+"""What is said of the machine must be possible, and measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_compiler.machine import load
+from dspark_compiler.machine.bandwidth import ReadBandwidth
+from dspark_compiler.machine.load import RestWatch
+from dspark_compiler.machine.processor import Processor, cores, processor
+
+
+def test_bandwidth_is_that_of_the_slowest_thing_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    bandwidth = ReadBandwidth(threads=2, buffer_bytes=64 << 20)
+    first = bandwidth.measure(times=2)
+    assert 1e8 < first < 2e12
+    assert bandwidth.measure(times=1) >= first  # the best so far
+
+
+def test_bandwidth_counts_every_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr("dspark_compiler.machine.bandwidth.time.perf_counter", lambda: next(clock))
+    assert ReadBandwidth(threads=3, buffer_bytes=3 << 20).measure(times=1) == (3 << 20) / 0.5
+
+
+def test_the_buffer_is_not_all_one_page() -> None:
+    parts = ReadBandwidth(threads=1, buffer_bytes=1 << 20)._parts
+    assert all(np.all(part == 1) for part in parts)
+
+
+def test_processor_names_this_machine() -> None:
+    found = processor()
+    assert found.name
+    assert found.cores == cores() >= 1
+    assert found.memory_bytes is None or found.memory_bytes > 1 << 28
+
+
+def test_processor_as_text() -> None:
+    assert str(Processor("Fast 9000", 1, 3 << 30)) == "Fast 9000, 1 core, 3 GiB"
+    assert str(Processor("Fast 9000", 4, None)) == "Fast 9000, 4 cores"
+
+
+def test_busy_cores_are_those_of_the_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(load, "_STAT", stat)
+    lines = iter(["cpu 100 0 0 800 100 0 0 0 7 7", "cpu 125 10 5 850 110 0 0 0 9 9"])  # 40 busy of 100 ticks
+
+    def tick(seconds: float = 0) -> None:
+        stat.write_text(next(lines) + "\ncpu0 1\ncpu1 1\ncpu2 1\ncpu3 1\nintr 5\n")
+
+    tick()
+    monkeypatch.setattr(load.time, "sleep", tick)
+    rest = RestWatch()
+    assert rest.busy_cores == 0
+    rest.pause(1)
+    assert rest.busy_cores == pytest.approx(0.4 * 4)
+
+
+def test_without_proc_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_STAT", tmp_path / "none")
+    rest = RestWatch()
+    rest.pause(0)
+    assert rest.busy_cores == 0
