@@ -42,11 +42,10 @@ class SearchJob:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best trace (None: the rules were as fast), microseconds of the better, schedules measured."""
+    """The best trace (None: the rules were as fast) and microseconds of the better."""
 
     trace: Any | None
     microseconds: float
-    measured: int
 
 
 def searchable(module: tvm.IRModule) -> Iterator[tuple[Any, tvm.tirx.PrimFunc]]:
@@ -62,6 +61,11 @@ def searchable(module: tvm.IRModule) -> Iterator[tuple[Any, tvm.tirx.PrimFunc]]:
 def function_key(function: tvm.tirx.PrimFunc) -> str:
     """A name for what a function computes, the same whatever it and its variables are called."""
     return f"{tvm_ffi.structural_hash(_alone(function)) & (2**64 - 1):016x}"
+
+
+def trace_json(trace: Any) -> Any:
+    """A trace as JSON can hold it."""
+    return _plain(trace.as_json())
 
 
 def apply_trace(function: tvm.tirx.PrimFunc, trace: Any) -> tvm.tirx.PrimFunc:
@@ -162,8 +166,8 @@ class _Bench:
         contenders = [self._by_rules] + ([] if self._best is None else [self._best[1]])
         times = time_kernels(contenders, self._arguments, 4 * _SECONDS_A_KERNEL)
         if self._best is not None and times[1] < _CLEARLY_FASTER * times[0]:
-            return SearchResult(self._best[2].as_json(), times[1], self.measured)
-        return SearchResult(None, times[0], self.measured)
+            return SearchResult(trace_json(self._best[2]), times[1])
+        return SearchResult(None, times[0])
 
     def _keep(self, candidate: Any, kernel: Kernel, microseconds: float) -> None:
         trace = candidate.sch.trace
@@ -230,6 +234,17 @@ def _one_space(jobs: int, extent: int) -> ms.SpaceGenerator:
             mutate.MutateParallel(max_jobs_per_core=16): 0.1,
         },
     )
+
+
+def _plain(value: Any) -> Any:
+    """A trace's JSON without TVM's own numbers and containers."""
+    if isinstance(value, tvm.tirx.IntImm | tvm.tirx.FloatImm):
+        return value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict | tvm.ir.Map):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value]
 
 
 def _alone(function: tvm.tirx.PrimFunc) -> tvm.IRModule:

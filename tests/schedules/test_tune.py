@@ -12,7 +12,7 @@ from dspark_compiler.schedules import search, tuning_tasks
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
-from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable
+from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable, trace_json
 from dspark_compiler.schedules.tune import TuningStep, tune
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 from tests.schedules.modules import lowered
@@ -54,9 +54,12 @@ def test_a_recorded_trace_comes_before_the_rules(tmp_path: Path) -> None:
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
     for block in blocks[:-1]:
         schedule.compute_inline(block)
-    schedule.parallel(schedule.get_loops(blocks[-1])[0])
+    outer, inner = schedule.get_loops(blocks[-1])
+    _, vector = schedule.split(inner, schedule.sample_perfect_tile(inner, 2, 32))
+    schedule.vectorize(vector)
+    schedule.parallel(outer)
     kept = records(tmp_path)
-    kept.add_search(SearchRecord(function_key(function), "silu", schedule.trace.as_json(), 1.0, 1))
+    kept.add_search(SearchRecord(function_key(function), "silu", trace_json(schedule.trace), 1.0, 1))
     result = apply_schedules(module, TARGET, WIDEST, records(tmp_path))[variable]
     assert "T.parallel" in result.script()
     assert "T.parallel" not in apply_schedules(module, TARGET, WIDEST)[variable].script()
