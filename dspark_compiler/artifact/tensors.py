@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ ALIGNMENT = 64  # compiled kernels use aligned vector loads
 _HEADER_BYTES = (1 << 16) - 8
 # Small enough that a model is several files, which are hashed in parallel.
 SHARD_BYTES = 256 << 20
+
+_BLOCK_BYTES = 4 << 20  # a multiple of the huge pages of x86-64 and AArch64
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; not in the mmap module
 
@@ -46,12 +49,47 @@ _CODES = {
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+class _BlockFile:
+    """A file written in whole, aligned blocks, so that Linux can cache and map it in huge pages.
+
+    Reading weights through 4 KB pages costs a tenth to a fifth of the memory bandwidth.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb", buffering=0)
+        self._pending = bytearray()
+
+    def write(self, data: memoryview) -> None:
+        """Appends; what does not fill a block waits."""
+        self._pending += data
+        whole = len(self._pending) // _BLOCK_BYTES * _BLOCK_BYTES
+        if whole:
+            with memoryview(self._pending) as pending:
+                self._write_all(pending[:whole])
+            del self._pending[:whole]
+
+    def write_start(self, data: bytes) -> None:
+        """Overwrites the file's first bytes, after everything else has been written."""
+        self._write_all(memoryview(self._pending))
+        self._pending = bytearray()
+        self._file.seek(0)
+        self._write_all(memoryview(data))
+
+    def close(self) -> None:
+        """Closes the file as it is."""
+        self._file.close()
+
+    def _write_all(self, data: memoryview) -> None:
+        while data.nbytes:  # an unbuffered write may take a part only
+            data = data[self._file.write(data) :]
+
+
 class _Shard:
     """One safetensors file while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._file.seek(8 + _HEADER_BYTES)
+        self._file = _BlockFile(path)
+        self._file.write(memoryview(bytes(8 + _HEADER_BYTES)))
         self._entries: list[str] = []
         self._header_bytes = 2
         self.data_bytes = 0
@@ -77,8 +115,7 @@ class _Shard:
     def close(self) -> None:
         """Writes the header and closes the file."""
         header = ("{" + ",".join(self._entries) + "}").encode()
-        self._file.seek(0)
-        self._file.write(_HEADER_BYTES.to_bytes(8, "little") + header.ljust(_HEADER_BYTES))
+        self._file.write_start(_HEADER_BYTES.to_bytes(8, "little") + header.ljust(_HEADER_BYTES))
         self._file.close()
 
     def abandon(self) -> None:
@@ -157,6 +194,9 @@ def _map(path: Path, prefault: bool) -> NDArray[np.uint8]:
         if os.fstat(file.fileno()).st_size == 0:
             raise ArtifactError(f"{path}: is empty; compile again")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
     if prefault:
         try:
             mapped.madvise(_MADV_POPULATE_READ)

@@ -133,7 +133,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         for contender, process in zip(contenders, processes, strict=True):
             contender.peak_memory_bytes = process.peak_memory_bytes()
         bandwidth.measure()
-    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.best, rest.busy_cores)
+    return Measurements(artifact, model, threads, prompts, contenders, bandwidth.bytes_per_second, rest.busy_cores)
 
 
 def _rotated(count: int, turn: int) -> Iterator[int]:
