@@ -11,7 +11,7 @@ _PATH = Path(__file__).parents[2] / "docs" / "support-matrix.md"
 
 _HEAD = """# Support matrix
 
-Written by `make golden` from the families and the tiny models that the test suite compiles. Each variant is a checkpoint
+Written by `make golden` from the families and the tiny models that the tests compile. Each variant is a checkpoint
 of random weights that goes from disk through the compiler to the torch-free runtime. Its greedy tokens equal those of
 eager transformers, its logits are within the tolerances of `tests/tolerances.py`, and a verified row equals a decoded
 one bit for bit. A model type that is not listed is tried all the same, and refused with the module or operator that
@@ -28,7 +28,7 @@ _TARGETS = """
 
 | target | state |
 |---|---|
-| cpu, x86-64 | compiles and runs with AVX-512, AVX2 or SSE vectors; `--arch native`, `x86-64-v2`, `x86-64-v3`, `x86-64-v4` |
+| cpu, x86-64 | compiles and runs; AVX-512, AVX2 or SSE by `--arch native`, `x86-64-v4`, `-v3`, `-v2` |
 | cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
 | cuda, rocm, vulkan | not available in this version |
 
