@@ -49,6 +49,13 @@ class Command(click.Command):
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
             _fail(f"this command needs the package {error.name}; pip install 'dspark-compile[compile]' brings it", 2)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click's own ways to end
+        except Exception as error:  # noqa: BLE001 - nobody but a developer is helped by a traceback
+            if ctx.meta.get(_DEBUG):
+                traceback.print_exc()
+            name = type(error).__name__
+            _fail(f"internal error, please report it with what --debug prints: {name}: {_one_line(error)}", 2)
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Runs from the command line and exits."""
