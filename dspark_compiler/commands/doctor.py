@@ -22,6 +22,7 @@ def doctor_command(as_json: bool) -> None:
         print_json({"can_run": can_run(findings), "findings": [asdict(finding) for finding in findings]})
     else:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(show_header=False, box=None)
@@ -30,7 +31,9 @@ def doctor_command(as_json: bool) -> None:
             for finding in group:
                 style = _STYLES[finding.status]
                 fix = f"→ {finding.fix}" if finding.fix else ""
-                table.add_row(f"  {finding.name}", f"[{style}]{finding.status}[/{style}]", finding.detail, fix)
+                table.add_row(
+                    f"  {finding.name}", f"[{style}]{finding.status}[/{style}]", escape(finding.detail), escape(fix)
+                )
         Console().print(table)
     if not can_run(findings):
         raise BackendUnavailableError("nothing can run here until what is missing for running artifacts is installed")

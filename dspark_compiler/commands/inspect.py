@@ -95,11 +95,12 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
 
 
 def _pairs(title: str, pairs: dict[str, Any]) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, min_width=48)
     for name, value in pairs.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     return table
 
 

@@ -43,6 +43,12 @@ def requirements(monkeypatch: pytest.MonkeyPatch, *stated: str) -> None:
     monkeypatch.setattr(packages.metadata, "requires", lambda name: list(stated))
 
 
+def test_table_shows_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements(monkeypatch, 'no-such-package>=1; extra == "compile"')
+    _, out, _ = doctor()
+    assert "[compile]" in out  # rich would take it for a style
+
+
 def test_packages_that_are_missing_or_of_a_wrong_version(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements(
         monkeypatch,
