@@ -45,6 +45,7 @@ def requirements(monkeypatch: pytest.MonkeyPatch, *stated: str) -> None:
 
 def test_table_shows_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements(monkeypatch, 'no-such-package>=1; extra == "compile"')
+    monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = doctor()
     assert "[compile]" in out  # rich would take it for a style
 
