@@ -58,12 +58,16 @@ class BenchConfig:
 
 @dataclass
 class Contender:
-    """A contestant's results; ``prepare_s`` is the time to load, compile and warm up."""
+    """A contestant's results; ``prepare_s`` is the time to load, compile and warm up.
+
+    ``bandwidths`` are what the cores read in bytes a second right before each generation.
+    """
 
     name: str
     options: Mapping[str, str]
     prepare_s: float
     generations: list[Generation] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
 
@@ -71,7 +75,7 @@ class Contender:
 class Measurements:
     """All that was measured; generation i of each contender continues prompt i.
 
-    ``bandwidth`` is in bytes a second; ``busy_cores`` is how many cores other programs kept busy while all contestants
+    ``bandwidth`` is the median of all measurements, in bytes a second; ``busy_cores`` is how many cores other programs kept busy while all contestants
     rested between turns.
     """
 
@@ -124,15 +128,13 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         prompts = [sampler.draw(config.prompt_len) for _ in range(config.repeats)]
         for turn, prompt in enumerate(prompts):
             progress("measure", turn, config.repeats)
-            rest.pause(_PAUSE_SECONDS)
-            bandwidth.measure()
             for index in _rotated(len(names), turn):
                 rest.pause(_PAUSE_SECONDS)
+                contenders[index].bandwidths.append(bandwidth.measure())
                 contenders[index].generations.append(processes[index].generate(prompt, config.new_tokens))
         progress("measure", config.repeats, config.repeats)
         for contender, process in zip(contenders, processes, strict=True):
             contender.peak_memory_bytes = process.peak_memory_bytes()
-        bandwidth.measure()
     return Measurements(artifact, model, threads, prompts, contenders, bandwidth.bytes_per_second, rest.busy_cores)
 
 

@@ -76,10 +76,16 @@ def _run(contender: Contender, measured: Measurements) -> dict[str, Any]:
         "tokens_per_s": len(steps) * 1e3 / sum(steps),
         "accepted_length": None,
         "peak_memory_bytes": contender.peak_memory_bytes,
-        "roofline_fraction": needed / measured.bandwidth * 1e3 / tpot["p50"],
+        "roofline_fraction": _roofline_fraction(needed, contender),
         "prepare_s": contender.prepare_s,
         "options": dict(contender.options),
     }
+
+
+def _roofline_fraction(needed: float, contender: Contender) -> float:
+    """Least time for the bytes a step reads over its time: the median over prompts, each against its own bandwidth."""
+    times = [float(np.median(steps)) / 1e3 for steps in step_times_ms(contender)]
+    return float(np.median([needed / rate / t for rate, t in zip(contender.bandwidths, times, strict=True)]))
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

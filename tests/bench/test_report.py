@@ -44,7 +44,7 @@ def contender(name: str, step_ms: float, tokens: list[list[int]]) -> Contender:
         times = step_ms * (10 + np.arange(len(answer), dtype=float))
         times[-1] += 2 * step_ms * index
         generations.append(Generation(answer, times.tolist()))
-    return Contender(name, {"a": "b"}, 1.5, generations, 1000)
+    return Contender(name, {"a": "b"}, 1.5, generations, [1e9] * len(tokens), 1000)
 
 
 def measurements(artifact: Artifact, *contenders: Contender) -> Measurements:
@@ -76,6 +76,14 @@ def test_figures(artifact: Artifact) -> None:
     assert result["speedup"] == {"eager": pytest.approx(3)}
     assert result["tokens_identical"] is True
     assert eager["name"] == "eager"
+
+
+def test_each_prompt_is_judged_by_the_bandwidth_of_its_moment(artifact: Artifact) -> None:
+    fast = contender("compiled", 2, [*TOKENS, TOKENS[0]])
+    fast.bandwidths = [1e9, 4e9, 2e9]
+    needed = token_traffic(artifact.manifest).bytes_at(3 + 4 / 2)
+    result = report(measurements(artifact, fast), [])
+    assert result["runs"][0]["roofline_fraction"] == pytest.approx(needed / 2e9 / 2e-3)
 
 
 def test_alone_there_is_nothing_to_compare(artifact: Artifact) -> None:
