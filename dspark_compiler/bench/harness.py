@@ -75,8 +75,8 @@ class Contender:
 class Measurements:
     """All that was measured; generation i of each contender continues prompt i.
 
-    ``bandwidth`` is the median of all measurements, in bytes a second; ``busy_cores`` is how many cores other programs kept busy while all contestants
-    rested between turns.
+    ``bandwidth`` is the median of all measurements, in bytes a second; ``busy_cores`` is how many cores other programs
+    kept busy while all contestants rested between turns.
     """
 
     artifact: Artifact

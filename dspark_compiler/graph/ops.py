@@ -197,3 +197,17 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @rope.register_fake
 def _(x, cos, sin):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("dspark::expert_linear", mutates_args=())
+def expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    """Each row through its own expert's weight: y[r] = x[r] @ weight[expert[r]].T.
+
+    x [R,K], weight [E,N,K], expert int64 [R] -> [R,N]. Shazeer et al. 2017 (arXiv 1701.06538), one projection of eq. 1.
+    """
+    return torch.bmm(weight[expert], x.unsqueeze(-1)).squeeze(-1)
+
+
+@expert_linear.register_fake
+def _(x, weight, expert):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[1])

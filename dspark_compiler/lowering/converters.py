@@ -18,6 +18,7 @@ from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
 from dspark_compiler.schedules.attention_shape import AttentionShape, Scoring
+from dspark_compiler.schedules.expert_linear import expert_linear as expert_kernel
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.rope import RopeShape
@@ -40,6 +41,7 @@ def cpu_converters() -> dict[str, Converter]:
         "rope.default": rope,
         "last_row.default": last_row,
         "topk.default": topk,
+        "expert_linear.default": expert_linear,
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,
         "commit_scratch.default": commit_scratch,
@@ -235,6 +237,19 @@ def topk(node: fx.Node, importer: EntryImporter) -> Any:
     outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]
     results = importer.call_many(kernel, [importer.reshape(importer.env[x], (rows, columns))], outs)
     return relax.Tuple([importer.reshape(value, (*lead, k)) for value in results])
+
+
+def expert_linear(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.expert_linear(x, weight, expert)."""
+    x, weight, expert = args_of(node)
+    (rows, features), (experts, _, depth) = shape_of(node), shape_of(weight)
+    if importer.plan.forms.get(weight.meta.get("ref")) is not Form.PACKED:
+        raise LoweringError(f"the experts {weight.name} are used in a way that keeps them from being packed")
+    dtype = importer.plan.params[weight.meta["ref"]].dtype
+    name = f"expert_linear_{rows}x{depth}x{features}_{experts}_{dtype}"
+    kernel = expert_kernel(name, rows, experts, features, depth, importer.plan.isa, weight_dtype=dtype)
+    args = [importer.env[value] for value in (x, weight, expert)]
+    return importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:

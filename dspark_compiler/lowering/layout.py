@@ -28,7 +28,7 @@ class Form(StrEnum):
     """Physical form of a parameter."""
 
     PLAIN = "plain"  # as it is, in its own type
-    PACKED = "packed"  # panels of schedules/linear.py
+    PACKED = "packed"  # panels of schedules/linear.py, or such panels for each expert
     ROWS = "rows"  # [V, K] as it is, in the stored type, read a row at a time
 
 
@@ -78,7 +78,9 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
 
 
 def pack(weight: np.ndarray, isa: VectorIsa) -> np.ndarray:
-    """W [N, K] -> [ceil(N/P), K, P], zeros where the last panel reaches past N."""
+    """W [N, K] -> [ceil(N/P), K, P], zeros where the last panel reaches past N; each of W [E, N, K] likewise."""
+    if weight.ndim == 3:
+        return np.stack([pack(expert, isa) for expert in weight])
     features, depth = weight.shape
     panels, _, width = packed_shape(features, depth, isa)
     if panels * width != features:
@@ -99,7 +101,7 @@ def _plain_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _uses(program: Program) -> dict[str, set[str]]:
-    """Parameter name -> kinds of use: "linear" and "embedding" as the weight, or "other"."""
+    """Parameter name -> kinds of use: "linear", "embedding" and "experts" as the weight, or "other"."""
     uses: dict[str, set[str]] = {}
     for entry in program.entries.values():
         for node in entry.placeholders(Role.PARAM):
@@ -114,11 +116,15 @@ def _use(user: fx.Node, param: fx.Node) -> str:
         return "linear"
     if user.target is torch.ops.aten.embedding.default and args[0] is param:
         return "embedding"
+    if user.target is torch.ops.dspark.expert_linear.default and args[1] is param:
+        return "experts"
     return "other"
 
 
 def _form(tensor: torch.Tensor, uses: set[str]) -> Form:
-    if tensor.ndim != 2 or not tensor.is_floating_point() or not uses or "other" in uses:
+    if uses == {"experts"}:
+        return Form.PACKED
+    if tensor.ndim != 2 or not tensor.is_floating_point() or not uses or uses & {"other", "experts"}:
         return Form.PLAIN
     return Form.PACKED if "linear" in uses else Form.ROWS
 
@@ -128,5 +134,6 @@ def _physical(tensor: torch.Tensor, form: Form, isa: VectorIsa, store: DType) ->
         return PhysicalTensor(tuple(tensor.shape), dtype_name(tensor.dtype))
     shape = tuple(tensor.shape)
     if form is Form.PACKED:
-        shape = packed_shape(shape[0], shape[1], isa)
+        *experts, features, depth = shape
+        shape = (*experts, *packed_shape(features, depth, isa))
     return PhysicalTensor(shape, _KERNEL_DTYPE[store])

@@ -5,7 +5,7 @@ from dspark_compiler.models.base import Family, ModelInfo, eos_token_ids
 __all__ = ["BATCHED_EXPERTS", "FAMILIES", "GENERIC", "Family", "ModelInfo", "eos_token_ids", "family_of"]
 
 # Gathers each token's expert weights and multiplies in one batch: the only implementation whose shapes do not
-# depend on the routing, so the only one that can be captured.
+# depend on the routing, so the only one that can be captured. The pass fuse_experts takes the gathering out again.
 BATCHED_EXPERTS = "batched_mm"
 
 FAMILIES: dict[str, Family] = {

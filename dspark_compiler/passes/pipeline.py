@@ -7,6 +7,7 @@ from dspark_compiler.passes.canonicalize import Canonicalize
 from dspark_compiler.passes.canonicalize_linear import CanonicalizeLinear
 from dspark_compiler.passes.eliminate_dead_code import EliminateDeadCode
 from dspark_compiler.passes.fold_constants import FoldConstants
+from dspark_compiler.passes.fuse_experts import FuseExperts
 from dspark_compiler.passes.fuse_projections import FuseProjections
 from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
 from dspark_compiler.passes.fuse_rope import FuseRope
@@ -28,6 +29,7 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
     return (
         Canonicalize(),  # first: every later pattern counts on one form for each thing
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
+        FuseExperts(),  # may put transposes on weights, too
         FoldConstants(),  # before the norms: makes Gemma's 1 + weight a weight
         FuseRMSNorm(),  # needs the weights as params and casts that do something
         FuseRope(),  # before the cache: attention still reads what was rotated

@@ -18,6 +18,7 @@ def test_order():
     assert [p.name for p in default_pipeline(CONFIG)] == [
         "canonicalize",
         "canonicalize_linear",
+        "fuse_experts",
         "fold_constants",
         "fuse_rms_norm",
         "fuse_rope",
