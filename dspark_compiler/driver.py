@@ -50,7 +50,7 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
         CheckFailedError: the compiled model disagrees with eager.
     """
     stages = _Stages(progress)
-    backend = create_backend(config.target, config.arch)
+    backend = _backend(config)
     source = open_source(model)
     config = settle(config, source.info)
     output = config.output or Path(f"{source.name}-{config.target}.dspark")
@@ -78,14 +78,17 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
             writer.add_params(physical_params(program, plan))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
         report = _report(model, config, rewritten, stages)
-        if config.check:
+        if config.check and not backend.runs_here():
+            report["check"] = f"skipped: this machine cannot run {backend.spec.arch}"
+            stages.say("check skipped, this machine cannot run the artifact")
+        elif config.check:
             with stages("check"):
                 found = check(writer.preview(manifest), rewritten.module, progress=stages.step)
                 report["check"] = found.to_json()
         writer.add_json("report.json", report)
         with stages("finish"):
             path = writer.finish(manifest)
-    return Artifact.open(path, verify=False)
+    return Artifact.open(path, verify=False, runnable=False)
 
 
 def tune_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> int:
@@ -94,7 +97,7 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
     Returns how many were measured; 0 if the records held all. Raises what ``compile_model`` raises.
     """
     stages = _Stages(progress)
-    backend = create_backend(config.target, config.arch)
+    backend = _backend(config)
     source = open_source(model)
     config = settle(config, source.info)
     program, records = _rewrite(source, config, stages).program, Records.standard(backend.spec.arch)
@@ -144,12 +147,26 @@ class _Stages:
         """So many of a stage's steps are done."""
         self._progress(self._name, done, total)
 
+    def say(self, message: str) -> None:
+        """Shows a message where a stage would have stood."""
+        self._progress(message)
+
     def __enter__(self) -> None:
         self._progress(self._name)
         self._began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
+
+
+def _backend(config: CompileConfig) -> Backend:
+    backend = create_backend(config.target, config.arch)
+    if config.tune_trials and not backend.runs_here():
+        raise InputError(
+            f"tuning measures on this machine, which cannot run --arch {config.arch}; tune on one that can, "
+            "or leave out the trials"
+        )
+    return backend
 
 
 def _rewrite(source: Source, config: CompileConfig, stages: _Stages) -> _Rewritten:

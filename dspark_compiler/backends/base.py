@@ -23,6 +23,9 @@ class Backend(Protocol):
     def target(self) -> Any:
         """The tvm.target.Target."""
 
+    def runs_here(self) -> bool:
+        """Whether this machine can run what this backend builds."""
+
     def build(self, module: Any, library: Path) -> None:
         """Compiles a scheduled IRModule into a shared library."""
 

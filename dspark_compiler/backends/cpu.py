@@ -73,6 +73,10 @@ class CpuBackend:
             {"kind": "llvm", "mtriple": self.spec.triple, "mcpu": self.spec.arch, "num-cores": os.cpu_count() or 1}
         )
 
+    def runs_here(self) -> bool:
+        """Whether this machine can run what this backend builds."""
+        return host_flags().issuperset(self.spec.cpu_features)
+
     def build(self, module: Any, library: Path) -> None:
         """Compiles a scheduled IRModule into a shared library.
 
