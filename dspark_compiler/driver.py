@@ -108,18 +108,22 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
 
 
 def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
-    """The config with the lengths that only the model could tell.
+    """The config with the lengths that only the model could tell; no chunk is wider than a whole sequence.
 
     Raises:
         InputError: more tokens asked for than the model has positions.
     """
-    if config.max_seq_len is None:
-        return dataclasses.replace(config, max_seq_len=min(info.max_positions, _LONGEST_DEFAULT))
-    if config.max_seq_len > info.max_positions:
+    length = config.max_seq_len or min(info.max_positions, _LONGEST_DEFAULT)
+    if length > info.max_positions:
         raise InputError(
-            f"--max-seq-len {config.max_seq_len}: {info.name} has {info.max_positions} positions; ask for at most that"
+            f"--max-seq-len {length}: {info.name} has {info.max_positions} positions; ask for at most that"
         )
-    return config
+    return dataclasses.replace(
+        config,
+        max_seq_len=length,
+        prefill_widths=tuple(sorted({min(width, length) for width in config.prefill_widths})),
+        verify_width=min(config.verify_width, length),
+    )
 
 
 @dataclass(frozen=True)

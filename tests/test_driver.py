@@ -85,6 +85,8 @@ def test_lengths_come_from_the_model(source: str) -> None:
     longer = dataclasses.replace(info, max_positions=131072)
     assert driver.settle(CompileConfig(), longer).max_seq_len == 4096
     assert driver.settle(CompileConfig(max_seq_len=9000), longer).max_seq_len == 9000
+    short = driver.settle(CompileConfig(max_seq_len=7), info)
+    assert (short.prefill_widths, short.verify_width) == ((7,), 7)
     with pytest.raises(InputError, match="96 positions"):
         driver.settle(CompileConfig(max_seq_len=97), info)
 
