@@ -21,7 +21,7 @@ _BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source"
     TINY["llama"]().save_pretrained(source)
-    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)} | {"Once": 3, "[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "Once": 1} | {f"w{i}": i for i in range(2, VOCAB)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(source / "tokenizer.json"))
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
