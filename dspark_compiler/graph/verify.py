@@ -122,7 +122,11 @@ def _writes(node: fx.Node) -> Iterator[str]:
         for argument in schema:
             value = given.get(argument.name)
             writes = argument.alias_info is not None and argument.alias_info.is_write
-            if writes and not (isinstance(value, fx.Node) and value.meta.get("role") is Role.STATE):
+            if (
+                writes
+                and value is not None
+                and not (isinstance(value, fx.Node) and value.meta.get("role") is Role.STATE)
+            ):
                 yield f"{node.name}: writes {value}, which is no state"
         if node.target.namespace == "dspark":
             return
