@@ -27,6 +27,19 @@ def sample_text() -> str:
     return _read("text.txt")
 
 
+def long_text() -> str:
+    """About 7000 words of a novel, paragraphs parted by blank lines: a context that matters over thousands of tokens.
+
+    Jane Austen, Pride and Prejudice (1813, public domain), from chapter 22 on, without headings and emphasis.
+    """
+    return _read("novel.txt")
+
+
+def windows(ids: Sequence[int], length: int) -> list[list[int]]:
+    """``ids`` in pieces of ``length``; the last one may be shorter."""
+    return [list(ids[begin : begin + length]) for begin in range(0, len(ids), length)]
+
+
 def builtin_prompts(tokenizer: Encoder | None, vocab_size: int, longest: int) -> list[list[int]]:
     """The built-in prompts as ids, each cut to ``longest`` tokens; without a tokenizer, fixed random ids."""
     if tokenizer is not None:

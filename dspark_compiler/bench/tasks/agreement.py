@@ -1,11 +1,14 @@
-"""Greedy tokens of the artifact beside those its source model, in float32, would have chosen."""
+"""Greedy tokens of the artifact beside those its source model, in float32, would have chosen.
+
+With ``--against`` another artifact takes the source model's place (against.py).
+"""
 
 from typing import Any
 
+from dspark_compiler.bench.tasks import against
 from dspark_compiler.bench.tasks.base import Context
-from dspark_compiler.bench.tasks.data import read_texts
+from dspark_compiler.bench.tasks.data import read_all
 from dspark_compiler.compare.prompts import builtin_prompts
-from dspark_compiler.errors import InputError
 
 _NEW_TOKENS = 64
 
@@ -16,11 +19,13 @@ def evaluate(context: Context) -> dict[str, Any]:
     Raises:
         InputError: no source model, or prompts that cannot be read.
     """
+    if context.reference is not None:
+        return against.evaluate(context, context.reference)
     from dspark_compiler.compare.greedy import agreement, judged_answers
 
     manifest = context.artifact.manifest
-    new_tokens = min(_NEW_TOKENS, (manifest.max_seq_len + 1) // 2)
-    prompts = _prompts(context, manifest.max_seq_len - new_tokens + 1)[: context.limit]
+    new_tokens = min(_NEW_TOKENS, (context.span + 1) // 2)
+    prompts = _prompts(context, context.span - new_tokens + 1)[: context.limit]
     executor, model = context.executor, context.eager
     answers = judged_answers(
         executor, model, prompts, new_tokens, lambda done, total: context.progress("compare", done, total)
@@ -47,8 +52,7 @@ def evaluate(context: Context) -> dict[str, Any]:
 
 
 def _prompts(context: Context, longest: int) -> list[list[int]]:
-    if context.data is None:
+    if not context.data:
         return builtin_prompts(context.tokenizer, context.artifact.manifest.model.vocab_size, longest)
-    if context.tokenizer is None:
-        raise InputError(f"{context.artifact.path}: has no tokenizer.json, so it cannot read the prompts of --data")
-    return [context.tokenizer.encode(text)[:longest] for text in read_texts(context.data, by_line=True)]
+    tokenizer = context.text_tokenizer
+    return [tokenizer.encode(text)[:longest] for text in read_all(context.data, by_line=True)]

@@ -1,9 +1,15 @@
 """Texts from files."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from dspark_compiler.errors import InputError
+
+
+def read_all(paths: Iterable[Path], *, by_line: bool = False) -> list[str]:
+    """The texts of several files, one after another; see ``read_texts``."""
+    return [text for path in paths for text in read_texts(path, by_line=by_line)]
 
 
 def read_texts(path: Path, *, by_line: bool = False) -> list[str]:

@@ -7,59 +7,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.bench.tasks.base import Context
-from dspark_compiler.bench.tasks.data import read_texts
+from dspark_compiler.bench.tasks.data import read_all
 from dspark_compiler.compare.compiled import compiled_logits
 from dspark_compiler.compare.likelihood import negative_log_likelihood, perplexity
-from dspark_compiler.compare.prompts import sample_text
+from dspark_compiler.compare.prompts import sample_text, windows
 from dspark_compiler.errors import InputError
+
+Logits = Iterable[NDArray[np.float32]]
 
 
 def evaluate(context: Context) -> dict[str, Any]:
-    """Cuts each text into windows as long as the context; a window's first token is given, the others are predicted.
+    """Cuts each text into windows as long as a document; a window's first token is given, the others are predicted.
 
     Raises:
         InputError: no tokenizer, or no text of two tokens.
     """
-    windows = list(_windows(context))
-    predicted = sum(len(window) - 1 for window in windows)
-    result: dict[str, Any] = {"windows": len(windows), "tokens": predicted}
+    documents = _documents(context)
+    result: dict[str, Any] = {
+        "windows": len(documents),
+        "longest_window": max(map(len, documents)),
+        "tokens": sum(len(window) - 1 for window in documents),
+    }
     executor = context.executor
-    result["perplexity"] = _perplexity(context, "artifact", windows, lambda window: compiled_logits(executor, window))
+    result["perplexity"] = _perplexity(context, "artifact", documents, lambda ids: compiled_logits(executor, ids))
     if context.has_eager:
         from dspark_compiler.compare.eager import eager_logits
 
         model = context.eager
-        result["eager_perplexity"] = _perplexity(context, "eager", windows, lambda window: eager_logits(model, window))
+        result["eager_perplexity"] = _perplexity(context, "eager", documents, lambda ids: eager_logits(model, ids))
         result["ratio"] = result["perplexity"] / result["eager_perplexity"]
     return result
 
 
-def _windows(context: Context) -> Iterator[list[int]]:
-    if context.tokenizer is None:
-        raise InputError(f"{context.artifact.path}: has no tokenizer.json, so it cannot read text")
-    texts = [sample_text()] if context.data is None else read_texts(context.data)
-    length = context.artifact.manifest.max_seq_len
-    found = 0
-    for text in texts:
-        ids = context.tokenizer.encode(text)
-        for begin in range(0, len(ids), length):
-            window = ids[begin : begin + length]
-            if len(window) > 1 and (context.limit is None or found < context.limit):
-                found += 1
-                yield window
+def _documents(context: Context) -> list[list[int]]:
+    tokenizer = context.text_tokenizer
+    found = []
+    for text in read_all(context.data) or [sample_text()]:
+        found += [window for window in windows(tokenizer.encode(text), context.span) if len(window) > 1]
+        if context.limit is not None and len(found) >= context.limit:
+            break
     if not found:
-        raise InputError(f"--data {context.data}: no text of at least two tokens")
+        raise InputError(f"--data {', '.join(map(str, context.data))}: no text of at least two tokens")
+    return found[: context.limit]
 
 
 def _perplexity(
-    context: Context,
-    name: str,
-    windows: list[list[int]],
-    logits: Callable[[list[int]], Iterable[NDArray[np.float32]]],
+    context: Context, name: str, documents: list[list[int]], logits: Callable[[list[int]], Logits]
 ) -> float:
-    total = 0.0
-    context.progress(name, 0, len(windows))
-    for done, window in enumerate(windows):
-        total += negative_log_likelihood(window, logits(window))
-        context.progress(name, done + 1, len(windows))
-    return perplexity(total, sum(len(window) - 1 for window in windows))
+    total, seen = 0.0, 0
+    tokens = sum(map(len, documents))
+
+    def counted(chunks: Logits) -> Iterator[NDArray[np.float32]]:
+        # A window of thousands of tokens takes a minute: progress goes by tokens.
+        nonlocal seen
+        for chunk in chunks:
+            seen += len(chunk)
+            yield chunk
+            context.progress(name, seen, tokens)
+
+    context.progress(name, 0, tokens)
+    for window in documents:
+        total += negative_log_likelihood(window, counted(logits(window)))
+    return perplexity(total, sum(len(window) - 1 for window in documents))
