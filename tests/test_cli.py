@@ -34,7 +34,10 @@ OPTIONS = {
         *("--against", "--debug", "--json", "--model", "--new-tokens", "--no-verify", "--plot", "--prompt-len"),
         *("--repeats", "--threads"),
     ],
-    "eval": ["--data", "--debug", "--json", "--limit", "--model", "--no-verify", "--task", "--threads"],
+    "eval": [
+        *("--against", "--data", "--debug", "--json", "--length", "--limit", "--model", "--no-verify", "--plot"),
+        *("--sweep-budgets", "--sweep-policies", "--task", "--threads"),
+    ],
     "inspect": ["--debug", "--json", "--no-verify"],
     "tune": [
         *("--arch", "--debug", "--dtype", "--max-batch", "--max-seq-len", "--prefill-widths", "--target"),

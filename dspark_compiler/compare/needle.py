@@ -127,7 +127,7 @@ def is_answered(text: str, answer: str) -> bool | None:
     digits = found.group(1) if found else ""
     if len(digits) >= len(answer):
         return digits[: len(answer)] == answer
-    if not answer.startswith(digits) or found and text[found.end() :]:
+    if not answer.startswith(digits) or (found and text[found.end() :]):
         return False
     return None
 

@@ -85,13 +85,19 @@ def test_bench_refuses(toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.M
 SHORT = ("--prompt-len", 3, "--new-tokens", 3)
 
 
+def results(file: Path) -> dict:
+    """Of the only task."""
+    (found,) = json.loads(file.read_text())["results"].values()
+    return found
+
+
 def test_perplexity_is_eagers(tiny_artifact: Artifact, tmp_path: Path) -> None:
     data, file = tmp_path / "text.jsonl", tmp_path / "ppl.json"
     texts = ["x" * (CONTEXT + 20), "hello there", ""]
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + "\n")
     result = dspark("eval", tiny_artifact.path, "--task", "ppl", "--data", data, "--json", file)
     assert result.exit_code == 0, result.output
-    found = json.loads(file.read_text())
+    found = results(file)
     # One token a byte and one at the beginning of a text: a full window, its rest, and the second text.
     assert (found["windows"], found["tokens"]) == (3, CONTEXT - 1 + 21 - 1 + 11)
     assert found["ratio"] == pytest.approx(1, abs=1e-4)
@@ -104,7 +110,7 @@ def test_perplexity_without_the_source(toy_artifact: Path, tmp_path: Path) -> No
     file = tmp_path / "ppl.json"
     result = dspark("eval", toy_artifact, "--task", "ppl", "--limit", 2, "--json", file)
     assert result.exit_code == 0, result.output
-    found = json.loads(file.read_text())
+    found = results(file)
     assert found["windows"] == 2
     assert "eager_perplexity" not in found
 
@@ -114,13 +120,13 @@ def test_agreement_is_complete(tiny_artifact: Artifact, tmp_path: Path) -> None:
     data.write_text("one\n\ntwo and more\nthree\n")
     result = dspark("eval", tiny_artifact.path, "--task", "agreement", "--data", data, "--limit", 2, "--json", file)
     assert result.exit_code == 0, result.output
-    found = json.loads(file.read_text())
+    found = results(file)
     assert (found["prompts"], found["agreement"], found["tokens"]) == (2, 1, 2 * ((CONTEXT + 1) // 2))
 
 
 def test_eval_refuses(toy_artifact: Path, tmp_path: Path) -> None:
     refused("no such artifact", "eval", tmp_path / "none", "--task", "ppl")
-    refused("'joy' is not one of ppl, agreement", "eval", toy_artifact, "--task", "joy")
+    refused("--task joy: not one of ppl, agreement, needle, lambada", "eval", toy_artifact, "--task", "joy")
     refused("--limit 0: must be at least 1", "eval", toy_artifact, "--task", "ppl", "--limit", 0)
     refused("give it with --model", "eval", toy_artifact, "--task", "agreement")
     refused("nowhere: no such file or folder", "eval", toy_artifact, "--task", "agreement", "--model", "nowhere")

@@ -1,6 +1,7 @@
 """What ``dspark eval`` can measure, one module a task."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from dspark_compiler.bench.tasks.base import Context
@@ -18,8 +19,30 @@ def _agreement(context: Context) -> dict[str, Any]:
     return evaluate(context)
 
 
-# Each returns its results by name; nested lists are shown only in the JSON.
-TASKS: dict[str, Callable[[Context], dict[str, Any]]] = {
-    "ppl": _perplexity,
-    "agreement": _agreement,
+def _needle(context: Context) -> dict[str, Any]:
+    from dspark_compiler.bench.tasks.needle import evaluate
+
+    return evaluate(context)
+
+
+def _lambada(context: Context) -> dict[str, Any]:
+    from dspark_compiler.bench.tasks.lambada import evaluate
+
+    return evaluate(context)
+
+
+@dataclass(frozen=True)
+class Task:
+    """``run`` returns its results by name (nested lists are shown only in the JSON); ``metric`` is the one to draw."""
+
+    run: Callable[[Context], dict[str, Any]]
+    metric: str
+    higher_is_better: bool = True
+
+
+TASKS: dict[str, Task] = {
+    "ppl": Task(_perplexity, "perplexity", higher_is_better=False),
+    "agreement": Task(_agreement, "agreement"),
+    "needle": Task(_needle, "accuracy"),
+    "lambada": Task(_lambada, "stream_accuracy"),
 }

@@ -23,7 +23,6 @@ def evaluate(context: Context) -> dict[str, Any]:
         return against.evaluate(context, context.reference)
     from dspark_compiler.compare.greedy import agreement, judged_answers
 
-    manifest = context.artifact.manifest
     new_tokens = min(_NEW_TOKENS, (context.span + 1) // 2)
     prompts = _prompts(context, context.span - new_tokens + 1)[: context.limit]
     executor, model = context.executor, context.eager

@@ -1,0 +1,34 @@
+"""A sweep as a table for people."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspark_compiler.bench.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def sweep_table(document: Mapping[str, Any]) -> "Table":
+    """One row a variant: its cache, each task's metric, and that over the unpruned artifact's."""
+    from rich.table import Table
+
+    rows = document["rows"]
+    tasks = list(rows[0]["results"])
+    table = Table(title=f"{document['model']} {document['dtype']}, {document['max_seq_len']} tokens")
+    table.add_column("policy", no_wrap=True)
+    for heading in ("slots", "MiB", *(f"{task}\n{TASKS[task].metric.replace('_', ' ')}" for task in tasks)):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["policy"], str(row["budget"]), "", row["error"])
+            continue
+        cells = [_cell(row, task) for task in tasks]
+        table.add_row(row["policy"] or "unpruned", str(row["budget"]), f"{row['cache_bytes'] / 2**20:.1f}", *cells)
+    return table
+
+
+def _cell(row: Mapping[str, Any], task: str) -> str:
+    value = f"{row['results'][task][TASKS[task].metric]:.4g}"
+    relative = row.get("relative", {}).get(task)
+    return value if relative is None else f"{value} ({relative - 1:+.1%})"

@@ -1,0 +1,117 @@
+"""Last words of passages, as in LAMBADA (arXiv 1606.06031): the model has to keep the whole passage in mind."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dspark_compiler.bench.tasks.base import Context
+from dspark_compiler.bench.tasks.data import read_all
+from dspark_compiler.compare.compiled import compiled_logits
+from dspark_compiler.errors import InputError
+from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.tokenizer import Tokenizer
+
+_LAST_WORD = re.compile(r"(.*\S)(\s+\S+)", re.DOTALL)
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """Token ids without special tokens; the last ``word`` of them are the last word's."""
+
+    ids: list[int]
+    word: int
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Token ids, and the range [begin, end) of each last word in them."""
+
+    ids: list[int]
+    words: list[tuple[int, int]]
+
+
+def evaluate(context: Context) -> dict[str, Any]:
+    """The fraction of last words whose tokens are all greedy ones, given the true tokens before them.
+
+    ``accuracy`` reads each passage by itself. ``stream_accuracy`` reads them one after another, a blank line between,
+    as documents as long as the artifact holds: each word is told in a long context that does not help, so that the
+    difference of the two is what a full or pruned cache costs.
+
+    Raises:
+        InputError: no data, a passage of less than two words, or no tokenizer.
+    """
+    tokenizer = context.text_tokenizer
+    if not context.data:
+        raise InputError(
+            'lambada has no built-in passages: give --data FILE.jsonl with a "text" a line, its last word asked'
+        )
+    passages = [_passage(tokenizer, text, n) for n, text in enumerate(read_all(context.data, by_line=True), 1)]
+    passages = passages[: context.limit]
+    beginning = _beginning(tokenizer)
+    alone = [document for passage in passages for document in _documents([passage], beginning, [], context.span)]
+    streams = _documents(passages, beginning, tokenizer.encode(_BETWEEN, special=False), context.span)
+    return {
+        "passages": len(passages),
+        "accuracy": _accuracy(context, "passages", alone),
+        "streams": len(streams),
+        "longest_stream": max(len(stream.ids) for stream in streams),
+        "stream_accuracy": _accuracy(context, "streams", streams),
+    }
+
+
+def _passage(tokenizer: Tokenizer, text: str, number: int) -> _Passage:
+    parts = _LAST_WORD.fullmatch(text.strip())
+    if parts is None:
+        raise InputError(f"--data: passage {number} is a single word; there must be something before the last word")
+    before, word = parts.groups()
+    ids = tokenizer.encode(before + word, special=False)
+    shared = tokenizer.encode(before, special=False)
+    if ids[: len(shared)] != shared:
+        # A tokenizer that merges across the boundary: the word is asked as it is spelled on its own.
+        ids = shared + tokenizer.encode(word, special=False)
+    return _Passage(ids, len(ids) - len(shared))
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens the model expects before a text."""
+    plain, whole = tokenizer.encode("a", special=False), tokenizer.encode("a")
+    places = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+    return whole[: places[0]] if places else []
+
+
+def _documents(
+    passages: Sequence[_Passage], beginning: Sequence[int], between: Sequence[int], longest: int
+) -> list[_Document]:
+    """Passages packed into documents; of one that is too long by itself, the beginning goes."""
+    found: list[_Document] = []
+    for passage in passages:
+        ids = passage.ids[-(longest - len(beginning)) :]
+        if not found or len(found[-1].ids) + len(between) + len(ids) > longest:
+            found.append(_Document(list(beginning), []))
+        else:
+            found[-1].ids.extend(between)
+        found[-1].ids.extend(ids)
+        end = len(found[-1].ids)
+        found[-1].words.append((end - passage.word, end))
+    return found
+
+
+def _accuracy(context: Context, name: str, documents: Sequence[_Document]) -> float:
+    executor = context.executor
+    right = []
+    context.progress(name, 0, len(documents))
+    for done, document in enumerate(documents, 1):
+        right += _told(executor, document)
+        context.progress(name, done, len(documents))
+    return sum(right) / len(right)
+
+
+def _told(executor: Executor, document: _Document) -> list[bool]:
+    chosen = [chunk.argmax(axis=1) for chunk in compiled_logits(executor, document.ids)]
+    following = np.concatenate(chosen)  # [len(ids)]: entry i is the model's choice for place i + 1
+    ids = np.asarray(document.ids)
+    return [bool((following[begin - 1 : end - 1] == ids[begin:end]).all()) for begin, end in document.words]
