@@ -1,0 +1,62 @@
+"""Slots move up as the reference operator moves them."""
+
+import numpy as np
+import pytest
+import torch
+
+from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
+from dspark_compiler.schedules.compact_slots import compact_slots
+from dspark_compiler.schedules.isa import VectorIsa
+from dspark_compiler.schedules.slot_shape import CacheShape
+from tests.schedules.kernels import MACHINES, build, normal
+from tests.schedules.test_attention import panels
+
+BATCH, GROUPS = 2, 3
+SEQUENCE = np.array([1], np.int32)
+
+
+def sources(slots: int, kept: int) -> np.ndarray:
+    """Which of ``slots`` slots stay, a different choice a head."""
+    result = np.full((1, GROUPS, slots), -1, np.int32)
+    rng = np.random.default_rng(slots + kept)
+    for row in result[0]:
+        row[:kept] = np.sort(rng.choice(slots, kept, replace=False))
+    return result
+
+
+@pytest.mark.parametrize("isa", MACHINES)
+@pytest.mark.parametrize(("slots", "kept"), [(13, 9), (13, 0), (13, 13), (64, 63), (300, 17)])
+@pytest.mark.parametrize("scored", [False, True])
+def test_float32(isa: VectorIsa, slots: int, kept: int, scored: bool) -> None:
+    dim, value_dim = 6, 24
+    keys, values = normal(BATCH, GROUPS, slots, dim), normal(BATCH, GROUPS, slots, value_dim, seed=1)
+    position = np.arange(BATCH * GROUPS * slots, dtype=np.int32).reshape(BATCH, GROUPS, slots)
+    extra = [normal(BATCH, GROUPS, slots, seed=2)] if scored else []
+    source = sources(slots, kept)
+    expected = [torch.from_numpy(array.copy()) for array in (keys, values, position, *extra)]
+    operands = [torch.from_numpy(array) for array in (source, SEQUENCE)]
+    torch.ops.dspark.compact_slots(*expected[:3], *operands, *expected[3:])
+    cache = panels(keys, isa)
+    shape = CacheShape(BATCH, GROUPS, slots, dim, value_dim)
+    build(compact_slots("compact", shape, isa, scored=scored), isa)(cache, values, position, source, SEQUENCE, *extra)
+    np.testing.assert_array_equal(cache, panels(expected[0].numpy(), isa))
+    for array, tensor in zip((values, position, *extra), expected[1:], strict=True):
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+
+@pytest.mark.parametrize("isa", MACHINES)
+def test_int8_with_scales(isa: VectorIsa) -> None:
+    slots, dim = 40, 8
+    rng = np.random.default_rng(0)
+    keys, values = (rng.integers(-127, 128, (BATCH, GROUPS, slots, dim)).astype(np.int8) for _ in range(2))
+    position = np.arange(BATCH * GROUPS * slots, dtype=np.int32).reshape(BATCH, GROUPS, slots)
+    numbers = [normal(BATCH, GROUPS, slots, seed=seed) for seed in range(3)]
+    source = sources(slots, 23)
+    expected = [torch.from_numpy(array.copy()) for array in (keys, values, position, *numbers)]
+    torch.ops.dspark.compact_slots(*expected[:3], torch.from_numpy(source), torch.from_numpy(SEQUENCE), *expected[3:])
+    cache = panels(keys, isa)
+    function = compact_slots("compact", CacheShape(BATCH, GROUPS, slots, dim, dim, "int8"), isa, scored=True)
+    build(function, isa)(cache, values, position, source, SEQUENCE, *numbers)
+    np.testing.assert_array_equal(cache, panels(expected[0].numpy(), isa))
+    for array, tensor in zip((values, position, *numbers), expected[1:], strict=True):
+        np.testing.assert_array_equal(array, tensor.numpy())
