@@ -7,9 +7,12 @@ from torch import fx
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import bound_args, shape_of
+from dspark_compiler.schedules import attention_mass as mass_kernels
 from dspark_compiler.schedules import compact_slots as compact_kernels
+from dspark_compiler.schedules import logit_moments as moment_kernels
 from dspark_compiler.schedules import select_slots as select_kernels
 from dspark_compiler.schedules import slot_reads, slot_rows
+from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.slot_shape import CacheShape
 
@@ -26,6 +29,8 @@ def pruning_converters() -> dict[str, Converter]:
         "write_state.default": write_state,
         "read_keys.default": read_keys,
         "read_values.default": read_values,
+        "attention_mass.default": attention_mass,
+        "logit_moments.default": logit_moments,
         "select_slots.default": select_slots,
         "compact_slots.default": compact_slots,
     }
@@ -103,6 +108,30 @@ def read_values(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
 
 
+def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.attention_mass(ring, k_cache, …)."""
+    given = bound_args(node)
+    shape = _cache_shape(importer, given["k_cache"])
+    _, heads, places, _ = shape_of(given["ring"])
+    scoring = Scoring(given["scale"], given["window"], given["softcap"], given["sinks"] is not None)
+    last, bounded = given["last"], given["pending"] is not None
+    name = _cache_name("attention_mass", shape) + f"_h{heads}_r{places}_{last}_{scoring}_{bounded}"
+    kernel = mass_kernels.attention_mass(
+        _identifier(name), shape, scoring, importer.plan.isa, heads=heads, places=places, last=last, bounded=bounded
+    )
+    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+
+
+def logit_moments(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.logit_moments(queries, k_cache, k_scale, sequence, length, scale)."""
+    given = bound_args(node)
+    shape, scale = _cache_shape(importer, given["k_cache"]), given["scale"]
+    _, heads, queries, _ = shape_of(given["queries"])
+    name = _identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
+    kernel = moment_kernels.logit_moments(name, shape, scale, importer.plan.isa, heads=heads, queries=queries)
+    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+
+
 def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.select_slots(score, slot_position, sequence, length, free, need, first, last)."""
     given = bound_args(node)
@@ -166,3 +195,7 @@ def _state_name(kind: str, state: PhysicalTensor) -> str:
 def _cache_name(kind: str, shape: CacheShape) -> str:
     sizes = f"{shape.batch}x{shape.kv_heads}x{shape.slots}x{shape.head_dim}x{shape.value_dim}"
     return f"{kind}_{sizes}_{shape.dtype}"
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

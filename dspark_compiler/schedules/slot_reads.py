@@ -9,7 +9,6 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_shape import CacheShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, widest_vector
-from dspark_compiler.schedules.vector_math import load_weight
 
 # Elements below which waking the other threads costs more than it saves.
 _MIN_PARALLEL = 16384
@@ -49,7 +48,7 @@ def read_keys(name: str, shape: CacheShape, isa: VectorIsa) -> tvm.tirx.PrimFunc
             scale = rest[0][seq, head, slot] if shape.scaled else None
             with T.serial(0, shape.head_dim // lanes) as chunk, vector(lanes) as lane:
                 d = chunk * lanes + lane
-                value = load_weight(k_cache, [seq, head, slot // isa.lanes, d, slot % isa.lanes])
+                value = shape.load(k_cache[seq, head, slot // isa.lanes, d, slot % isa.lanes])
                 T.buffer_store(out, value if scale is None else value * scale, [0, head, slot, d])
 
     out = Arg("out", (1, shape.kv_heads, shape.slots, shape.head_dim))
@@ -67,7 +66,7 @@ def read_values(name: str, shape: CacheShape, isa: VectorIsa) -> tvm.tirx.PrimFu
             head, slot = T.Bind(task // shape.slots), T.Bind(task % shape.slots)
             scale = rest[0][seq, head, slot] if shape.scaled else None
             with T.serial(0, shape.value_dim // lanes) as chunk, vector(lanes) as lane:
-                value = load_weight(v_cache, [seq, head, slot, chunk * lanes + lane])
+                value = shape.load(v_cache[seq, head, slot, chunk * lanes + lane])
                 T.buffer_store(out, value if scale is None else value * scale, [0, head, slot, chunk * lanes + lane])
 
     out = Arg("out", (1, shape.kv_heads, shape.slots, shape.value_dim))

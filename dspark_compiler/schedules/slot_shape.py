@@ -30,6 +30,10 @@ class CacheShape:
         """Shape of a state with one number a slot."""
         return self.batch, self.kv_heads, self.slots
 
+    def load(self, stored: Expr) -> Expr:
+        """A stored element as float32, without its slot's scale."""
+        return stored if self.dtype == "float32" else T.cast(stored, "float32")
+
     def panels(self, isa: VectorIsa) -> int:
         """Panels that hold the keys of a head."""
         return -(-self.slots // isa.lanes)
@@ -63,3 +67,12 @@ def padded_row(
     with T.serial(0, count - whole * lanes) as i:
         T.buffer_store(row, source[*at, whole * lanes + i], [whole * lanes + i])
     return row
+
+
+def store_row(row: Buffer, target: Buffer, at: tuple[Expr, ...], count: int, isa: VectorIsa) -> None:
+    """target[*at, :count] = row[:count]."""
+    lanes = isa.lanes
+    with T.serial(0, count // lanes) as chunk, vector(lanes) as lane:
+        T.buffer_store(target, row[chunk * lanes + lane], [*at, chunk * lanes + lane])
+    with T.serial(0, count % lanes) as i:
+        T.buffer_store(target, row[count // lanes * lanes + i], [*at, count // lanes * lanes + i])
