@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import tvm
 from torch import fx
 
 from dspark_compiler.lowering.importer import Converter, EntryImporter
-from dspark_compiler.lowering.layout import PhysicalTensor
-from dspark_compiler.lowering.nodes import bound_args, shape_of
+from dspark_compiler.lowering.layout import PhysicalTensor, dtype_name
+from dspark_compiler.lowering.nodes import bound_args, identifier, shape_of, tensor_args, written_args
 from dspark_compiler.schedules import attention_mass as mass_kernels
 from dspark_compiler.schedules import compact_slots as compact_kernels
 from dspark_compiler.schedules import logit_moments as moment_kernels
 from dspark_compiler.schedules import select_slots as select_kernels
 from dspark_compiler.schedules import slot_reads, slot_rows
 from dspark_compiler.schedules.attention_shape import Scoring
+from dspark_compiler.schedules.cache_storage import STORAGES
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.slot_shape import CacheShape
 
@@ -41,7 +43,7 @@ def append_queries(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     shape = _row_shape(given["ring"], given["q"])
     kernel = slot_rows.append_queries(_row_name("append_queries", shape), shape, importer.plan.isa)
-    return _write(importer, kernel, given, ["ring"])
+    return _write(importer, kernel, node)
 
 
 def commit_queries(node: fx.Node, importer: EntryImporter) -> Any:
@@ -49,7 +51,7 @@ def commit_queries(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     shape = _row_shape(given["ring"], given["scratch"])
     kernel = slot_rows.commit_queries(_row_name("commit_queries", shape), shape, importer.plan.isa)
-    return _write(importer, kernel, given, ["ring"])
+    return _write(importer, kernel, node)
 
 
 def append_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
@@ -57,7 +59,7 @@ def append_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     shape = _row_shape(given["slot_score"], given["score"])
     kernel = slot_rows.append_slot_scores(_row_name("append_slot_scores", shape), shape)
-    return _write(importer, kernel, given, ["slot_score"])
+    return _write(importer, kernel, node)
 
 
 def commit_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
@@ -65,7 +67,7 @@ def commit_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     shape = _row_shape(given["slot_score"], given["scratch"])
     kernel = slot_rows.commit_slot_scores(_row_name("commit_slot_scores", shape), shape)
-    return _write(importer, kernel, given, ["slot_score"])
+    return _write(importer, kernel, node)
 
 
 def write_scratch(node: fx.Node, importer: EntryImporter) -> Any:
@@ -73,7 +75,7 @@ def write_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     shape = _row_shape(given["scratch"], given["rows"])
     kernel = slot_rows.write_scratch(_row_name("write_scratch", shape), shape, importer.plan.isa)
-    return _write(importer, kernel, given, ["scratch"])
+    return _write(importer, kernel, node)
 
 
 def read_state(node: fx.Node, importer: EntryImporter) -> Any:
@@ -81,7 +83,7 @@ def read_state(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     state = _physical(importer, given["state"])
     kernel = slot_reads.read_state(_state_name("read_state", state), state.shape, state.dtype, importer.plan.isa)
-    return importer.call(kernel, _values(importer, given), PhysicalTensor((1, *state.shape[1:]), state.dtype))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor((1, *state.shape[1:]), state.dtype))
 
 
 def write_state(node: fx.Node, importer: EntryImporter) -> Any:
@@ -89,47 +91,47 @@ def write_state(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     state = _physical(importer, given["state"])
     kernel = slot_reads.write_state(_state_name("write_state", state), state.shape, state.dtype, importer.plan.isa)
-    return _write(importer, kernel, given, ["state"])
+    return _write(importer, kernel, node)
 
 
 def read_keys(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_keys(k_cache, k_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(importer, given["k_cache"])
+    shape = _cache_shape(given["k_cache"])
     kernel = slot_reads.read_keys(_cache_name("read_keys", shape), shape, importer.plan.isa)
-    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def read_values(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_values(v_cache, v_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(importer, given["v_cache"])
+    shape = _cache_shape(given["v_cache"])
     kernel = slot_reads.read_values(_cache_name("read_values", shape), shape, importer.plan.isa)
-    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.attention_mass(ring, k_cache, …)."""
     given = bound_args(node)
-    shape = _cache_shape(importer, given["k_cache"])
+    shape = _cache_shape(given["k_cache"])
     _, heads, places, _ = shape_of(given["ring"])
     scoring = Scoring(given["scale"], given["window"], given["softcap"], given["sinks"] is not None)
     last, bounded = given["last"], given["pending"] is not None
     name = _cache_name("attention_mass", shape) + f"_h{heads}_r{places}_{last}_{scoring}_{bounded}"
     kernel = mass_kernels.attention_mass(
-        _identifier(name), shape, scoring, importer.plan.isa, heads=heads, places=places, last=last, bounded=bounded
+        identifier(name), shape, scoring, importer.plan.isa, heads=heads, places=places, last=last, bounded=bounded
     )
-    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def logit_moments(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.logit_moments(queries, k_cache, k_scale, sequence, length, scale)."""
     given = bound_args(node)
-    shape, scale = _cache_shape(importer, given["k_cache"]), given["scale"]
+    shape, scale = _cache_shape(given["k_cache"]), given["scale"]
     _, heads, queries, _ = shape_of(given["queries"])
-    name = _identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
+    name = identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
     kernel = moment_kernels.logit_moments(name, shape, scale, importer.plan.isa, heads=heads, queries=queries)
-    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "float32"))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
@@ -140,30 +142,27 @@ def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
     shape = CacheShape(batch, kv_heads, slots, 0, 0)
     name = f"select_slots_{batch}x{kv_heads}x{slots}_{first}_{last}"
     kernel = select_kernels.select_slots(name, shape, first, last, importer.plan.isa)
-    return importer.call(kernel, _values(importer, given), PhysicalTensor(shape_of(node), "int32"))
+    return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "int32"))
 
 
 def compact_slots(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.compact_slots: writes k_cache, v_cache, slot_position and, where given, slot_score and the scales."""
     given = bound_args(node)
-    shape = _cache_shape(importer, given["k_cache"], given["v_cache"])
+    shape = _cache_shape(given["k_cache"], given["v_cache"])
     scored = given["slot_score"] is not None
     name = _cache_name("compact_slots", shape) + ("_scored" if scored else "")
     kernel = compact_kernels.compact_slots(name, shape, importer.plan.isa, scored=scored)
-    states = ["k_cache", "v_cache", "slot_position", "slot_score", "k_scale", "v_scale"]
-    return _write(importer, kernel, given, states)
+    return _write(importer, kernel, node)
 
 
-def _values(importer: EntryImporter, given: dict[str, Any]) -> list[Any]:
-    """The tensors among the arguments of an operator, in its order."""
-    return [importer.env[value] for value in given.values() if isinstance(value, fx.Node)]
+def _tensors(importer: EntryImporter, node: fx.Node) -> list[Any]:
+    """The tensors among the arguments of an operator, in its order, which is the kernel's."""
+    return [importer.env[value] for value in tensor_args(node).values()]
 
 
-def _write(importer: EntryImporter, kernel: Any, given: dict[str, Any], written: list[str]) -> Any:
-    """Calls a kernel that takes an operator's tensors in its order and writes those of the names ``written``."""
-    names = [name for name, value in given.items() if isinstance(value, fx.Node)]
-    places = [i for i, name in enumerate(names) if name in written]
-    return importer.call_inplace(kernel, _values(importer, given), places, None)
+def _write(importer: EntryImporter, kernel: tvm.tirx.PrimFunc, node: fx.Node) -> Any:
+    """Calls the kernel of an operator that returns nothing."""
+    return importer.call_inplace(kernel, _tensors(importer, node), written_args(node), None)
 
 
 def _physical(importer: EntryImporter, state: fx.Node) -> PhysicalTensor:
@@ -176,11 +175,12 @@ def _row_shape(state: fx.Node, rows: fx.Node) -> RowShape:
     return RowShape(batch, heads, places, calls, width, dim)
 
 
-def _cache_shape(importer: EntryImporter, cache: fx.Node, values: fx.Node | None = None) -> CacheShape:
+def _cache_shape(cache: fx.Node, values: fx.Node | None = None) -> CacheShape:
     """Sizes of a cache of keys or of values, or of both."""
     batch, kv_heads, slots, dim = shape_of(cache)
     value_dim = dim if values is None else shape_of(values)[3]
-    return CacheShape(batch, kv_heads, slots, dim, value_dim, _physical(importer, cache).dtype)
+    storage = STORAGES[dtype_name(cache.meta["val"].dtype)]
+    return CacheShape(batch, kv_heads, slots, dim, value_dim, storage)
 
 
 def _row_name(kind: str, shape: RowShape) -> str:
@@ -194,8 +194,4 @@ def _state_name(kind: str, state: PhysicalTensor) -> str:
 
 def _cache_name(kind: str, shape: CacheShape) -> str:
     sizes = f"{shape.batch}x{shape.kv_heads}x{shape.slots}x{shape.head_dim}x{shape.value_dim}"
-    return f"{kind}_{sizes}_{shape.dtype}"
-
-
-def _identifier(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    return f"{kind}_{sizes}_{type(shape.storage).__name__.lower()}"

@@ -38,7 +38,7 @@ def attention_mass(
     tile = DotTile.of(min(last, places), isa)
 
     def body(ring: Buffer, k_cache: Buffer, *rest: Buffer) -> None:
-        k_scale, rest = (rest[0], rest[1:]) if shape.scaled else (None, rest)
+        k_scale, rest = (rest[0], rest[1:]) if shape.storage.scaled else (None, rest)
         slot_position, sequence, length, free, *rest_, out = rest
         pending = rest_.pop(0)[0] if bounded else T.int32(_NEVER)
         sinks = rest_[0] if scoring.sinks else None

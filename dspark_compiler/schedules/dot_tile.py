@@ -79,7 +79,7 @@ def dot_strip(
         for i, line in enumerate(sums):
             for panel, acc in zip(panels, line, strict=True):
                 with vector(lanes) as lane:
-                    product = queries[number, d, i] * shape.load(k_cache[seq, group, panel, d, lane])
+                    product = queries[number, d, i] * shape.storage.load(k_cache[seq, group, panel, d, lane])
                     T.buffer_store(acc, acc[lane] + product, [lane])
     for i, line in enumerate(sums):
         for p, acc in enumerate(line):

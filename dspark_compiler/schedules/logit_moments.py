@@ -22,7 +22,7 @@ def logit_moments(
     tiles = -(-queries // tile.height)
 
     def body(q: Buffer, k_cache: Buffer, *rest: Buffer) -> None:
-        k_scale, (sequence, length, out) = rest[0] if shape.scaled else None, rest[-3:]
+        k_scale, (sequence, length, out) = rest[0] if shape.storage.scaled else None, rest[-3:]
         seq, count = T.Bind(sequence[0]), T.Bind(T.max(T.min(length[0], queries), 1))
         width = tile.panels * isa.lanes
         with T.parallel(0, heads) as head:

@@ -45,10 +45,10 @@ def read_keys(name: str, shape: CacheShape, isa: VectorIsa) -> tvm.tirx.PrimFunc
         seq = T.Bind(sequence[0])
         with _slots(shape, shape.head_dim) as task:
             head, slot = T.Bind(task // shape.slots), T.Bind(task % shape.slots)
-            scale = rest[0][seq, head, slot] if shape.scaled else None
+            scale = rest[0][seq, head, slot] if shape.storage.scaled else None
             with T.serial(0, shape.head_dim // lanes) as chunk, vector(lanes) as lane:
                 d = chunk * lanes + lane
-                value = shape.load(k_cache[seq, head, slot // isa.lanes, d, slot % isa.lanes])
+                value = shape.storage.load(k_cache[seq, head, slot // isa.lanes, d, slot % isa.lanes])
                 T.buffer_store(out, value if scale is None else value * scale, [0, head, slot, d])
 
     out = Arg("out", (1, shape.kv_heads, shape.slots, shape.head_dim))
@@ -64,9 +64,9 @@ def read_values(name: str, shape: CacheShape, isa: VectorIsa) -> tvm.tirx.PrimFu
         seq = T.Bind(sequence[0])
         with _slots(shape, shape.value_dim) as task:
             head, slot = T.Bind(task // shape.slots), T.Bind(task % shape.slots)
-            scale = rest[0][seq, head, slot] if shape.scaled else None
+            scale = rest[0][seq, head, slot] if shape.storage.scaled else None
             with T.serial(0, shape.value_dim // lanes) as chunk, vector(lanes) as lane:
-                value = shape.load(v_cache[seq, head, slot, chunk * lanes + lane])
+                value = shape.storage.load(v_cache[seq, head, slot, chunk * lanes + lane])
                 T.buffer_store(out, value if scale is None else value * scale, [0, head, slot, chunk * lanes + lane])
 
     out = Arg("out", (1, shape.kv_heads, shape.slots, shape.value_dim))

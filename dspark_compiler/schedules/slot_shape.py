@@ -5,34 +5,26 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import key_cache_shape
+from dspark_compiler.schedules.cache_storage import FLOAT32, Storage
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, local, vector
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes and storage of one layer's cache; ``dtype`` of keys and values, which have scales unless it is float32."""
+    """Sizes of one layer's cache, and how it keeps keys and values."""
 
     batch: int  # B
     kv_heads: int  # G
     slots: int  # C
     head_dim: int  # D
     value_dim: int  # Dv
-    dtype: str = "float32"
-
-    @property
-    def scaled(self) -> bool:
-        """Whether each slot has a scale."""
-        return self.dtype != "float32"
+    storage: Storage = FLOAT32
 
     @property
     def per_slot(self) -> tuple[int, int, int]:
         """Shape of a state with one number a slot."""
         return self.batch, self.kv_heads, self.slots
-
-    def load(self, stored: Expr) -> Expr:
-        """A stored element as float32, without its slot's scale."""
-        return stored if self.dtype == "float32" else T.cast(stored, "float32")
 
     def panels(self, isa: VectorIsa) -> int:
         """Panels that hold the keys of a head."""
@@ -41,15 +33,15 @@ class CacheShape:
     def keys(self, isa: VectorIsa) -> list[Arg]:
         """The arguments k_cache and, if there is one, k_scale."""
         shape = key_cache_shape(self.batch, self.kv_heads, self.slots, self.head_dim, isa)
-        return [Arg("k_cache", shape, self.dtype), *self.scale("k_scale")]
+        return [Arg("k_cache", shape, self.storage.dtype), *self.scale("k_scale")]
 
     def values(self) -> list[Arg]:
         """The arguments v_cache and, if there is one, v_scale."""
-        return [Arg("v_cache", (*self.per_slot, self.value_dim), self.dtype), *self.scale("v_scale")]
+        return [Arg("v_cache", (*self.per_slot, self.value_dim), self.storage.dtype), *self.scale("v_scale")]
 
     def scale(self, name: str) -> list[Arg]:
         """The argument of scales, if there is one."""
-        return [Arg(name, self.per_slot)] if self.scaled else []
+        return [Arg(name, self.per_slot)] if self.storage.scaled else []
 
 
 def padded_row(

@@ -9,9 +9,11 @@ import torch
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.attention_mass import attention_mass
 from dspark_compiler.schedules.attention_shape import Scoring
+from dspark_compiler.schedules.cache_storage import E4M3FN, FLOAT32, INT8, Storage
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_shape import CacheShape
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
+from tests.schedules.stored import kernel_array, scales, stored
 from tests.schedules.test_attention import panels
 
 NARROWEST = next(iter(MACHINES))
@@ -34,6 +36,7 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+    storage: Storage = FLOAT32
 
 
 CASES = {
@@ -50,6 +53,8 @@ CASES = {
     "sliding window": Case(length=500, window=11, places=7),
     "window past all slots": Case(length=500, window=1000),
     "softcap and sinks": Case(length=90, softcap=2.0, sinks=True, places=21, last=21, groups=1),
+    "int8": Case(length=500, storage=INT8, free=3),
+    "e4m3": Case(length=20, storage=E4M3FN, softcap=3.0),
     "many slots": Case(length=2000, slots=300, places=64, last=64, sinks=True, window=700, dim=64),
 }
 
@@ -70,7 +75,7 @@ def positions(case: Case) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_is_the_reference(isa: VectorIsa, case: Case) -> None:
     ring = normal(BATCH, case.heads, case.places, case.dim)
-    keys = normal(BATCH, case.groups, case.slots, case.dim, seed=1)
+    keys, scale = stored(normal(BATCH, case.groups, case.slots, case.dim, seed=1), case.storage)
     sinks = normal(case.heads, seed=2)
     numbers = [np.array([n], np.int32) for n in (SEQUENCE, case.length, case.free)]
     pending = [] if case.pending is None else [np.array([case.pending], np.int32)]
@@ -78,8 +83,8 @@ def test_is_the_reference(isa: VectorIsa, case: Case) -> None:
     as_torch = torch.from_numpy
     expected = torch.ops.dspark.attention_mass(
         as_torch(ring),
-        as_torch(keys),
-        None,
+        keys,
+        scale,
         *map(as_torch, (positions(case), *numbers)),
         as_torch(pending[0]) if pending else None,
         case.last,
@@ -88,7 +93,7 @@ def test_is_the_reference(isa: VectorIsa, case: Case) -> None:
         scoring.softcap,
         as_torch(sinks) if scoring.sinks else None,
     ).numpy()
-    shape = CacheShape(BATCH, case.groups, case.slots, case.dim, case.dim)
+    shape = CacheShape(BATCH, case.groups, case.slots, case.dim, case.dim, case.storage)
     function = attention_mass(
         "mass",
         shape,
@@ -101,7 +106,8 @@ def test_is_the_reference(isa: VectorIsa, case: Case) -> None:
     )
     out = np.full((1, case.heads, case.slots), np.nan, np.float32)
     extra = [*pending, *([sinks] if case.sinks else [])]
-    build(function, isa)(ring, panels(keys, isa), positions(case), *numbers, *extra, out)
+    cache = panels(kernel_array(keys), isa), *scales(scale), positions(case)
+    build(function, isa)(ring, *cache, *numbers, *extra, out)
     np.testing.assert_allclose(out, expected, rtol=2e-5, atol=1e-6)
 
 

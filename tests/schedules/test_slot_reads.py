@@ -6,9 +6,11 @@ import torch
 
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules import slot_reads
+from dspark_compiler.schedules.cache_storage import Storage
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_shape import CacheShape
 from tests.schedules.kernels import MACHINES, build, normal
+from tests.schedules.stored import STORAGES, kernel_array, scales, stored
 from tests.schedules.test_attention import panels
 
 dspark = torch.ops.dspark
@@ -37,12 +39,15 @@ def test_write_state(isa: VectorIsa, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("isa", MACHINES)
-@pytest.mark.parametrize(("slots", "dim"), [(13, 6), (32, 16), (300, 64)])
-def test_read_keys_and_values(isa: VectorIsa, slots: int, dim: int) -> None:
-    shape = CacheShape(2, 3, slots, dim, dim)
-    rows, out = normal(2, 3, slots, dim), np.zeros((1, 3, slots, dim), np.float32)
-    build(slot_reads.read_keys("read", shape, isa), isa)(panels(rows, isa), ONE, out)
-    np.testing.assert_array_equal(out, rows[1:])
+@pytest.mark.parametrize(("slots", "dim"), [(13, 6), (96, 64)])
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: type(s).__name__)
+def test_read_keys_and_values(isa: VectorIsa, slots: int, dim: int, storage: Storage) -> None:
+    shape = CacheShape(2, 3, slots, dim, dim, storage)
+    rows, scale = stored(normal(2, 3, slots, dim), storage)
+    expected = dspark.read_keys(rows, scale, torch.from_numpy(ONE)).numpy()
+    array, out = kernel_array(rows), np.zeros((1, 3, slots, dim), np.float32)
+    build(slot_reads.read_keys("read", shape, isa), isa)(panels(array, isa), *scales(scale), ONE, out)
+    np.testing.assert_array_equal(out, expected)
     out[...] = 0
-    build(slot_reads.read_values("read", shape, isa), isa)(rows, ONE, out)
-    np.testing.assert_array_equal(out, rows[1:])
+    build(slot_reads.read_values("read", shape, isa), isa)(array, *scales(scale), ONE, out)
+    np.testing.assert_array_equal(out, expected)
