@@ -15,13 +15,16 @@ from dspark_compiler.backends.cpu import CpuBackend
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.rewrite import emit
 from dspark_compiler.lowering.layout import LayoutPlan, plan_layouts
+from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.schedules.apply import apply_schedules
+from tests.schedules.stored import kernel_array
 from tests.schedules.test_attention import panels
 
 aten, dspark = torch.ops.aten, torch.ops.dspark
 
 BATCH, HEADS, GROUPS, DIM, SLOTS, RING, SCRATCH = 2, 4, 2, 8, 21, 6, 3
+# Layer 0 keeps float32, layer 1 e4m3.
 _STATES = {
     "k_cache.0": (BATCH, GROUPS, SLOTS, DIM),
     "v_cache.0": (BATCH, GROUPS, SLOTS, DIM),
@@ -31,6 +34,11 @@ _STATES = {
     "query_scratch.0": (BATCH, HEADS, SCRATCH, DIM),
     "score_scratch.0": (BATCH, GROUPS, SCRATCH, 1),
     "total.0": (BATCH, GROUPS, SLOTS),
+    "k_cache.1": (BATCH, GROUPS, SLOTS, DIM),
+    "v_cache.1": (BATCH, GROUPS, SLOTS, DIM),
+    "k_scale.1": (BATCH, GROUPS, SLOTS),
+    "v_scale.1": (BATCH, GROUPS, SLOTS),
+    "slot_position.1": (BATCH, GROUPS, SLOTS),
 }
 
 
@@ -49,9 +57,10 @@ class Entry:
         program.entries[name] = self.point
 
     def __getitem__(self, ref: str) -> fx.Node:
-        """An input, or a state by the name it has in layer 0."""
-        if f"{ref}.0" in self._program.states:
-            return self.point.add_placeholder(Role.STATE, f"{ref}.0", self._program.states[f"{ref}.0"])
+        """An input, or a state by its name, that of layer 0 unless it says another."""
+        state = ref if "." in ref else f"{ref}.0"
+        if state in self._program.states:
+            return self.point.add_placeholder(Role.STATE, state, self._program.states[state])
         node = self.point.placeholder(ref)
         assert node is not None
         return node
@@ -112,6 +121,29 @@ def _evict(program: Program) -> None:
     e.done(keys, before, written, source, moved)
 
 
+def _evict_quantized(program: Program) -> None:
+    """Scores by attention and by logits, and frees slots of a quantized cache."""
+    e = Entry(program, "evict_quantized", sequence=(1,), length=(1,), free=(1,), need=(1,), pending=(1,))
+    sequence, length, free = e["sequence"], e["length"], e["free"]
+    keys, position = (e["k_cache.1"], e["k_scale.1"]), e["slot_position.1"]
+    scoring = {"last": 5, "scale": 0.3, "window": 40, "softcap": 5.0, "sinks": None}
+    control = sequence, length, free
+    mass = e.call(dspark.attention_mass.default, e["queries"], *keys, position, *control, e["pending"], **scoring)
+    everything = e.call(dspark.attention_mass.default, e["queries"], *keys, position, *control, None, **scoring)
+    queries = e.call(dspark.read_state.default, e["queries"], sequence)
+    moments = e.call(dspark.logit_moments.default, queries, *keys, sequence, length, 0.3)
+    values = e.call(dspark.read_values.default, e["v_cache.1"], e["v_scale.1"], sequence)
+    score = e.call(aten.mul.Tensor, e.call(aten.sum.dim_IntList, values, [-1]), 2.0)
+    source = e.call(dspark.select_slots.default, score, position, *control, e["need"], 1, 2)
+    e.call(
+        dspark.compact_slots.default,
+        *(e["k_cache.1"], e["v_cache.1"], position, source, sequence),
+        k_scale=e["k_scale.1"],
+        v_scale=e["v_scale.1"],
+    )
+    e.done(mass, everything, moments, source)
+
+
 class Model:
     """A compiled program and its torch twin over states of their own."""
 
@@ -122,11 +154,12 @@ class Model:
         self.states: dict[str, torch.Tensor] = {}
         for name, spec in program.states.items():
             self.states[name] = torch.from_numpy(rng.standard_normal(spec.shape, dtype=np.float32)).to(spec.dtype)
-        self.states["slot_position.0"][:] = torch.arange(100, 100 + SLOTS, dtype=torch.int32)
+        for layer in range(2):
+            self.states[f"slot_position.{layer}"][:] = torch.arange(100, 100 + SLOTS, dtype=torch.int32)
         self._device = {name: tvm.runtime.tensor(self._physical(name)) for name in self.states}
 
     def _physical(self, name: str) -> np.ndarray:
-        array = self.states[name].numpy()
+        array = kernel_array(self.states[name])
         return panels(array, self._plan.isa) if name.startswith("k_cache") else array
 
     def check(self, name: str, **inputs: np.ndarray) -> None:
@@ -134,32 +167,37 @@ class Model:
         entry = self._program.entries[name]
         nodes = [n for n in entry.graph.graph.nodes if n.op == "placeholder"]
         given = {ref: torch.from_numpy(array) for ref, array in inputs.items()} | self.states
-        before = {ref: state.clone() for ref, state in self.states.items()}
+        before = {ref: self._physical(ref) for ref in self.states}
         expected = fx.Interpreter(entry.graph).run(*(given[n.meta["ref"]] for n in nodes))
         device = {ref: tvm.runtime.tensor(array) for ref, array in inputs.items()} | self._device
         order = [n for role in (Role.INPUT, Role.STATE) for n in entry.placeholders(role)]
         results = self._machine[name](*(device[n.meta["ref"]] for n in order))
+        written = {state.meta["ref"] for node in entry.graph.graph.nodes for state in effects(node)}
         for result, tensor in zip(results, expected, strict=False):
             np.testing.assert_allclose(result.numpy(), tensor.numpy(), rtol=1e-5, atol=1e-5)
         for ref in self.states:
             np.testing.assert_allclose(self._device[ref].numpy(), self._physical(ref), rtol=1e-4, atol=1e-5)
-        for node in entry.placeholders(Role.STATE):
-            if node.meta["ref"].startswith(("queries", "total", "slot_score")):
-                assert not torch.equal(before[node.meta["ref"]], self.states[node.meta["ref"]]), node.name
+        for ref in written:
+            assert not np.array_equal(before[ref], self._physical(ref)), f"{name} writes nothing to {ref}"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Model]:
     """Makes models over one compiled library."""
-    specs = {n: TensorSpec(s, torch.int32 if "position" in n else torch.float32) for n, s in _STATES.items()}
-    program = Program({}, {}, specs)
-    for build in (_decode, _verify, _commit, _evict):
+    program = Program({}, {}, {name: TensorSpec(shape, _dtype(name)) for name, shape in _STATES.items()})
+    for build in (_decode, _verify, _commit, _evict, _evict_quantized):
         build(program)
     backend = CpuBackend()
     plan = plan_layouts(program, backend.isa, "float32")
     library = tmp_path_factory.mktemp("lib") / "model.so"
     backend.build(apply_schedules(lower(program, plan), backend.target, backend.isa), library)
     return lambda: Model(program, plan, library)
+
+
+def _dtype(state: str) -> torch.dtype:
+    if "position" in state:
+        return torch.int32
+    return torch.float8_e4m3fn if state in ("k_cache.1", "v_cache.1") else torch.float32
 
 
 def _int32(*values: int) -> np.ndarray:
@@ -186,3 +224,8 @@ def test_reads_and_writes_of_a_state_keep_their_order(model: Callable[[], Model]
     m = model()
     for sequence in (1, 0):
         m.check("evict", sequence=_int32(sequence), length=_int32(100 + SLOTS), free=_int32(0), need=_int32(need))
+
+
+def test_a_quantized_cache_is_scored_and_freed(model: Callable[[], Model]) -> None:
+    control = {"length": _int32(100 + SLOTS), "free": _int32(2), "need": _int32(8), "pending": _int32(4)}
+    model().check("evict_quantized", sequence=_int32(1), **control)
