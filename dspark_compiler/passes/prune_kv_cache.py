@@ -87,12 +87,14 @@ class PruneKVCache(Pass):
             if layer.window and layer.window + budget.chunk <= budget.slots
         }
         scored = [layer.name for layer in layers if layer.name not in windowed]
+        # All layers free slots together; those that keep a window must not cost the others a token of their budget.
+        spare = budget.chunk if windowed else 0
         if self.choice.pyramid:
             longest = max(layer.slots for layer in layers)
             sizes = pyramid_budgets(budget.slots, len(scored), budget.floor, longest)
         else:
             sizes = (budget.slots,) * len(scored)
-        wanted = windowed | dict(zip(scored, sizes, strict=True))
+        wanted = windowed | {name: size + spare for name, size in zip(scored, sizes, strict=True)}
         return [
             layer.shrunk(program, wanted[layer.name], exact=layer.name in windowed)
             for layer in layers
