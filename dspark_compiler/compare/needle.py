@@ -17,7 +17,7 @@ from dspark_compiler.errors import InputError
 NeedleKind = Literal["single", "multikey", "multiquery"]
 KINDS: tuple[NeedleKind, ...] = ("single", "multikey", "multiquery")
 
-# Where needles lie, as a fraction of the haystack before them.
+# Where needles lie: the fraction of the haystack's tokens that come before, to the nearest end of a sentence.
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 DIGITS = 5
@@ -104,9 +104,11 @@ class NeedleMaker:
             taken += 1
         # Sizes do not tell exactly what the sentences take together: encode, drop what is too much, and look again.
         while taken >= len(needles):
-            sentences = [self._sentences[(first + i) % len(self._sentences)] for i in range(taken)]
+            run = [(first + i) % len(self._sentences) for i in range(taken)]
+            sentences = [self._sentences[i] for i in run]
+            ends = np.cumsum([0, *(self._sizes[i] for i in run)])  # of each sentence, in tokens; [0] before the first
             for depth in sorted(needles, reverse=True):
-                sentences.insert(round(depth * taken), needles[depth])
+                sentences.insert(int(np.abs(ends - depth * ends[-1]).argmin()), needles[depth])
             ids = self._tokenizer.encode(" ".join(sentences))
             excess = len(ids) - room
             if excess <= 0:
