@@ -25,7 +25,7 @@ def describe(
         dtype=config.dtype,
         max_seq_len=config.max_seq_len,
         max_batch=config.max_batch,
-        kv=KVInfo(slots=config.max_seq_len, dtype="float32"),
+        kv=KVInfo(slots=config.max_seq_len, dtype=config.kv_dtype),
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
         states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
     )

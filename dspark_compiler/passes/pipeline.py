@@ -1,6 +1,8 @@
 """The passes of a compile, in order."""
 
-from dspark_compiler.config import CompileConfig
+import torch
+
+from dspark_compiler.config import CompileConfig, KVDType
 from dspark_compiler.errors import InputError
 from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.canonicalize import Canonicalize
@@ -13,6 +15,9 @@ from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
 from dspark_compiler.passes.fuse_rope import FuseRope
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
+from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
+
+_KV_STORED: dict[KVDType, torch.dtype] = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
 
 
 def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
@@ -26,6 +31,7 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
     """
     if config.max_seq_len is None:
         raise InputError("--max-seq-len: not given, and the model names no maximum; give one")
+    stored = _KV_STORED.get(config.kv_dtype)
     return (
         Canonicalize(),  # first: every later pattern counts on one form for each thing
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
@@ -34,6 +40,7 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
         FuseRMSNorm(),  # needs the weights as params and casts that do something
         FuseRope(),  # before the cache: attention still reads what was rotated
         InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
+        *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         EliminateDeadCode(),  # last: sweeps up what all the others left
