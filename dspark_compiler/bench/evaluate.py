@@ -83,13 +83,13 @@ def evaluate(
         task: Context(
             artifact,
             config.data_of(task),
-            config.model,
-            config.limit,
-            config.threads,
-            progress,
-            config.length,
-            reference,
-            beside_eager,
+            model=config.model,
+            limit=config.limit,
+            threads=config.threads,
+            progress=progress,
+            length=config.length,
+            reference=reference,
+            beside_eager=beside_eager,
         )
         for task in config.tasks
     }

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def sweep_table(document: Mapping[str, Any]) -> "Table":
-    """One row a variant: its cache, each task's metric, and that over the unpruned artifact's."""
+    """One row a variant: its cache, each task's metric, and by how much that is off the unpruned artifact's.
+
+    A fraction's distance is in points, hundredths of the whole; another number's in hundredths of the unpruned one.
+    """
     from rich.table import Table
 
     rows = document["rows"]
@@ -23,12 +26,15 @@ def sweep_table(document: Mapping[str, Any]) -> "Table":
         if "error" in row:
             table.add_row(row["policy"], str(row["budget"]), "", row["error"])
             continue
-        cells = [_cell(row, task) for task in tasks]
+        cells = [_cell(row, rows[0], task) for task in tasks]
         table.add_row(row["policy"] or "unpruned", str(row["budget"]), f"{row['cache_bytes'] / 2**20:.1f}", *cells)
     return table
 
 
-def _cell(row: Mapping[str, Any], task: str) -> str:
-    value = f"{row['results'][task][TASKS[task].metric]:.4g}"
-    relative = row.get("relative", {}).get(task)
-    return value if relative is None else f"{value} ({relative - 1:+.1%})"
+def _cell(row: Mapping[str, Any], unpruned: Mapping[str, Any], task: str) -> str:
+    value, base = (side["results"][task][TASKS[task].metric] for side in (row, unpruned))
+    if row is unpruned:
+        return f"{value:.4g}"
+    if TASKS[task].higher_is_better:  # all of these are fractions
+        return f"{value:.4g} ({100 * (value - base):+.1f} points)"
+    return f"{value:.4g} ({value / base - 1:+.1%})"

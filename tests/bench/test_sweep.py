@@ -102,7 +102,10 @@ def test_a_budget_that_is_too_small_ends_nothing(workshop: Workshop, tmp_path: P
     assert (bad["error"], bad["results"], bad["cache_bytes"]) == ("--kv-budget 5: too small", {}, None)
     plot_sweep(document, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
-    assert sweep_table(document).row_count == 3
+    columns = [list(column.cells) for column in sweep_table(document).columns]
+    assert columns[0] == ["unpruned", "window", "window"]
+    assert columns[3] == ["13", "34 (+161.5%)", "--kv-budget 5: too small"]
+    assert columns[4][:2] == ["0", "0.5 (+50.0 points)"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,15 @@ def test_what_eval_refuses(toy_artifact: Path, tiny_artifact: Artifact, tmp_path
     refused("--plot: is for a sweep", "eval", toy_artifact, "--task", "ppl", "--plot", tmp_path / "a.png")
     bare = toy.write(tmp_path / "bare.dspark", text=False)
     refused("has no tokenizer.json, so it cannot read text", "eval", bare, "--task", "needle")
+
+
+def test_tasks_need_no_torch(toy_artifact: Path) -> None:
+    program = (
+        "import sys, dspark_compiler.cli as cli\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = sys.modules['tvm'] = None\n"
+        f"cli.main(['eval', {str(toy_artifact)!r}, '--task', 'ppl', '--task', 'agreement', '--limit', '1',"
+        f" '--against', {str(toy_artifact)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "near agreement" in done.stdout

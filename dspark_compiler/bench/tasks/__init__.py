@@ -33,7 +33,10 @@ def _lambada(context: Context) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """``run`` returns its results by name (nested lists are shown only in the JSON); ``metric`` is the one to draw."""
+    """``run`` returns its results by name (nested lists are shown only in the JSON); ``metric`` is the one to draw.
+
+    A metric where higher is better is a fraction, at most 1.
+    """
 
     run: Callable[[Context], dict[str, Any]]
     metric: str
