@@ -93,7 +93,7 @@ def test_verify_widths(executor: Executor) -> None:
 
 
 def test_too_many_tokens_for_the_slots_are_refused(executor: Executor) -> None:
-    with pytest.raises(InputError, match=r"50 tokens do not fit the 48 slots"):
+    with pytest.raises(InputError, match=r"50 tokens do not fit a sequence of at most 48"):
         executor.prefill(0, [1] * 4, 46, 46)
 
 
