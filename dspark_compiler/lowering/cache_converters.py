@@ -34,7 +34,7 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
     shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
     scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
-    form = _cache_form(tensors)
+    form = cache_form(tensors)
     kernel = build(_attention_name(kind, shape, scoring, form), shape, scoring, importer.plan.isa, form)
     args = [importer.env[value] for value in tensors.values()]
     return importer.call_inplace(kernel, args, written_args(node), PhysicalTensor(shape_of(node), "float32"))
@@ -46,7 +46,7 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
     value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
     shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
-    form = _cache_form(tensors)
+    form = cache_form(tensors)
     name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}" + _form_name(form))
     kernel = kernels.commit_scratch(name, shape, importer.plan.isa, form)
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node), None)
@@ -67,7 +67,7 @@ def storage_of(cache: fx.Node, scale: fx.Node | None) -> Storage:
     return storage
 
 
-def _cache_form(tensors: dict[str, fx.Node]) -> CacheForm:
+def cache_form(tensors: dict[str, fx.Node]) -> CacheForm:
     """How the cache of an operator's tensors keeps its slots."""
     storage = storage_of(tensors["k_cache"], tensors.get("k_scale"))
     return CacheForm(storage, free="free" in tensors, slot_position="slot_position" in tensors)

@@ -7,6 +7,7 @@ Cache layout, for a sequence and a key/value head:
 Running softmax after Milakov & Gimelshein 2018 (arXiv 1805.02867) as FlashAttention tiles it (arXiv 2205.14135). Blocks
 start at multiples of their size whatever the number of query rows, a row's sums run over slots in order, and a slot
 masked for a row adds an exact zero. So a token's output is bit for bit the same from decode, verify or a prefill chunk.
+Where the cache is quantized, tokens of the same call are read as they are stored, which keeps that true.
 """
 
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ class Row:
 
 def used_slots(shape: AttentionShape, length: Buffer, free: Buffer | None, row: Expr) -> Expr:
     """Live slots of a row's sequence; without ``free`` each token has one."""
-    return length[row] if free is None else T.min(length[row], shape.slots - free[row])
+    return length[row] if free is None else T.Bind(T.min(length[row], shape.slots - free[row]))
 
 
 def append(

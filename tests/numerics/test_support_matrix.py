@@ -38,6 +38,13 @@ _TARGETS = """
 |---|---|---|
 | float32 | float32 | float32 |
 | bfloat16, float16 | half the size; norms and biases stay float32 | float32 |
+
+## Cache
+
+| `--kv-dtype` | stored as | arithmetic |
+|---|---|---|
+| float32 | float32 | float32 |
+| int8, float8_e4m3 | a byte an element, a float32 scale for each token and key/value head | float32 |
 """
 
 
