@@ -35,11 +35,12 @@ def fit(rows: Rows, hidden: int, steps: int, generator: Generator) -> tuple[Affi
     target_centre, target_spread = _moments(rows.target)
     target = (rows.target - target_centre) / target_spread
     sizes = [rows.hidden.shape[1], *([hidden] if hidden else []), rows.target.shape[1]]
-    parameters = [
-        tensor.requires_grad_()
-        for inputs, outputs in pairwise(sizes)
-        for tensor in (torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs))
-    ]
+    parameters: list[Tensor] = []
+    for inputs, outputs in pairwise(sizes):
+        parameters += [torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
+    parameters[-2].zero_()  # predicts the mean to begin with
+    for parameter in parameters:
+        parameter.requires_grad_()
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     for _ in range(steps):

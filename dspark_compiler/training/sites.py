@@ -118,10 +118,11 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layer = getattr(module, "layer_idx", None)
         if isinstance(layer, int):
             self._innermost[layer] = module
-        if self._last is None or not args or not isinstance(args[0], Tensor):
-            return
-        heads, value_size, _ = self.shapes[self._last]
-        weight = getattr(module, "weight", None)
-        if args[0].shape[-1] == heads * value_size and isinstance(weight, Tensor) and weight.ndim == 2:
+        if self._last is not None and self._is_projection(module, self._last):
             self.outputs[self._last] = module
             self._last = None
+
+    def _is_projection(self, module: nn.Module, layer: int) -> bool:
+        weight = getattr(module, "weight", None)
+        is_linear = isinstance(weight, Tensor) and weight.ndim == 2
+        return is_linear and any(module is part for part in self.readers[layer].modules())
