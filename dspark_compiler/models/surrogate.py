@@ -5,7 +5,7 @@ maps what the layer's query, key and value projections read, [..., K], to a scor
 linear, or linear, gelu (tanh form), linear. Scores are logarithms of importance; within a head, the lowest go first.
 
 In the file (safetensors): ``layers.{i}.up.weight``, ``.up.bias``, ``.down.weight``, ``.down.bias``, or
-``layers.{i}.linear.weight`` and ``.bias``; everything else stands in the metadata.
+``layers.{i}.linear.weight`` and ``.bias``; weights are float16, biases float32. Everything else stands in the metadata.
 """
 
 import json
@@ -85,18 +85,18 @@ def apply(affines: tuple[Affine, ...], x: Tensor) -> Tensor:
     return out
 
 
-def rounded(affines: tuple[Affine, ...]) -> tuple[Affine, ...]:
-    """The network as it will come back from a file."""
-    return tuple(Affine(affine.weight.half().float(), affine.bias.half().float()) for affine in affines)
+def stored(weight: Tensor) -> Tensor:
+    """A weight as it will come back from a file."""
+    return weight.half().float()
 
 
 def write_surrogate(path: Path, surrogate: Surrogate) -> None:
-    """Writes the file, weights as float16, all at once or not at all."""
+    """Writes the file, all at once or not at all."""
     tensors: dict[str, Tensor] = {}
     for index, affines in enumerate(surrogate.layers):
         for name, affine in zip(_names(len(affines)), affines, strict=True):
             tensors[f"layers.{index}.{name}.weight"] = affine.weight.half().contiguous()
-            tensors[f"layers.{index}.{name}.bias"] = affine.bias.half().contiguous()
+            tensors[f"layers.{index}.{name}.bias"] = affine.bias.contiguous()
     metadata = {
         "format": FORMAT,
         "model": surrogate.model,

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import mse_loss
 
-from dspark_compiler.models.surrogate import Affine, apply
+from dspark_compiler.models.surrogate import Affine, apply, stored
 from dspark_compiler.training.rows import Rows
 
 _BATCH = 512
@@ -29,7 +29,7 @@ def fit(rows: Rows, hidden: int, steps: int, generator: Generator) -> tuple[Affi
     """The network that predicts ``rows.target`` from ``rows.hidden`` with the least squared error.
 
     ``hidden`` units between the two linears, 0 for a single linear. It learns on inputs and targets of mean 0 and
-    variance 1; the weights returned take and give them as they are.
+    variance 1; the weights returned take and give them as they are, and are float16 numbers.
     """
     centre, spread = _moments(rows.hidden)
     target_centre, target_spread = _moments(rows.target)
@@ -71,11 +71,15 @@ def _affines(parameters: list[Tensor]) -> tuple[Affine, ...]:
 def _in_units(
     affines: tuple[Affine, ...], centre: Tensor, spread: Tensor, target_centre: Tensor, target_spread: Tensor
 ) -> tuple[Affine, ...]:
-    """The same network for inputs and targets as they are, not brought to mean 0 and variance 1."""
-    first, *rest = affines
-    weight = first.weight / spread
-    *rest, last = Affine(weight, first.bias - weight @ centre), *rest
-    return *rest, Affine(last.weight * target_spread[:, None], last.bias * target_spread + target_centre)
+    """The same network for inputs and targets as they are, not brought to mean 0 and variance 1.
+
+    Weights are rounded as files round them, and biases made for the rounded ones: the centre may be large.
+    """
+    *before, last = affines
+    scaled = Affine(last.weight * target_spread[:, None], last.bias * target_spread + target_centre)
+    first, *after = *before, scaled
+    weight = stored(first.weight / spread)
+    return Affine(weight, first.bias - weight @ centre), *(Affine(stored(a.weight), a.bias) for a in after)
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

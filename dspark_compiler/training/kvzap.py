@@ -14,7 +14,7 @@ from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.seam import seam
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models import family_of
-from dspark_compiler.models.surrogate import Surrogate, apply, rounded
+from dspark_compiler.models.surrogate import Surrogate, apply
 from dspark_compiler.training.documents import cut_documents, source_tokenizer
 from dspark_compiler.training.fit import fit, quality
 from dspark_compiler.training.reconstruction import REQUEST, reconstruct
@@ -74,7 +74,7 @@ def train(model: str, files: Sequence[Path], options: TrainingOptions, progress:
         progress("fit", 0, store.layers)
         for layer in range(store.layers):
             rows, judging = store.layer(layer).split(learning)
-            affines = rounded(fit(rows, hidden, options.steps, generator))
+            affines = fit(rows, hidden, options.steps, generator)
             layers.append(affines)
             qualities.append(quality(apply(affines, judging.hidden), judging.target))
             progress("fit", layer + 1, store.layers)
