@@ -29,6 +29,9 @@ class CompileConfig:
     max_batch: int = 1
     prefill_widths: tuple[int, ...] = (16, 128)
     verify_width: int = 8
+    kv_budget: int | None = None
+    kv_policy: str | None = None
+    kv_weights: Path | None = None
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
@@ -42,10 +45,15 @@ class CompileConfig:
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),
             ("--verify-width", self.verify_width),
+            ("--kv-budget", self.kv_budget),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
+        if self.kv_policy is not None and self.kv_budget is None:
+            raise InputError(f"--kv-policy {self.kv_policy}: evicts nothing without --kv-budget N; give one")
+        if self.kv_weights is not None and self.kv_policy is None:
+            raise InputError(f"--kv-weights {self.kv_weights}: for which --kv-policy?")
         if not self.prefill_widths or min(self.prefill_widths) < 1:
             raise InputError(f"prefill widths {self.prefill_widths}: at least one, each 1 or more")

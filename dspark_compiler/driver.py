@@ -29,6 +29,8 @@ from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.passes.base import PassReport, run_passes
+from dspark_compiler.passes.kv_budget import KVBudget
+from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records
@@ -51,6 +53,8 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
     """
     stages = _Stages(progress)
     backend = _backend(config)
+    if config.kv_policy is not None:
+        choose_policy(config.kv_policy, config.kv_weights)  # a wrong name is told before anything is loaded
     source = open_source(model)
     config = settle(config, source.info)
     output = config.output or Path(f"{source.name}-{config.target}.dspark")
@@ -108,21 +112,29 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
 
 
 def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
-    """The config with the lengths that only the model could tell; no chunk is wider than a whole sequence.
+    """The config with the lengths that only the model could tell.
+
+    No chunk is wider than a whole sequence, nor than the part of a cache budget that may be free at a time.
 
     Raises:
-        InputError: more tokens asked for than the model has positions.
+        InputError: more tokens asked for than the model has positions, or a budget that is too small.
     """
     length = config.max_seq_len or min(info.max_positions, _LONGEST_DEFAULT)
-    if length > info.max_positions:
+    if length > info.max_positions and config.kv_budget is None:
         raise InputError(
-            f"--max-seq-len {length}: {info.name} has {info.max_positions} positions; ask for at most that"
+            f"--max-seq-len {length}: {info.name} has {info.max_positions} positions; ask for at most that, "
+            "or let it forget with --kv-budget"
         )
+    verify_width = min(config.verify_width, length)
+    widest = length
+    if config.kv_budget is not None and config.kv_budget < length:
+        widest = KVBudget.divide(config.kv_budget, verify_width).chunk
     return dataclasses.replace(
         config,
         max_seq_len=length,
-        prefill_widths=tuple(sorted({min(width, length) for width in config.prefill_widths})),
-        verify_width=min(config.verify_width, length),
+        prefill_widths=tuple(sorted({min(width, widest) for width in config.prefill_widths})),
+        verify_width=verify_width,
+        kv_policy=config.kv_policy or (DEFAULT_POLICY if config.kv_budget is not None else None),
     )
 
 

@@ -1,9 +1,13 @@
 """Runs a rewritten Program with torch: a plain stand-in for the runtime, one call an entry point."""
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor, fx
 
+from dspark_compiler.artifact import PruningInfo
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
+from dspark_compiler.runtime.slots import SlotAccount
 
 
 class ProgramRunner:
@@ -14,6 +18,8 @@ class ProgramRunner:
         self.states = {ref: torch.zeros(spec.shape, dtype=spec.dtype) for ref, spec in program.states.items()}
         self.batch = self._one(EntryKind.DECODE).batch
         self.length = [0] * self.batch
+        pruning = program.pruning
+        self.account = None if pruning is None else SlotAccount(PruningInfo(**asdict(pruning)), self.batch)
 
     def run(self, name: str, **inputs: Tensor) -> dict[str, Tensor]:
         """Executes one entry point; states are written in place."""
@@ -36,6 +42,7 @@ class ProgramRunner:
             chunk, tokens = tokens[: entry.width], tokens[entry.width :]
             start = self.length[sequence]
             padded = chunk + [pad] * (entry.width - len(chunk))
+            self._make_room(sequence, len(chunk), "evict_prompt")
             logits = self.run(
                 entry.name,
                 input_ids=torch.tensor([padded]),
@@ -43,8 +50,9 @@ class ProgramRunner:
                 sequence=_int32([sequence]),
                 length=_int32([start]),
                 count=_int32([len(chunk)]),
+                **self._free([sequence]),
             )["logits"]
-            self.length[sequence] += len(chunk)
+            self._confirm(sequence, len(chunk))
         assert logits is not None
         return logits[0, -1]
 
@@ -52,6 +60,8 @@ class ProgramRunner:
         """One token a sequence (None leaves it alone); logits [B,V]."""
         entry = self._one(EntryKind.DECODE)
         count = [int(t is not None) for t in tokens]
+        for row in range(self.batch):
+            self._make_room(row, count[row])
         logits = self.run(
             entry.name,
             input_ids=torch.tensor([[t or 0] for t in tokens]),
@@ -59,20 +69,47 @@ class ProgramRunner:
             sequence=_int32(list(range(self.batch))),
             length=_int32(self.length),
             count=_int32(count),
+            **self._free(),
         )["logits"]
-        self.length = [n + c for n, c in zip(self.length, count, strict=True)]
+        for row in range(self.batch):
+            self._confirm(row, count[row])
         return logits[:, 0]
 
     def verify(self, tokens: list[list[int]]) -> Tensor:
         """Unconfirmed tokens, as many as the entry point is wide; logits [B,N,V]."""
         entry = self._one(EntryKind.VERIFY)
         inputs = {"input_ids": torch.tensor(tokens), "positions": _positions(self.length, entry.width)}
-        return self.run(entry.name, **inputs, length=_int32(self.length))["logits"]
+        for row in range(self.batch):
+            self._make_room(row, int(self.length[row] > 0))
+        return self.run(entry.name, **inputs, length=_int32(self.length), **self._free())["logits"]
 
     def commit(self, accepted: list[int]) -> None:
         """Confirms the first so many of the last verified tokens of each sequence."""
-        self.run("commit", length=_int32(self.length), accepted=_int32(accepted))
-        self.length = [n + a for n, a in zip(self.length, accepted, strict=True)]
+        for row in range(self.batch):
+            self._make_room(row, accepted[row])
+        self.run("commit", length=_int32(self.length), accepted=_int32(accepted), **self._free())
+        for row in range(self.batch):
+            self._confirm(row, accepted[row])
+
+    def _make_room(self, row: int, count: int, entry: str = "evict") -> None:
+        need = self.account.need(row, count) if self.account is not None and count else None
+        if need is None:
+            return
+        values = (row, self.length[row], self.account.free[row], need, self.account.pending[row])
+        inputs = dict(zip(("sequence", "length", "free", "need", "pending"), values, strict=True))
+        name = entry if entry in self.program.entries else "evict"
+        self.run(name, **{ref: _int32([int(value)]) for ref, value in inputs.items()})
+        self.account.evicted(row, need)
+
+    def _free(self, rows: list[int] | None = None) -> dict[str, Tensor]:
+        if self.account is None:
+            return {}
+        return {"free": torch.from_numpy(self.account.free.copy())[slice(None) if rows is None else rows]}
+
+    def _confirm(self, row: int, count: int) -> None:
+        self.length[row] += count
+        if self.account is not None:
+            self.account.confirmed(row, count)
 
     def _all(self, kind: EntryKind) -> list[EntryPoint]:
         return [e for e in self.program.entries.values() if e.kind is kind]

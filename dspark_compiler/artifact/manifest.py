@@ -11,7 +11,7 @@ import numpy as np
 from dspark_compiler.artifact import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets numpy. bfloat16 is not among them: DLPack from numpy has no
@@ -21,7 +21,7 @@ DTYPES = (
     *("float16", "float32", "float64"),
 )
 
-EntryKindName = Literal["prefill", "decode", "verify", "commit"]
+EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,30 @@ class TargetInfo:
 
 
 @dataclass(frozen=True)
+class PruningInfo:
+    """How slots are evicted: what the runtime needs to call ``evict`` in time.
+
+    ``policy`` as it was asked for; ``room`` slots that every layer has, so that many are free before the first token;
+    ``block`` slots freed at a time while decoding; ``horizon`` tokens after which ``evict`` must be called though
+    nothing has to go, so that it sees their queries (None: no need).
+    """
+
+    policy: str
+    room: int
+    block: int
+    horizon: int | None
+
+
+@dataclass(frozen=True)
 class KVInfo:
-    """``slots`` of the cache a sequence has, in each layer; ``dtype`` of the stored keys and values."""
+    """``slots`` of the cache a sequence has, in each layer; ``dtype`` of the stored keys and values.
+
+    ``pruning`` is None where every token of a sequence has a slot.
+    """
 
     slots: int
     dtype: str
-    policy: None = None
+    pruning: PruningInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +174,10 @@ class Manifest:
                 f"{where}: format {version} is newer than the format {FORMAT_VERSION} this version reads; "
                 "upgrade dspark-compile, or compile again with this version"
             )
+        if version < FORMAT_VERSION:
+            raise ArtifactError(
+                f"{where}: format {version} is older than the format {FORMAT_VERSION} this version reads; compile again"
+            )
         manifest = schema.from_json(cls, data, where)
         manifest.validate(where)
         return manifest
@@ -190,12 +212,13 @@ class Manifest:
         for name, entry in self.entry_points.items():
             problems += self._entry_problems(f"entry_points.{name}", entry)
         kinds = {entry.kind for entry in self.entry_points.values()}
-        problems += [("entry_points", f"no {kind}") for kind in ("prefill", "decode") if kind not in kinds]
+        needed = ("prefill", "decode", *(["evict"] if self.kv.pruning is not None else []))
+        problems += [("entry_points", f"no {kind}") for kind in needed if kind not in kinds]
         return problems
 
     def _entry_problems(self, path: str, entry: EntrySpec) -> list[tuple[str, str]]:
         problems = []
-        batch = 1 if entry.kind == "prefill" else self.max_batch
+        batch = 1 if entry.kind in ("prefill", "evict") else self.max_batch
         if entry.batch != batch or entry.width < 1:
             problems.append((path, f"batch {entry.batch}, width {entry.width} do not fit max_batch {self.max_batch}"))
         problems += [(path, f"state {name} is not in states") for name in entry.states if name not in self.states]

@@ -56,6 +56,23 @@ def model_options(command: Any) -> Any:
             show_default=True,
             help="Tokens verified in one step.",
         ),
+        click.option(
+            "--kv-budget",
+            type=int,
+            metavar="N",
+            help="Cache slots a layer, however long the sequence; default: one for each token.",
+        ),
+        click.option(
+            "--kv-policy",
+            metavar="NAME",
+            help="What is evicted to keep the budget; see the documentation for the names.",
+        ),
+        click.option(
+            "--kv-weights",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Trained weights of a policy that needs some.",
+        ),
     )
     for option in reversed(options):
         command = option(command)

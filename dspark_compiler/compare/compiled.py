@@ -38,8 +38,9 @@ def compiled_logits(executor: Executor, tokens: Sequence[int]) -> Iterator[NDArr
     width = executor.verify_widths[-1]
     batch = np.zeros((executor.batch, width), np.int64)
     lengths, accepted = np.zeros((2, executor.batch), np.int64)
-    for begin in range(0, len(tokens), width):
-        chunk = tokens[begin : begin + width]
+    begin = 0
+    while begin < len(tokens):
+        chunk = tokens[begin : begin + min(width, executor.exact_rows(0, begin))]
         # Padding repeats the last token and position, so that lookups by either stay within their tables.
         index = np.minimum(np.arange(width), len(chunk) - 1)
         batch[0] = np.asarray(chunk)[index]
@@ -47,3 +48,4 @@ def compiled_logits(executor: Executor, tokens: Sequence[int]) -> Iterator[NDArr
         logits = executor.verify(batch, np.broadcast_to(begin + index, batch.shape), lengths)
         executor.commit(lengths, accepted)
         yield logits[0, : len(chunk)]
+        begin += len(chunk)

@@ -180,3 +180,8 @@ def _positions(slot_position: Optional, row: int, heads: int, count: int) -> Ten
     if slot_position is None:
         return torch.arange(count).expand(heads, -1)
     return slot_position[row, :, :count]
+
+
+# Operators that attend to a cache, and all that find its slots by their numbers.
+ATTENDING = (torch.ops.dspark.append_attention.default, torch.ops.dspark.scratch_attention.default)
+USING_SLOTS = (*ATTENDING, torch.ops.dspark.commit_scratch.default)

@@ -23,6 +23,7 @@ class EntryKind(StrEnum):
     DECODE = "decode"
     VERIFY = "verify"
     COMMIT = "commit"
+    EVICT = "evict"
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,35 @@ class EntryPoint:
         return node
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """What the runtime has to know to call ``evict`` in time; counted in slots or tokens of a sequence.
+
+    Attributes:
+        policy: as it was asked for.
+        room: slots that every layer has; so many are free before the first token.
+        block: slots to be freed at a time while decoding.
+        horizon: tokens after which ``evict`` must be called though nothing has to go, to see their queries; None: none.
+    """
+
+    policy: str
+    room: int
+    block: int
+    horizon: int | None
+
+
 @dataclass
 class Program:
     """Entry points over one set of weights and device states.
 
     ``params`` maps names to CPU tensors (views of the checkpoint until a pass replaces them); ``states`` are
-    buffers that live on the device between calls, zero at load.
+    buffers that live on the device between calls, zero at load. ``pruning`` is set once slots are evicted.
     """
 
     entries: dict[str, EntryPoint]
     params: dict[str, torch.Tensor]
     states: dict[str, TensorSpec] = field(default_factory=dict)
+    pruning: Pruning | None = None
 
     def used_params(self) -> set[str]:
         """Names of parameters some entry point still refers to."""

@@ -19,6 +19,14 @@ def is_mutating(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def bound_args(node: fx.Node) -> Bindings:
+    """An operator's arguments by name, defaults filled in."""
+    assert isinstance(node.target, OpOverload)
+    schema = node.target._schema.arguments
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
+
+
 def emit(before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Bindings | None = None) -> fx.Node:
     """A new ``call_function`` node in front of ``before``, its value worked out."""
     with before.graph.inserting_before(before):

@@ -38,7 +38,7 @@ def _problems(program: Program, entry: EntryPoint, inference: Inference) -> Iter
     """Everything wrong with an entry point, each check trusting those before it."""
     yield from _structure(entry)
     yield from _placeholders(program, entry)
-    yield from _inputs(entry, cached=bool(program.states))
+    yield from _inputs(entry, cached=bool(program.states), pruned=program.pruning is not None)
     for node in entry.graph.graph.nodes:
         if node.op == "call_function":
             yield from chain(_operator(node), _writes(node), _inferred(node, inference))
@@ -93,11 +93,11 @@ def _agrees(node: fx.Node, spec: TensorSpec) -> Iterator[str]:
         yield f"{node.name}: declared {_show(found)}, but {node.meta['ref']} is {_show(spec)}"
 
 
-def _inputs(entry: EntryPoint, *, cached: bool) -> Iterator[str]:
+def _inputs(entry: EntryPoint, *, cached: bool, pruned: bool) -> Iterator[str]:
     """The inputs are those of the entry point's kind, in order."""
-    if entry.kind is EntryKind.PREFILL and entry.batch != 1:
-        yield f"prefill works on one sequence, not {entry.batch}"
-    expected = entry_inputs(entry.kind, entry.batch, entry.width, cached=cached)
+    if entry.kind in (EntryKind.PREFILL, EntryKind.EVICT) and entry.batch != 1:
+        yield f"{entry.kind.value} works on one sequence, not {entry.batch}"
+    expected = entry_inputs(entry.kind, entry.batch, entry.width, cached=cached, pruned=pruned)
     found = {n.meta["ref"]: n for n in entry.placeholders(Role.INPUT)}
     if list(found) != list(expected):
         yield f"inputs are {', '.join(found)}; must be {', '.join(expected)}"

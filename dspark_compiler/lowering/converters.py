@@ -9,15 +9,14 @@ from torch import fx
 from tvm import relax
 
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.lowering.cache_converters import append_attention, commit_scratch, scratch_attention
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
-from dspark_compiler.lowering.nodes import args_of, shape_of
-from dspark_compiler.schedules import attention as attention_kernels
+from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
 from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules import norm as norm_kernels
 from dspark_compiler.schedules import rows as row_kernels
-from dspark_compiler.schedules.attention_shape import AttentionShape, Scoring
 from dspark_compiler.schedules.expert_linear import expert_linear as expert_kernel
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
@@ -149,7 +148,7 @@ def rms_norm(node: fx.Node, importer: EntryImporter) -> Any:
     *lead, depth = shape_of(node)
     rows = math.prod(lead)
     name = f"rms_norm_{rows}x{depth}_{eps:.3e}" + ("" if weight is None else "_weight")
-    kernel = norm_kernels.rms_norm(_identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None)
+    kernel = norm_kernels.rms_norm(identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None)
     args = [importer.reshape(importer.env[x], (rows, depth))]
     if weight is not None:
         args.append(importer.env[weight])
@@ -207,7 +206,7 @@ def _layer_norm(importer: EntryImporter, x: fx.Node, normalized: Any, weight: An
     present = [n for n in (weight, bias) if n is not None]
     name = f"layer_norm_{rows}x{depth}_{eps:.3e}" + ("_weight" if weight else "") + ("_bias" if bias else "")
     kernel = norm_kernels.layer_norm(
-        _identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None, biased=bias is not None
+        identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None, biased=bias is not None
     )
     args = [importer.reshape(importer.env[x], (rows, depth)), *(importer.env[n] for n in present)]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), shape)
@@ -250,56 +249,3 @@ def expert_linear(node: fx.Node, importer: EntryImporter) -> Any:
     kernel = expert_kernel(name, rows, experts, features, depth, importer.plan.isa, weight_dtype=dtype)
     args = [importer.env[value] for value in (x, weight, expert)]
     return importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
-
-
-def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.append_attention: writes live slots of k_cache and v_cache."""
-    q, k, v, k_cache, v_cache, sequence, length, count, scale, window, softcap, sinks = args_of(node)
-    shape = _attention_shape(q, k, v, k_cache, scratch=0)
-    scoring = Scoring(scale, window, softcap, sinks is not None)
-    kernel = attention_kernels.append_attention(
-        _attention_name("append_attention", shape, scoring), shape, scoring, importer.plan.isa
-    )
-    inputs = [q, k, v, k_cache, v_cache, sequence, length, count, *([] if sinks is None else [sinks])]
-    args = [importer.env[n] for n in inputs]
-    return importer.call_inplace(kernel, args, (3, 4), PhysicalTensor(shape_of(node), "float32"))
-
-
-def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.scratch_attention: writes k_scratch and v_scratch."""
-    q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, scale, window, softcap, sinks = args_of(node)
-    shape = _attention_shape(q, k, v, k_cache, scratch=shape_of(k_scratch)[2])
-    scoring = Scoring(scale, window, softcap, sinks is not None)
-    kernel = attention_kernels.scratch_attention(
-        _attention_name("scratch_attention", shape, scoring), shape, scoring, importer.plan.isa
-    )
-    inputs = [q, k, v, k_cache, v_cache, k_scratch, v_scratch, length, *([] if sinks is None else [sinks])]
-    args = [importer.env[n] for n in inputs]
-    return importer.call_inplace(kernel, args, (5, 6), PhysicalTensor(shape_of(node), "float32"))
-
-
-def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.commit_scratch: writes live slots of k_cache and v_cache."""
-    k_cache, v_cache, k_scratch, *_ = args_of(node)
-    batch, kv_heads, slots, dim = shape_of(k_cache)
-    value_dim, scratch = shape_of(v_cache)[3], shape_of(k_scratch)[2]
-    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
-    name = _identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}")
-    kernel = attention_kernels.commit_scratch(name, shape, importer.plan.isa)
-    return importer.call_inplace(kernel, [importer.env[n] for n in node.args], (0, 1), None)
-
-
-def _attention_shape(q: fx.Node, k: fx.Node, v: fx.Node, k_cache: fx.Node, *, scratch: int) -> AttentionShape:
-    rows, heads, width, dim = shape_of(q)
-    batch, kv_heads, slots, _ = shape_of(k_cache)
-    return AttentionShape(rows, width, heads, kv_heads, dim, shape_of(v)[3], batch, slots, scratch)
-
-
-def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring) -> str:
-    sizes = f"{shape.rows}x{shape.width}_h{shape.heads}x{shape.kv_heads}_d{shape.head_dim}x{shape.value_dim}"
-    rest = f"c{shape.batch}x{shape.slots}_n{shape.scratch}_s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}"
-    return _identifier(f"{kind}_{sizes}_{rest}" + ("_sinks" if scoring.sinks else ""))
-
-
-def _identifier(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import tvm
 from torch import fx
 from tvm import relax
@@ -13,6 +12,7 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
+from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
 
@@ -43,6 +43,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.entry: EntryPoint | None = None
         self._kernels: dict[str, Any] = {}
         self._reshaped_from: dict[Any, Any] = {}
+        self._state_of: dict[Any, fx.Node] = {}
         self._ours = set(converters)
         self.update_convert_map(converters)
 
@@ -71,14 +72,26 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     def call_inplace(
         self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], out: PhysicalTensor | None
     ) -> Any:
-        """Calls a kernel that writes some of its arguments, and fills a fresh output unless ``out`` is None."""
+        """Calls a kernel that writes some of its arguments, and fills a fresh output unless ``out`` is None.
+
+        Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the fresh
+        output, or the first state as written.
+        """
         types = [args[i].ty for i in written]
         indices = list(written)
         if out is not None:
             types, indices = [relax.TensorType(out.shape, out.dtype), *types], [-1, *indices]
         call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
         result = self.block_builder.emit(call)
-        return self.block_builder.emit(relax.TupleGetItem(result, 0)) if len(types) > 1 else result
+        count = len(types)
+        results = (
+            [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(count)] if count > 1 else [result]
+        )
+        for i, value in zip(written, results[count - len(written) :], strict=True):
+            state = self._state_of[args[i]]
+            self.env[state] = value
+            self._state_of[value] = state
+        return results[0]
 
     def kernel(self, function: tvm.tirx.PrimFunc) -> Any:
         """The global variable of a kernel, added at first use; the name says all its parameters."""
@@ -108,6 +121,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         arguments = self.arguments(entry)
         variables = {node: relax.Var(node.name, self._type(node)) for node in arguments}
         self.env.update(variables)
+        self._state_of = {variables[node]: node for node in entry.placeholders(Role.STATE)}
         with self.block_builder.function(entry.name, list(variables.values()), attrs={"num_input": len(arguments)}):
             with self.block_builder.dataflow():
                 result = self._convert_nodes(entry)
@@ -115,7 +129,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             self.block_builder.emit_func_output(output)
 
     def _convert_nodes(self, entry: EntryPoint) -> Any:
-        written = []
+        written: dict[fx.Node, None] = {}
         epilogues = find_epilogues(entry, self.plan)
         for node in entry.graph.graph.nodes:
             if node.op == "placeholder" or node in epilogues.absorbed:
@@ -127,10 +141,9 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
                 values = [self.env[value] for value in node.args[0]]
                 break
             self.env[node] = self._convert(node, entry)
-            if node.target is torch.ops.dspark.commit_scratch.default:
-                written.append(self.env[node])
-        # A function without outputs returns what it wrote, or Relax would take its calls for dead.
-        return relax.Tuple(values or written)
+            written.update(dict.fromkeys(effects(node)))
+        # What only writes is returned behind the outputs, or Relax would take its call for dead.
+        return relax.Tuple([*values, *(self.env[state] for state in written)])
 
     def _convert(self, node: fx.Node, entry: EntryPoint) -> Any:
         name = getattr(node.target, "__name__", str(node.target))

@@ -17,6 +17,8 @@ from dspark_compiler.schedules.linear_schedule import packed_shape
 
 # A stored type, as compiled functions receive it: bfloat16 travels as the upper half of a float32's bits.
 _KERNEL_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+# Likewise for a state whose type DLPack does not know from numpy.
+_STATE_DTYPE = {torch.float8_e4m3fn: "uint8"}
 _NUMPY_DTYPE = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -62,7 +64,7 @@ def plan_layouts(program: Program, isa: VectorIsa, store: DType) -> LayoutPlan:
         if name.startswith("k_cache."):
             batch, kv_heads, slots, dim = shape
             shape = key_cache_shape(batch, kv_heads, slots, dim, isa)
-        states[name] = PhysicalTensor(shape, dtype_name(spec.dtype))
+        states[name] = PhysicalTensor(shape, _STATE_DTYPE.get(spec.dtype, dtype_name(spec.dtype)))
     return LayoutPlan(isa, store, forms, params, states)
 
 

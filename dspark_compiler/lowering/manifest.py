@@ -1,12 +1,22 @@
 """What the artifact says of the lowered program."""
 
+import dataclasses
 from importlib import metadata
 from typing import Any
 
 import torch
 import tvm
 
-from dspark_compiler.artifact import EntrySpec, KVInfo, Manifest, ModelInfo, NamedTensor, TargetInfo, TensorInfo
+from dspark_compiler.artifact import (
+    EntrySpec,
+    KVInfo,
+    Manifest,
+    ModelInfo,
+    NamedTensor,
+    PruningInfo,
+    TargetInfo,
+    TensorInfo,
+)
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
@@ -25,9 +35,19 @@ def describe(
         dtype=config.dtype,
         max_seq_len=config.max_seq_len,
         max_batch=config.max_batch,
-        kv=KVInfo(slots=config.max_seq_len, dtype="float32"),
+        kv=_cache(program, config),
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
         states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
+    )
+
+
+def _cache(program: Program, config: CompileConfig) -> KVInfo:
+    assert config.max_seq_len is not None
+    if program.pruning is None:
+        return KVInfo(slots=config.max_seq_len, dtype="float32")
+    pruning = PruningInfo(**dataclasses.asdict(program.pruning))
+    return KVInfo(
+        slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype="float32", pruning=pruning
     )
 
 

@@ -8,6 +8,7 @@ from dspark_compiler.lowering.converters import cpu_converters, lower_epilogue
 from dspark_compiler.lowering.elementwise import elementwise_converters
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.lowering.pruning_converters import pruning_converters
 from dspark_compiler.schedules.database import Records
 
 
@@ -20,7 +21,8 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         LoweringError: an operator without a lowering, naming entry point and node.
         InputError: a file of records that cannot be read.
     """
-    module = EntryImporter(program, plan, cpu_converters() | elementwise_converters(), lower_epilogue, records).module()
+    converters = cpu_converters() | elementwise_converters() | pruning_converters()
+    module = EntryImporter(program, plan, converters, lower_epilogue, records).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),

@@ -12,7 +12,10 @@ from dspark_compiler.passes.fuse_projections import FuseProjections
 from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
 from dspark_compiler.passes.fuse_rope import FuseRope
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
+from dspark_compiler.passes.kv_budget import KVBudget
+from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
+from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 
 
 def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
@@ -34,7 +37,16 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
         FuseRMSNorm(),  # needs the weights as params and casts that do something
         FuseRope(),  # before the cache: attention still reads what was rotated
         InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
+        *_pruning(config),  # right after it: whatever comes later sees the cache as it will be
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )
+
+
+def _pruning(config: CompileConfig) -> tuple[Pass, ...]:
+    assert config.max_seq_len is not None
+    if config.kv_budget is None or config.kv_budget >= config.max_seq_len:
+        return ()
+    budget = KVBudget.divide(config.kv_budget, config.verify_width)
+    return (PruneKVCache(budget, choose_policy(config.kv_policy or DEFAULT_POLICY, config.kv_weights)),)

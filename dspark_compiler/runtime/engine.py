@@ -158,7 +158,8 @@ class Engine:
             prompt,
             params,
             # The last token is never fed back, so it needs no room in the cache.
-            room=min(manifest.max_seq_len, self.executor.slots) - len(prompt) + 1,
+            room=manifest.max_seq_len - len(prompt) + 1,
+            used_slots=self.executor.used_slots,
             eos_ids=self._eos_ids,
             tokenizer=self.tokenizer,
         )

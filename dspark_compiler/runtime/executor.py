@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from dspark_compiler.artifact import Artifact, EntrySpec, aligned_zeros
 from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_functions
+from dspark_compiler.runtime.slots import SlotAccount
 
 Logits = NDArray[np.float32]
 
@@ -37,8 +38,9 @@ class _Call:
 class Executor:
     """The compiled model as four operations. Not thread-safe.
 
-    A sequence's row of the cache is addressed by index; ``length`` is the slots it uses already, ``positions`` are
-    logical. Nothing has to be reset: a sequence starts anew when it is called with length 0.
+    A sequence's row of the cache is addressed by index; ``length`` is its confirmed tokens, ``positions`` are logical.
+    Where the cache keeps fewer slots than that, slots are evicted when room is needed, never within a verify. Nothing
+    has to be reset: a sequence starts anew when it is called with length 0.
 
     Raises:
         ArtifactError: library or weights cannot be loaded.
@@ -52,11 +54,17 @@ class Executor:
         arrays |= {name: aligned_zeros(state.shape, state.dtype) for name, state in manifest.states.items()}
         # Tensors keep the arrays they came from alive.
         shared = {name: from_dlpack(array) for name, array in arrays.items()}
-        calls: dict[str, list[_Call]] = {"prefill": [], "decode": [], "verify": [], "commit": []}
-        for name, spec in manifest.entry_points.items():
-            calls[spec.kind].append(_Call(spec, functions[name], shared))
+        named = {name: _Call(spec, functions[name], shared) for name, spec in manifest.entry_points.items()}
+        calls: dict[str, list[_Call]] = {"prefill": [], "decode": [], "verify": [], "commit": [], "evict": []}
+        for name, call in named.items():
+            calls[manifest.entry_points[name].kind].append(call)
         self.batch = manifest.max_batch
-        self.slots = manifest.kv.slots
+        self._max_seq_len = manifest.max_seq_len
+        self._slots = manifest.kv.slots
+        pruning = manifest.kv.pruning
+        self._account = None if pruning is None else SlotAccount(pruning, self.batch)
+        self._evict = named.get("evict")
+        self._evict_prompt = named.get("evict_prompt", self._evict)
         self._prefill = sorted(calls["prefill"], key=lambda call: call.width)
         (self._decode,) = calls["decode"]
         self._verify = {call.width: call for call in calls["verify"]}
@@ -68,16 +76,26 @@ class Executor:
         """Numbers of tokens ``verify`` can take; empty if the artifact cannot verify."""
         return tuple(sorted(self._verify)) if self._commit is not None else ()
 
+    def used_slots(self, length: int) -> int:
+        """Slots that ``length`` confirmed tokens take."""
+        return min(length, self._slots)
+
+    def exact_rows(self, sequence: int, length: int) -> int:
+        """How many tokens of the next verify may be confirmed: decoding one by one would evict slots after so many."""
+        if self._account is None or length == 0:
+            return self._slots - length
+        return int(self._account.free[sequence]) or self._account.info.block
+
     def prefill(self, sequence: int, tokens: Sequence[int], positions_start: int, length: int) -> Logits:
-        """Appends tokens to a sequence that uses ``length`` slots already; returns the last one's logits [V].
+        """Appends tokens to a sequence of ``length`` confirmed ones; returns the last one's logits [V].
 
         Works in chunks: the widest entry point that the rest fills to 7/8, else the narrowest.
 
         Raises:
-            InputError: more tokens than there are slots left.
+            InputError: more tokens than a sequence can have.
         """
-        if length + len(tokens) > self.slots:
-            raise InputError(f"{length + len(tokens)} tokens do not fit the {self.slots} slots of a sequence")
+        if length + len(tokens) > self._max_seq_len:
+            raise InputError(f"{length + len(tokens)} tokens do not fit a sequence of at most {self._max_seq_len}")
         rest = np.asarray(tokens, dtype=np.int64)
         position = positions_start
         result: Any = None
@@ -86,9 +104,10 @@ class Executor:
             count = min(rest.size, call.width)
             # Padding repeats the last real token and position, so that lookups by either stay within their tables.
             index = np.minimum(np.arange(call.width), count - 1)
-            result = call(
-                input_ids=rest[index], positions=position + index, sequence=sequence, length=length, count=count
-            )
+            inputs = {"sequence": sequence, "length": length, "count": count}
+            inputs |= self._make_room(sequence, length, count, self._evict_prompt)
+            result = call(input_ids=rest[index], positions=position + index, **inputs)
+            self._confirm(sequence, count)
             rest = rest[count:]
             position += count
             length += count
@@ -104,27 +123,66 @@ class Executor:
 
         A count of 0 leaves a sequence alone; its logits mean nothing.
         """
+        lengths, counts = np.asarray(lengths), np.asarray(counts)
+        for row in np.flatnonzero(counts):
+            self._make_room(int(row), int(lengths[row]), 1, self._evict)
         result = self._decode(
             input_ids=np.reshape(tokens, (-1, 1)),
             positions=np.reshape(positions, (-1, 1)),
             sequence=self._sequences,
             length=lengths,
             count=counts,
+            **self._free(lengths),
         )
+        for row in np.flatnonzero(counts):
+            self._confirm(int(row), 1)
         return _array(result).reshape(self.batch, -1)
 
     def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike) -> Logits:
         """Logits [B,N,V] of N unconfirmed tokens a sequence (tokens, positions [B,N]; lengths [B]).
 
-        Live slots are only read; ``commit`` confirms a prefix.
+        Live slots are only read; ``commit`` confirms a prefix of at most ``exact_rows`` tokens.
         """
-        width = np.shape(tokens)[1]
-        return _array(self._verify[width](input_ids=tokens, positions=positions, length=lengths))
+        width, lengths = np.shape(tokens)[1], np.asarray(lengths)
+        for row in np.flatnonzero(lengths):
+            self._make_room(int(row), int(lengths[row]), 1, self._evict)
+        call = self._verify[width]
+        return _array(call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths)))
 
     def commit(self, lengths: ArrayLike, accepted: ArrayLike) -> None:
-        """Appends the first ``accepted`` tokens of the last verify at slot ``lengths`` of each sequence; both [B]."""
+        """Confirms the first ``accepted`` tokens of the last verify of sequences of ``lengths`` tokens; both [B]."""
         assert self._commit is not None, "verify_widths is empty"
-        self._commit(length=lengths, accepted=accepted)
+        lengths, accepted = np.asarray(lengths), np.asarray(accepted)
+        for row in np.flatnonzero(accepted):
+            assert accepted[row] <= self.exact_rows(int(row), int(lengths[row])), "more than exact_rows confirmed"
+            self._make_room(int(row), int(lengths[row]), int(accepted[row]), self._evict)
+        self._commit(length=lengths, accepted=accepted, **self._free(lengths))
+        for row in np.flatnonzero(accepted):
+            self._confirm(int(row), int(accepted[row]))
+
+    def _make_room(self, row: int, length: int, count: int, evict: _Call | None) -> dict[str, Any]:
+        """Evicts slots of a sequence if ``count`` more tokens need that; returns the input ``free`` of a prefill."""
+        if self._account is None:
+            return {}
+        assert evict is not None
+        if length == 0:
+            self._account.start(row)
+        need = self._account.need(row, count)
+        free, pending = self._account.free, self._account.pending
+        if need is not None:
+            evict(sequence=row, length=length, free=free[row], need=need, pending=pending[row])
+            self._account.evicted(row, need)
+        return {"free": free[row]}
+
+    def _free(self, lengths: NDArray[Any]) -> dict[str, Any]:
+        """The input ``free`` of all sequences; one of no tokens is about to begin."""
+        if self._account is None:
+            return {}
+        return {"free": np.where(lengths == 0, self._account.info.room, self._account.free)}
+
+    def _confirm(self, row: int, count: int) -> None:
+        if self._account is not None:
+            self._account.confirmed(row, count)
 
 
 def _array(result: Any) -> Logits:

@@ -1,6 +1,7 @@
 """One sequence while it is generated: its tokens, its text, and when it ends."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,7 @@ class SequenceState:
         row: index of the sequence in the executor's batch.
         prompt: its token ids.
         tokens: those generated so far; the last one is not in the cache yet.
-        length: slots of the cache it uses.
+        length: its tokens that are in the cache, or were.
         position: logical position of the next token fed to the model.
         rounds: model steps after the prefill.
     """
@@ -58,8 +59,12 @@ class SequenceState:
         room: int,
         eos_ids: frozenset[int],
         tokenizer: Tokenizer | None,
+        used_slots: Callable[[int], int] = lambda length: length,
     ) -> None:
-        """``room`` is the number of tokens the context leaves for the answer, at least 1."""
+        """``room`` is the number of tokens the context leaves for the answer, at least 1.
+
+        ``used_slots`` says how many cache slots so many tokens take.
+        """
         self.row = row
         self.prompt = prompt
         self.params = params
@@ -69,6 +74,7 @@ class SequenceState:
         self.rounds = 0
         self.finish_reason: FinishReason | None = None
         self._room = room
+        self._used_slots = used_slots
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._generator = make_generator(params.seed)
         self._stream = None if tokenizer is None else TextStream(tokenizer, prompt)
@@ -124,5 +130,5 @@ class SequenceState:
             tpot_ms=(self._last - self._first) * 1e3 / steps if steps else None,
             rounds=self.rounds,
             accepted_length=None,
-            kv_slots=self.length,
+            kv_slots=self._used_slots(self.length),
         )

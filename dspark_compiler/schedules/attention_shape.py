@@ -1,7 +1,8 @@
-"""Sizes of an attention call, what happens to its scores, and where the cache keeps a slot."""
+"""Sizes of an attention call, what happens to its scores, and how the cache keeps a slot."""
 
 from dataclasses import dataclass
 
+from dspark_compiler.schedules.cache_storage import FLOAT32, Storage
 from dspark_compiler.schedules.isa import VectorIsa
 
 
@@ -33,6 +34,15 @@ class Scoring:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+
+
+@dataclass(frozen=True)
+class CacheForm:
+    """What a cache has besides float32 keys and values: which of the operators' optional arguments are given."""
+
+    storage: Storage = FLOAT32
+    free: bool = False  # slots in use may be fewer than tokens
+    slot_position: bool = False  # a slot's position is looked up; otherwise it is the slot's number
 
 
 def key_cache_shape(batch: int, kv_heads: int, slots: int, head_dim: int, isa: VectorIsa) -> tuple[int, ...]:

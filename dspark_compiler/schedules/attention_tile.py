@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules import vector_math
-from dspark_compiler.schedules.attention_shape import AttentionShape, Scoring
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.attention_slots import BlockTables
+from dspark_compiler.schedules.cache_writes import Places
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.tir import Buffer, Expr, fill, local, vector, widest_vector
 
@@ -19,9 +21,8 @@ class Operands:
     """Buffers of a call. ``fresh`` holds new keys and values that are not in live slots, or is None."""
 
     q: Buffer
-    k_cache: Buffer
-    v_cache: Buffer
-    fresh: tuple[Buffer, Buffer] | None
+    cache: Places
+    fresh: Places | None
     sinks: Buffer | None
     out: Buffer
 
@@ -35,7 +36,8 @@ class Tile:
     head: Expr
     first: Expr
     height: int
-    length: Expr  # slots in use before the call
+    used: Expr  # slots in use before the call
+    length: Expr  # tokens confirmed before the call
     end: Expr  # slots and new tokens visible to the last token
 
 
@@ -48,27 +50,40 @@ def tile_height(shape: AttentionShape, isa: VectorIsa) -> int:
 class TileEmitter:
     """Emits one tile: scores of a block, their softmax relative to the running maximum, the weighted values."""
 
-    def __init__(self, shape: AttentionShape, scoring: Scoring, isa: VectorIsa, operands: Operands, tile: Tile) -> None:
-        self._shape, self._scoring, self._isa = shape, scoring, isa
+    def __init__(
+        self,
+        shape: AttentionShape,
+        scoring: Scoring,
+        isa: VectorIsa,
+        form: CacheForm,
+        operands: Operands,
+        tile: Tile,
+    ) -> None:
+        self._shape, self._scoring, self._isa, self._load = shape, scoring, isa, form.storage.load
         self._op, self._tile = operands, tile
         self._group = T.Bind(tile.head // shape.group)
         self._value_lanes = widest_vector(shape.value_dim, isa.lanes)
         self._maximum, self._total = local(tile.height), local(tile.height)
         self._acc = local((tile.height, shape.value_dim))
         self._scores = local((tile.height, _BLOCK))
+        self._tables = BlockTables(form, scoring.window, _BLOCK, isa.lanes)
 
     def emit(self) -> None:
         """All blocks, then the division by the sum of weights."""
         tile, window = self._tile, self._scoring.window
         for i in range(tile.height):
             self._start(i)
-        stop = T.Bind(T.min(tile.end, tile.length + tile.first + tile.height))
-        begin = T.Bind(T.max(tile.length + tile.first - window + 1, 0) // _BLOCK if window else T.int32(0))
+        stop = T.Bind(T.min(tile.end, tile.used + tile.first + tile.height))
+        # Where positions are looked up a window may begin anywhere; the cache then holds little else.
+        skips = window and self._tables.position is None
+        begin = T.Bind(T.max(tile.used + tile.first - window + 1, 0) // _BLOCK if skips else T.int32(0))
         with T.serial(0, T.max((stop + (_BLOCK - 1)) // _BLOCK - begin, 0)) as step:
             base = T.Bind((begin + step) * _BLOCK)
+            at = (tile.seq, tile.row, self._group)
+            self._tables.load(self._op.cache, self._op.fresh, at, (base, stop), (tile.used, tile.length))
             self._score_block(base, stop)
             for i in range(tile.height):
-                self._softmax(i, base, T.min(tile.length + tile.first + i, tile.end - 1))
+                self._softmax(i, base, T.min(tile.used + tile.first + i, tile.end - 1))
             self._add_values(base, stop)
         for i in range(tile.height):
             self._finish(i)
@@ -104,11 +119,11 @@ class TileEmitter:
             if self._op.fresh is None:
                 self._score_live(slot, together, strip)
             else:
-                self._score_mixed(self._op.fresh[0], slot, together, strip)
+                self._score_mixed(self._op.fresh.k, slot, together, strip)
 
     def _score_mixed(self, fresh: Buffer, slot: Expr, together: int, strip: Expr) -> None:
         """Scores of panels that may hold new keys; where all are live nothing is put together first."""
-        with T.If(slot + self._isa.lanes * together <= self._tile.length):
+        with T.If(slot + self._isa.lanes * together <= self._tile.used):
             with T.Then():
                 self._score_live(slot, together, strip)
             with T.Else():
@@ -117,13 +132,13 @@ class TileEmitter:
 
     def _score_live(self, slot: Expr, together: int, strip: Expr) -> None:
         """Scores of panels in live slots, read where they are."""
-        cache, seq, group, panel = self._op.k_cache, self._tile.seq, self._group, slot // self._isa.lanes
+        cache, seq, group, panel = self._op.cache.k, self._tile.seq, self._group, slot // self._isa.lanes
         # The last strip may reach past the cache's end; those lanes are masked, so any panel does.
         last = -(-self._shape.slots // self._isa.lanes) - 1
         self._dot(lambda p, d, lane: cache[seq, group, T.min(panel + p, last), d, lane], together, strip)
 
     def _dot(self, load: Callable[[int, Expr, Expr], Expr], together: int, strip: Expr) -> None:
-        """Scores of ``together`` panels; load(panel, d, lane) is an element of a key."""
+        """Scores of ``together`` panels; load(panel, d, lane) is a key's element as stored."""
         lanes, tile, q = self._isa.lanes, self._tile, self._op.q
         sums = [[local(lanes) for _ in range(together)] for _ in range(tile.height)]
         for acc in (acc for line in sums for acc in line):
@@ -132,15 +147,19 @@ class TileEmitter:
             for i, line in enumerate(sums):
                 for p, acc in enumerate(line):
                     with vector(lanes) as lane:
-                        product = q[tile.row, tile.head, tile.first + i, d] * load(p, d, lane)
+                        product = q[tile.row, tile.head, tile.first + i, d] * self._load(load(p, d, lane))
                         T.buffer_store(acc, acc[lane] + product, [lane])
         for i, line in enumerate(sums):
             for p, acc in enumerate(line):
                 with vector(lanes) as lane:
-                    T.buffer_store(self._scores, self._scaled(acc[lane]), [i, (strip * together + p) * lanes + lane])
+                    slot = (strip * together + p) * lanes + lane
+                    T.buffer_store(self._scores, self._scaled(acc[lane], slot), [i, slot])
 
-    def _scaled(self, value: Expr) -> Expr:
+    def _scaled(self, value: Expr, slot: Expr) -> Expr:
+        """The score of a dot product with the key in the block's slot number ``slot``."""
         value = value * T.float32(self._scoring.scale)
+        if self._tables.k_scale is not None:
+            value = value * self._tables.k_scale[slot]
         if not self._scoring.softcap:
             return value
         cap = T.float32(self._scoring.softcap)
@@ -149,20 +168,20 @@ class TileEmitter:
     def _gather(self, fresh: Buffer, slot: Expr, together: int) -> Buffer:
         """Panels from ``slot`` on: whole live ones are copied, the rest is put together from live and new keys."""
         lanes, dim, tile = self._isa.lanes, self._shape.head_dim, self._tile
-        cache, seq, group = self._op.k_cache, tile.seq, self._group
-        gathered = local((together, dim, lanes))
+        cache, seq, group = self._op.cache.k, tile.seq, self._group
+        gathered = local((together, dim, lanes), cache.dtype)
         for p in range(together):
             start = slot + p * lanes
-            with T.If(start + lanes <= tile.length):
+            with T.If(start + lanes <= tile.used):
                 with T.Then(), T.serial(0, dim) as d, vector(lanes) as lane:
                     T.buffer_store(gathered, cache[seq, group, start // lanes, d, lane], [p, d, lane])
                 with T.Else(), T.serial(0, lanes) as lane:
                     at = T.Bind(start + lane)
-                    with T.If(at < tile.length):
+                    with T.If(at < tile.used):
                         with T.Then(), T.serial(0, dim) as d:
                             T.buffer_store(gathered, cache[seq, group, at // lanes, d, at % lanes], [p, d, lane])
                         with T.Else(), T.serial(0, dim) as d:
-                            token = T.min(at - tile.length, self._shape.width - 1)
+                            token = T.min(at - tile.used, self._shape.width - 1)
                             T.buffer_store(gathered, fresh[tile.row, group, token, d], [p, d, lane])
         return gathered
 
@@ -172,9 +191,8 @@ class TileEmitter:
         peak, partial, maximum = local(lanes), local(lanes), local(1)
         fill(peak, 0, lanes, lanes, _MASKED)
         with T.serial(0, _BLOCK // lanes) as chunk, vector(lanes) as lane:
-            value = T.Select(
-                self._visible(base + chunk * lanes + lane, limit), scores[i, chunk * lanes + lane], T.float32(_MASKED)
-            )
+            visible = self._visible(base + chunk * lanes + lane, chunk * lanes + lane, limit)
+            value = T.Select(visible, scores[i, chunk * lanes + lane], T.float32(_MASKED))
             T.buffer_store(scores, value, [i, chunk * lanes + lane])
             T.buffer_store(peak, T.max(peak[lane], value), [lane])
         T.buffer_store(maximum, self._maximum[i], [0])
@@ -187,21 +205,30 @@ class TileEmitter:
             weight = vector_math.exp(scores[i, chunk * lanes + lane] - self._maximum[i])
             T.buffer_store(scores, weight, [i, chunk * lanes + lane])
             T.buffer_store(partial, partial[lane] + scores[i, chunk * lanes + lane], [lane])
+            if self._tables.v_scale is not None:
+                scaled = scores[i, chunk * lanes + lane] * self._tables.v_scale[chunk * lanes + lane]
+                T.buffer_store(scores, scaled, [i, chunk * lanes + lane])
         T.buffer_store(self._total, self._total[i] * decay, [i])
         with T.serial(0, lanes) as lane:
             T.buffer_store(self._total, self._total[i] + partial[lane], [i])
         self._for_values(lambda d: T.buffer_store(self._acc, self._acc[i, d] * decay, [i, d]))
 
-    def _visible(self, slot: Expr, limit: Expr) -> Expr:
-        window = self._scoring.window
-        return T.And(slot <= limit, slot > limit - window) if window else slot <= limit
+    def _visible(self, slot: Expr, number: Expr, limit: Expr) -> Expr:
+        """Whether a token whose own slot is ``limit`` sees ``slot``, which is the block's slot ``number``."""
+        window, positions = self._scoring.window, self._tables.position
+        if not window:
+            return slot <= limit
+        if positions is None:
+            return T.And(slot <= limit, slot > limit - window)
+        own = limit - self._tile.used + self._tile.length
+        return T.And(slot <= limit, positions[number] > own - window)
 
     def _add_values(self, base: Expr, stop: Expr) -> None:
         """acc[i] += sum over the block's visible slots, in order, of weight * value."""
         tile, fresh = self._tile, self._op.fresh
         stop = T.Bind(T.min(stop, base + _BLOCK))
         # Live slots first, then new tokens: in slot order either way.
-        live = stop if fresh is None else T.Bind(T.max(T.min(stop, tile.length), base))
+        live = stop if fresh is None else T.Bind(T.max(T.min(stop, tile.used), base))
         vectors = self._shape.value_dim // self._value_lanes
         together = next(n for n in (4, 3, 2, 1) if vectors % n == 0)
         with T.serial(0, vectors // together) as chunk:
@@ -209,18 +236,18 @@ class TileEmitter:
             sums = [[local(self._value_lanes) for _ in range(together)] for _ in range(tile.height)]
             self._for_sums(sums, origin, lambda acc, i, d, lane: T.buffer_store(acc, self._acc[i, d], [lane]))
             with T.serial(0, live - base) as t:
-                self._weigh(sums, origin, t, lambda d: self._op.v_cache[tile.seq, self._group, base + t, d])
+                self._weigh(sums, origin, t, lambda d: self._op.cache.v[tile.seq, self._group, base + t, d])
             if fresh is not None:
                 with T.serial(0, T.max(stop - live, 0)) as t:
-                    token = live + t - tile.length
-                    self._weigh(sums, origin, live + t - base, lambda d: fresh[1][tile.row, self._group, token, d])
+                    token = live + t - tile.used
+                    self._weigh(sums, origin, live + t - base, lambda d: fresh.v[tile.row, self._group, token, d])
             self._for_sums(sums, origin, lambda acc, i, d, lane: T.buffer_store(self._acc, acc[lane], [i, d]))
 
     def _weigh(self, sums: list[list[Buffer]], origin: Expr, slot: Expr, value: Callable[[Expr], Expr]) -> None:
         """Sums += weight of ``slot``, counted from the block's start, times its value."""
 
         def add(acc: Buffer, i: int, d: Expr, lane: Expr) -> None:
-            T.buffer_store(acc, acc[lane] + self._scores[i, slot] * value(d), [lane])
+            T.buffer_store(acc, acc[lane] + self._scores[i, slot] * self._load(value(d)), [lane])
 
         self._for_sums(sums, origin, add)
 

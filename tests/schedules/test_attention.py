@@ -88,7 +88,7 @@ def panels(keys: np.ndarray, isa: VectorIsa) -> np.ndarray:
     """Keys [B, G, C, D] as the kernels store them."""
     b, g, c, d = keys.shape
     count = key_cache_shape(b, g, c, d, isa)[2]
-    padded = np.zeros((b, g, count * isa.lanes, d), np.float32)
+    padded = np.zeros((b, g, count * isa.lanes, d), keys.dtype)
     padded[:, :, :c] = keys
     return np.ascontiguousarray(padded.reshape(b, g, count, isa.lanes, d).swapaxes(-1, -2))
 
