@@ -27,12 +27,12 @@ def kvzap_group() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE.safetensors", help="To be written."
 )
-@click.option("--documents", type=int, metavar="N", default=32, show_default=True, help="Pieces of text to learn from.")
+@click.option("--documents", type=int, metavar="N", default=40, show_default=True, help="Pieces of text to learn from.")
 @click.option("--length", type=int, metavar="N", default=1024, show_default=True, help="Tokens of a document.")
 @click.option(
     "--hidden", type=int, metavar="N", help="Hidden units a layer, 0 for none; default: an eighth of MODEL's."
 )
-@click.option("--steps", type=int, metavar="N", default=2000, show_default=True, help="Steps of descent a layer.")
+@click.option("--steps", type=int, metavar="N", default=1000, show_default=True, help="Steps of descent a layer.")
 @click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Same seed, same weights.")
 def train_command(
     model: str,

@@ -34,10 +34,10 @@ class TrainingOptions:
     ``hidden`` units a layer's network has; 0 makes it linear, None takes an eighth of the model's hidden size.
     """
 
-    documents: int = 32
+    documents: int = 40
     length: int = 1024
     hidden: int | None = None
-    steps: int = 2000
+    steps: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
