@@ -8,9 +8,11 @@ from dspark_compiler.errors import InputError
 
 Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
+KVDType = Literal["float32", "int8", "float8_e4m3"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
+KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class CompileConfig:
     arch: str | None = None
     output: Path | None = None
     dtype: DType = "float32"
+    kv_dtype: KVDType = "float32"
     max_seq_len: int | None = None
     max_batch: int = 1
     prefill_widths: tuple[int, ...] = (16, 128)
@@ -41,6 +44,8 @@ class CompileConfig:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
         if self.dtype not in DTYPES:
             raise InputError(f"--dtype {self.dtype}: not one of {', '.join(DTYPES)}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise InputError(f"--kv-dtype {self.kv_dtype}: not one of {', '.join(KV_DTYPES)}")
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),

@@ -22,6 +22,7 @@ from dspark_compiler.compare.check import check
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
+from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import physical_params, plan_layouts
@@ -190,9 +191,22 @@ def _rewrite(source: Source, config: CompileConfig, stages: _Stages) -> _Rewritt
         module = source.load(torch.float32)
     with stages("capture"):
         program = capture(module, config)
+    _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
         program, passes = run_passes(default_pipeline(config), program, dump_dir=config.dump_ir)
     return _Rewritten(module, program, passes)
+
+
+def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, stages: _Stages) -> None:
+    length = config.max_seq_len
+    if length is None or length <= info.max_positions:
+        return
+    if looks_up_positions(program):
+        raise InputError(
+            f"--max-seq-len {length}: {info.name} looks its {info.max_positions} positions up in a table; "
+            "ask for at most that"
+        )
+    stages.say(f"positions beyond {info.max_positions} are more than {info.name} was trained for; measure the quality")
 
 
 def _tune(module: tvm.IRModule, backend: Backend, records: Records, trials: int, stages: _Stages) -> int:

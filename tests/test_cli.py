@@ -23,8 +23,8 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--max-batch", "--max-seq-len", "--output"),
-        *("--prefill-widths", "--target", "--tune-trials", "--verify-width", "--version"),
+        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-dtype", "--max-batch", "--max-seq-len"),
+        *("--output", "--prefill-widths", "--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
         *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-verify", "--prompt", "--prompt-ids"),
@@ -37,7 +37,7 @@ OPTIONS = {
     "eval": ["--data", "--debug", "--json", "--limit", "--model", "--no-verify", "--task", "--threads"],
     "inspect": ["--debug", "--json", "--no-verify"],
     "tune": [
-        *("--arch", "--debug", "--dtype", "--max-batch", "--max-seq-len", "--prefill-widths", "--target"),
+        *("--arch", "--debug", "--dtype", "--kv-dtype", "--max-batch", "--max-seq-len", "--prefill-widths", "--target"),
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],

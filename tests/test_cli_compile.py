@@ -50,13 +50,14 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
     args = (
         "m --target cpu --arch x86-64-v3 -o out --dtype bfloat16 --max-seq-len 77 --max-batch 3 --prefill-widths 4,32"
     )
-    args += " --verify-width 5 --tune-trials 9 --dump-ir ir --no-check"
+    args += " --kv-dtype int8 --verify-width 5 --tune-trials 9 --dump-ir ir --no-check"
     assert CliRunner().invoke(cli.compile_main, args.split()).exit_code == 0
     config = CompileConfig(
         target="cpu",
         arch="x86-64-v3",
         output=Path("out"),
         dtype="bfloat16",
+        kv_dtype="int8",
         max_seq_len=77,
         max_batch=3,
         prefill_widths=(4, 32),
@@ -78,6 +79,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         (["m", "--prefill-widths", "4,x"], "'4,x' is not a list of numbers such as 16,128"),
         (["m", "--prefill-widths", "0"], "at least one, each 1 or more"),
         (["m", "--dtype", "int3"], "'int3' is not one of"),
+        (["m", "--kv-dtype", "int4"], "'int4' is not one of"),
         (["m", "--kv-budget", "3"], "No such option"),
     ],
 )

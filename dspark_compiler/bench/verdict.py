@@ -6,7 +6,7 @@ import numpy as np
 
 from dspark_compiler.bench.contestants import COMPILED
 from dspark_compiler.bench.harness import Measurements
-from dspark_compiler.compare.agreement import EXACT_DTYPES, Disagreement
+from dspark_compiler.compare.agreement import Disagreement, promises_equal_tokens
 from dspark_compiler.errors import CheckFailedError
 
 _YARDSTICK = "eager"
@@ -39,7 +39,7 @@ def partings(measured: Measurements) -> list[Parting]:
         CheckFailedError: tokens differ by more than rounding though the type promises they are the same.
     """
     found = _first_differences(measured)
-    if measured.artifact.manifest.dtype not in EXACT_DTYPES:
+    if not promises_equal_tokens(measured.artifact.manifest):
         return [Parting(name, prompt, position, None) for name, prompt, position in found]
     if not found:
         return []

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dspark_compiler.commands.base import Command
-from dspark_compiler.config import DTYPES, CompileConfig
+from dspark_compiler.config import DTYPES, KV_DTYPES, CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -25,6 +25,13 @@ def model_options(command: Any) -> Any:
         click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this one."),
         click.option(
             "--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights."
+        ),
+        click.option(
+            "--kv-dtype",
+            type=click.Choice(KV_DTYPES),
+            default=_DEFAULTS.kv_dtype,
+            show_default=True,
+            help="Type of stored keys and values.",
         ),
         click.option(
             "--max-seq-len",

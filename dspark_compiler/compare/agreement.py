@@ -6,12 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark_compiler.artifact import Manifest
+
 # Two float32 implementations of one model differ in a logit by rounding; where the two likeliest tokens are closer
 # than this, either may come first. Sums in another order moved SmolLM2-135M's logits by up to 9e-5 in 256 tokens.
 TIE_MARGIN = 1e-3
 
-# Types whose artifacts promise eager's tokens. The others round weights.
+# Types of weights whose artifacts promise eager's tokens, the others round; and types of a cache that rounds.
 EXACT_DTYPES = ("float32",)
+ROUNDING_KV_DTYPES = ("int8", "float8_e4m3")
+
+
+def promises_equal_tokens(manifest: Manifest) -> bool:
+    """Whether an artifact's tokens must be eager's, ties apart."""
+    return manifest.dtype in EXACT_DTYPES and manifest.kv.dtype not in ROUNDING_KV_DTYPES
 
 
 @dataclass(frozen=True)

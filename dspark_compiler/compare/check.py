@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dspark_compiler.artifact import Artifact
-from dspark_compiler.compare.agreement import EXACT_DTYPES, Disagreement
+from dspark_compiler.artifact import Artifact, Manifest
+from dspark_compiler.compare.agreement import EXACT_DTYPES, ROUNDING_KV_DTYPES, Disagreement, promises_equal_tokens
 from dspark_compiler.compare.compiled import compiled_logits
 from dspark_compiler.compare.eager import eager_logits
 from dspark_compiler.compare.greedy import Answer, agreement, judged_answers
@@ -22,7 +22,8 @@ from dspark_compiler.runtime.executor import Executor
 _NEW_TOKENS = 12
 _TEXT_TOKENS = 128
 
-# What rounding the weights to 16 bits may cost. SmolLM2-135M in bfloat16: 99.7 % of the tokens, 0.999 times.
+# What rounding the weights to 16 bits, or the cache to 8, may cost. SmolLM2-135M in bfloat16: 99.7 % of the tokens,
+# 0.999 times.
 MIN_AGREEMENT = 0.95
 MAX_PERPLEXITY_RATIO = 1.02
 
@@ -56,9 +57,9 @@ def check(
 ) -> CheckReport:
     """Compares the artifact with its source, a float32 model as transformers loads it.
 
-    With float32 weights each greedy token must be eager's, given the same tokens before it, or tie with it. With
-    16-bit weights at least MIN_AGREEMENT of them must be, and the perplexity of a text at most MAX_PERPLEXITY_RATIO
-    times eager's.
+    With float32 weights and cache each greedy token must be eager's, given the same tokens before it, or tie with it.
+    With 16-bit weights or a quantized cache at least MIN_AGREEMENT of them must be, and the perplexity of a text at
+    most MAX_PERPLEXITY_RATIO times eager's.
 
     Raises:
         CheckFailedError: names prompt, position, tokens and margin, or the budget that was exceeded.
@@ -70,7 +71,7 @@ def check(
     longest = manifest.max_seq_len - new_tokens + 1
     prompts = builtin_prompts(tokenizer_of(artifact), manifest.model.vocab_size, longest)
     answers = judged_answers(executor, model, prompts, new_tokens, progress)
-    if manifest.dtype in EXACT_DTYPES:
+    if promises_equal_tokens(manifest):
         _require_same_tokens(answers)
     report = CheckReport(
         prompts=len(answers),
@@ -80,7 +81,7 @@ def check(
         perplexity_ratio=_perplexity_ratio(artifact, executor, model),
         seconds=round(time.perf_counter() - began, 3),
     )
-    _require_budget(manifest.dtype, report)
+    _require_budget(manifest, report)
     return report
 
 
@@ -98,18 +99,28 @@ def _difference(index: int, answer: Answer, found: Disagreement) -> str:
     )
 
 
-def _require_budget(dtype: str, report: CheckReport) -> None:
+def _require_budget(manifest: Manifest, report: CheckReport) -> None:
+    rounded, remedy = _rounding(manifest)
     if report.agreement < MIN_AGREEMENT:
         raise CheckFailedError(
-            f"with {dtype} weights {report.agreement:.1%} of the greedy tokens are eager's, at least "
-            f"{MIN_AGREEMENT:.0%} must be; compile with --dtype float32, or with --no-check"
+            f"with {rounded} {report.agreement:.1%} of the greedy tokens are eager's, at least "
+            f"{MIN_AGREEMENT:.0%} must be; compile with {remedy}, or with --no-check"
         )
     # Written so that a perplexity that is no number fails.
     if not report.perplexity_ratio <= MAX_PERPLEXITY_RATIO:
         raise CheckFailedError(
-            f"with {dtype} weights the perplexity is {report.perplexity_ratio:.3f} times eager's, at most "
-            f"{MAX_PERPLEXITY_RATIO} times is allowed; compile with --dtype float32, or with --no-check"
+            f"with {rounded} the perplexity is {report.perplexity_ratio:.3f} times eager's, at most "
+            f"{MAX_PERPLEXITY_RATIO} times is allowed; compile with {remedy}, or with --no-check"
         )
+
+
+def _rounding(manifest: Manifest) -> tuple[str, str]:
+    """What an artifact keeps in which types, for a message, and the options that would keep it exact."""
+    what, options = [f"{manifest.dtype} weights"], ["--dtype float32"]
+    if manifest.kv.dtype in ROUNDING_KV_DTYPES:
+        what.append(f"a {manifest.kv.dtype} cache")
+        options = (options if manifest.dtype not in EXACT_DTYPES else []) + ["--kv-dtype float32"]
+    return " and ".join(what), " and ".join(options)
 
 
 def _perplexity_ratio(artifact: Artifact, executor: Executor, model: PreTrainedModel) -> float:

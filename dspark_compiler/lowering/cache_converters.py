@@ -12,7 +12,7 @@ from dspark_compiler.lowering.layout import PhysicalTensor, dtype_name
 from dspark_compiler.lowering.nodes import bound_args, identifier, shape_of, tensor_args, written_args
 from dspark_compiler.schedules import attention as kernels
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cache_storage import STORAGES
+from dspark_compiler.schedules.cache_storage import STORAGES, Storage
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
@@ -52,15 +52,24 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node), None)
 
 
+def storage_of(cache: fx.Node, scale: fx.Node | None) -> Storage:
+    """The type a cache keeps keys or values in; ``scale`` is the node of its scales, if it has any.
+
+    Raises:
+        LoweringError: a type no kernel reads, or scales where there should be none, or none where there should be.
+    """
+    dtype = cache.meta["val"].dtype
+    storage = STORAGES.get(dtype_name(dtype))
+    if storage is None:
+        raise LoweringError(f"the cache {cache.name} is stored as {dtype}, not one of {', '.join(STORAGES)}")
+    if storage.scaled != (scale is not None):
+        raise LoweringError(f"the cache {cache.name}: a quantized cache, and no other, has scales")
+    return storage
+
+
 def _cache_form(tensors: dict[str, fx.Node]) -> CacheForm:
     """How the cache of an operator's tensors keeps its slots."""
-    storage = STORAGES.get(dtype_name(tensors["k_cache"].meta["val"].dtype))
-    if storage is None:
-        raise LoweringError(
-            f"keys are stored as {tensors['k_cache'].meta['val'].dtype}, not one of {', '.join(STORAGES)}"
-        )
-    if storage.scaled != ("k_scale" in tensors):
-        raise LoweringError("a quantized cache, and no other, has scales")
+    storage = storage_of(tensors["k_cache"], tensors.get("k_scale"))
     return CacheForm(storage, free="free" in tensors, slot_position="slot_position" in tensors)
 
 

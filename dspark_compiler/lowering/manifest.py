@@ -44,10 +44,10 @@ def describe(
 def _cache(program: Program, config: CompileConfig) -> KVInfo:
     assert config.max_seq_len is not None
     if program.pruning is None:
-        return KVInfo(slots=config.max_seq_len, dtype="float32")
+        return KVInfo(slots=config.max_seq_len, dtype=config.kv_dtype)
     pruning = PruningInfo(**dataclasses.asdict(program.pruning))
     return KVInfo(
-        slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype="float32", pruning=pruning
+        slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype=config.kv_dtype, pruning=pruning
     )
 
 

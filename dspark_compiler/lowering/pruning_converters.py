@@ -5,8 +5,9 @@ from typing import Any
 import tvm
 from torch import fx
 
+from dspark_compiler.lowering.cache_converters import storage_of
 from dspark_compiler.lowering.importer import Converter, EntryImporter
-from dspark_compiler.lowering.layout import PhysicalTensor, dtype_name
+from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import bound_args, identifier, shape_of, tensor_args, written_args
 from dspark_compiler.schedules import attention_mass as mass_kernels
 from dspark_compiler.schedules import compact_slots as compact_kernels
@@ -14,7 +15,6 @@ from dspark_compiler.schedules import logit_moments as moment_kernels
 from dspark_compiler.schedules import select_slots as select_kernels
 from dspark_compiler.schedules import slot_reads, slot_rows
 from dspark_compiler.schedules.attention_shape import Scoring
-from dspark_compiler.schedules.cache_storage import STORAGES
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.slot_shape import CacheShape
 
@@ -97,7 +97,7 @@ def write_state(node: fx.Node, importer: EntryImporter) -> Any:
 def read_keys(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_keys(k_cache, k_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"])
+    shape = _cache_shape(given["k_cache"], given["k_scale"])
     kernel = slot_reads.read_keys(_cache_name("read_keys", shape), shape, importer.plan.isa)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
@@ -105,7 +105,7 @@ def read_keys(node: fx.Node, importer: EntryImporter) -> Any:
 def read_values(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_values(v_cache, v_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(given["v_cache"])
+    shape = _cache_shape(given["v_cache"], given["v_scale"])
     kernel = slot_reads.read_values(_cache_name("read_values", shape), shape, importer.plan.isa)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
@@ -113,7 +113,7 @@ def read_values(node: fx.Node, importer: EntryImporter) -> Any:
 def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.attention_mass(ring, k_cache, …)."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"])
+    shape = _cache_shape(given["k_cache"], given["k_scale"])
     _, heads, places, _ = shape_of(given["ring"])
     scoring = Scoring(given["scale"], given["window"], given["softcap"], given["sinks"] is not None)
     last, bounded = given["last"], given["pending"] is not None
@@ -127,7 +127,7 @@ def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
 def logit_moments(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.logit_moments(queries, k_cache, k_scale, sequence, length, scale)."""
     given = bound_args(node)
-    shape, scale = _cache_shape(given["k_cache"]), given["scale"]
+    shape, scale = _cache_shape(given["k_cache"], given["k_scale"]), given["scale"]
     _, heads, queries, _ = shape_of(given["queries"])
     name = identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
     kernel = moment_kernels.logit_moments(name, shape, scale, importer.plan.isa, heads=heads, queries=queries)
@@ -148,7 +148,7 @@ def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
 def compact_slots(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.compact_slots: writes k_cache, v_cache, slot_position and, where given, slot_score and the scales."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"], given["v_cache"])
+    shape = _cache_shape(given["k_cache"], given["k_scale"], given["v_cache"])
     scored = given["slot_score"] is not None
     name = _cache_name("compact_slots", shape) + ("_scored" if scored else "")
     kernel = compact_kernels.compact_slots(name, shape, importer.plan.isa, scored=scored)
@@ -175,12 +175,11 @@ def _row_shape(state: fx.Node, rows: fx.Node) -> RowShape:
     return RowShape(batch, heads, places, calls, width, dim)
 
 
-def _cache_shape(cache: fx.Node, values: fx.Node | None = None) -> CacheShape:
+def _cache_shape(cache: fx.Node, scale: fx.Node | None, values: fx.Node | None = None) -> CacheShape:
     """Sizes of a cache of keys or of values, or of both."""
     batch, kv_heads, slots, dim = shape_of(cache)
     value_dim = dim if values is None else shape_of(values)[3]
-    storage = STORAGES[dtype_name(cache.meta["val"].dtype)]
-    return CacheShape(batch, kv_heads, slots, dim, value_dim, storage)
+    return CacheShape(batch, kv_heads, slots, dim, value_dim, storage_of(cache, scale))
 
 
 def _row_name(kind: str, shape: RowShape) -> str:

@@ -1,6 +1,8 @@
 """The passes of a compile, in order."""
 
-from dspark_compiler.config import CompileConfig
+import torch
+
+from dspark_compiler.config import CompileConfig, KVDType
 from dspark_compiler.errors import InputError
 from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.canonicalize import Canonicalize
@@ -16,6 +18,9 @@ from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
+from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
+
+_KV_STORED: dict[KVDType, torch.dtype] = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
 
 
 def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
@@ -29,6 +34,7 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
     """
     if config.max_seq_len is None:
         raise InputError("--max-seq-len: not given, and the model names no maximum; give one")
+    stored = _KV_STORED.get(config.kv_dtype)
     return (
         Canonicalize(),  # first: every later pattern counts on one form for each thing
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
@@ -37,7 +43,8 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
         FuseRMSNorm(),  # needs the weights as params and casts that do something
         FuseRope(),  # before the cache: attention still reads what was rotated
         InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
-        *_pruning(config),  # right after it: whatever comes later sees the cache as it will be
+        *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
+        *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         EliminateDeadCode(),  # last: sweeps up what all the others left

@@ -39,9 +39,9 @@ def attention_mass(
 
     def body(ring: Buffer, k_cache: Buffer, *rest: Buffer) -> None:
         k_scale, rest = (rest[0], rest[1:]) if shape.storage.scaled else (None, rest)
-        slot_position, sequence, length, free, *rest_, out = rest
-        pending = rest_.pop(0)[0] if bounded else T.int32(_NEVER)
-        sinks = rest_[0] if scoring.sinks else None
+        slot_position, sequence, length, free, *optional, out = rest
+        pending = optional.pop(0)[0] if bounded else T.int32(_NEVER)
+        sinks = optional[0] if scoring.sinks else None
         seq, end = T.Bind(sequence[0]), T.Bind(length[0])
         used = used_slots(end, shape.slots, free[0])
         count = T.Bind(T.min(T.min(end, pending), min(last, places)))

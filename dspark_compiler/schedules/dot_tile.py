@@ -21,9 +21,10 @@ class DotTile:
 
     @classmethod
     def of(cls, queries: int, isa: VectorIsa) -> "DotTile":
-        """The tile for up to ``queries`` queries: its sums take 3/4 of the registers."""
+        """The tile for up to ``queries`` queries: its sums take 3/4 of the registers, its last one has few repeats."""
         sums = isa.registers * 3 // 4
-        height = min(queries, sums // 4)
+        tiles = -(-queries // (sums // 4))
+        height = -(-queries // tiles)
         return cls(height, min(_MOST_PANELS, sums // height))
 
     def strips(self, shape: CacheShape, isa: VectorIsa) -> int:

@@ -76,6 +76,14 @@ def test_few_wrong_tokens_pass_with_rounded_weights_and_many_fail(artifact: Arti
         check(rounded(artifact), disturb(model, 0.1))
 
 
+def test_a_quantized_cache_has_a_budget_too(artifact: Artifact, model: PreTrainedModel) -> None:
+    kv = dataclasses.replace(artifact.manifest.kv, dtype="int8")
+    quantized = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, kv=kv))
+    assert check(quantized, disturb(model, 0.004)).agreement >= 0.95
+    with pytest.raises(CheckFailedError, match=r"float32 weights and a int8 cache .* compile with --kv-dtype float32,"):
+        check(quantized, disturb(model, 0.1))
+
+
 def test_perplexity_has_a_budget(artifact: Artifact, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dspark_compiler.compare.check.MAX_PERPLEXITY_RATIO", 0.9)
     with pytest.raises(CheckFailedError, match=r"the perplexity is 1\.000 times eager's, at most 0\.9"):

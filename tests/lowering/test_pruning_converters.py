@@ -12,12 +12,14 @@ from torch import fx
 
 import dspark_compiler.graph.ops  # noqa: F401  (defines the operators)
 from dspark_compiler.backends.cpu import CpuBackend
+from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.rewrite import emit
 from dspark_compiler.lowering.layout import LayoutPlan, plan_layouts
 from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.schedules.apply import apply_schedules
+from tests.schedules.kernels import WIDEST
 from tests.schedules.stored import kernel_array
 from tests.schedules.test_attention import panels
 
@@ -74,14 +76,17 @@ class Entry:
 
 
 def _decode(program: Program) -> None:
-    """An output of its own, besides writes that nothing reads."""
-    one = (BATCH,)
-    rows = {"q": (BATCH, HEADS, 1, DIM), "score": (BATCH, GROUPS, 1, 1)}
-    e = Entry(program, "decode", **rows, sequence=one, length=one, count=one, free=one)
+    """Attention, besides writes that nothing reads; and a read of what attention has written."""
+    one, row = (BATCH,), (BATCH, GROUPS, 1, DIM)
+    rows = {"q": (BATCH, HEADS, 1, DIM), "k": row, "v": row, "score": (BATCH, GROUPS, 1, 1)}
+    e = Entry(program, "decode", **rows, sequence=one, length=one, count=one, free=one, first=(1,))
     control = e["sequence"], e["length"], e["count"]
     e.call(dspark.append_queries.default, e["queries"], e["q"], *control)
     e.call(dspark.append_slot_scores.default, e["slot_score"], e["score"], *control, free=e["free"])
-    e.done(e.call(aten.exp.default, e["q"]))
+    tensors = (e[name] for name in ("q", "k", "v", "k_cache", "v_cache"))
+    optional = {"free": e["free"], "slot_position": e["slot_position"]}
+    out = e.call(dspark.append_attention.default, *tensors, *control, 0.3, 0, 0.0, None, **optional)
+    e.done(out, e.call(dspark.read_state.default, e["v_cache"], e["first"]))
 
 
 def _verify(program: Program) -> None:
@@ -209,8 +214,9 @@ def _normal(*shape: int) -> np.ndarray:
 
 
 def test_what_only_writes_stays_beside_outputs(model: Callable[[], Model]) -> None:
-    control = {"sequence": _int32(1, 0), "length": _int32(3, 40), "count": _int32(1, 1), "free": _int32(10, 4)}
-    model().check("decode", q=_normal(BATCH, HEADS, 1, DIM), score=_normal(BATCH, GROUPS, 1, 1), **control)
+    control = {"sequence": _int32(1, 0), "length": _int32(130, 140), "count": _int32(1, 1), "free": _int32(10, 4)}
+    new = {"q": _normal(BATCH, HEADS, 1, DIM), "k": _normal(BATCH, GROUPS, 1, DIM), "v": _normal(BATCH, GROUPS, 1, DIM)}
+    model().check("decode", **new, score=_normal(BATCH, GROUPS, 1, 1), **control, first=_int32(1))
 
 
 def test_what_is_not_confirmed_waits_in_scratch(model: Callable[[], Model]) -> None:
@@ -229,3 +235,20 @@ def test_reads_and_writes_of_a_state_keep_their_order(model: Callable[[], Model]
 def test_a_quantized_cache_is_scored_and_freed(model: Callable[[], Model]) -> None:
     control = {"length": _int32(100 + SLOTS), "free": _int32(2), "need": _int32(8), "pending": _int32(4)}
     model().check("evict_quantized", sequence=_int32(1), **control)
+
+
+def test_a_cache_no_kernel_reads_is_named() -> None:
+    program = Program({}, {}, {"k_cache.0": TensorSpec((1, 1, 4, 4), torch.float16)})
+    e = Entry(program, "evict", sequence=(1,))
+    e.done(e.call(dspark.read_keys.default, e["k_cache"], None, e["sequence"]))
+    with pytest.raises(LoweringError, match=r"the cache k_cache_0 is stored as torch.float16, not one of"):
+        lower(program, plan_layouts(program, WIDEST, "float32"))
+
+
+def test_scales_belong_to_a_quantized_cache() -> None:
+    scaled = {"k_cache.0": TensorSpec((1, 1, 4, 4), torch.float32), "k_scale.0": TensorSpec((1, 1, 4), torch.float32)}
+    program = Program({}, {}, scaled)
+    e = Entry(program, "evict", sequence=(1,))
+    e.done(e.call(dspark.read_keys.default, e["k_cache"], e["k_scale"], e["sequence"]))
+    with pytest.raises(LoweringError, match=r"the cache k_cache_0: a quantized cache, and no other, has scales"):
+        lower(program, plan_layouts(program, WIDEST, "float32"))

@@ -12,6 +12,7 @@ from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.pipeline import default_pipeline
 
 _FOLDER = Path(dspark_compiler.passes.__file__).parent
+_EVERYTHING = CompileConfig(max_seq_len=8, kv_dtype="int8")  # asks for what runs on request only, too
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 
 
@@ -27,4 +28,4 @@ def test_each_pass_is_named_after_its_file_and_runs(module):
     (one,) = [m for m in own if m.__module__.endswith(f".{module}")]
     assert one.name == module
     assert one.__name__.lower() == module.replace("_", "")
-    assert one in [type(p) for p in default_pipeline(CompileConfig(max_seq_len=8))]
+    assert one in [type(p) for p in default_pipeline(_EVERYTHING)]

@@ -1,6 +1,9 @@
 """The default pipeline: its order, its options, and the programs it makes of whole tiny models."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
@@ -9,6 +12,7 @@ from dspark_compiler.graph.program import EntryKind
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
 from dspark_compiler.passes.pipeline import default_pipeline
+from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
 from tests.passes.capture import FAMILIES, capture, tiny_model
 
 CONFIG = CompileConfig(max_seq_len=64, max_batch=2, verify_width=4)
@@ -32,6 +36,14 @@ def test_order():
 
 def test_options_reach_their_passes():
     assert InsertKVCache(slots=64, batch=2, verify_width=4) in default_pipeline(CONFIG)
+
+
+@pytest.mark.parametrize(("kv_dtype", "stored"), [("int8", torch.int8), ("float8_e4m3", torch.float8_e4m3fn)])
+def test_a_quantized_cache_is_made_right_after_the_cache(kv_dtype, stored):
+    passes = default_pipeline(replace(CONFIG, kv_dtype=kv_dtype))
+    at = [p.name for p in passes].index("insert_kv_cache")
+    assert passes[at + 1] == QuantizeKVCache(stored)
+    assert passes[: at + 1] + passes[at + 2 :] == default_pipeline(CONFIG)
 
 
 def test_lengths_must_be_settled():

@@ -19,8 +19,7 @@ STATES = [(3,), (3, 17), (2, 3, 16), (2, 3, 5, 24)]
 
 
 @pytest.mark.parametrize("isa", MACHINES)
-@pytest.mark.parametrize("shape", STATES, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize(("shape", "dtype"), list(zip(STATES, ["float32", "int32"] * 2, strict=True)), ids=str)
 def test_read_state(isa: VectorIsa, shape: tuple[int, ...], dtype: str) -> None:
     state = (normal(*shape) * 100).astype(dtype)
     out = np.zeros((1, *shape[1:]), dtype)

@@ -15,7 +15,7 @@ from dspark_compiler.passes.kv_policies.layer import LayerCache
 
 dspark = torch.ops.dspark
 
-NEVER = float("inf")  # the score of a slot that should stay whatever the others are
+NEVER = 1e30  # the score of a slot that should stay whatever the others are; not all of TVM can spell infinity
 
 
 @dataclass(frozen=True)

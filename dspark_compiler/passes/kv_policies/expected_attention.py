@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dspark_compiler.passes.kv_policies.base import Policy, SlotView
+from dspark_compiler.passes.kv_policies.base import NEVER, Policy, SlotView
 from dspark_compiler.passes.kv_policies.layer import Rotation
 
 _SINKS = 4  # first tokens, whose huge logits would swallow the others' share; they are protected anyway
@@ -31,7 +31,7 @@ class ExpectedAttention(Policy):
         hidden = (~view.in_use()) | (view.positions() < _SINKS)  # [1,G,C]
         heads, groups = mean.shape[1], hidden.shape[1]
         logits = (mean + variance / 2).reshape(1, groups, heads // groups, -1)
-        share = torch.where(hidden[:, :, None], -torch.inf, logits).softmax(-1).mean(2)
+        share = torch.where(hidden[:, :, None], -NEVER, logits).softmax(-1).mean(2)
         values = view.values()
         return share * (values * values).sum(-1).sqrt()
 

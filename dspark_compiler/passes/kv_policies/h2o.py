@@ -28,4 +28,4 @@ class HeavyHitters(Policy):
         before = torch.where(old, view.slot_scores(), 0.0)
         total = before + view.per_kv_head(view.attention_mass(2**30, pending_only=True))
         view.keep_slot_scores(total)
-        return total / (view.length - positions).clamp(min=1).to(torch.float32)
+        return total / (view.length - positions).to(torch.float32).clamp(min=1.0)
