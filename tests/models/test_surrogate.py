@@ -123,3 +123,15 @@ def test_a_file_that_is_not_there_or_cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="not a readable safetensors file"):
         read_surrogate(path)
+
+
+def test_the_shipped_weights_are_what_their_readme_says() -> None:
+    folder = Path(__file__).parents[2] / "models"
+    found = read_surrogate(folder / "kvzap-smollm2-135m.safetensors")
+    found.check_fits("", hidden_size=576, num_layers=30, kv_heads=3)
+    means = [sum(values) / len(values) for values in (found.correlation, found.r2)]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| mean | {means[0]:.3f} | {means[1]:.3f} |" in readme
+    for option in ("documents", "length", "steps", "seed"):
+        assert f"--{option} {found.training[option]} " in readme
+    assert all(f"--data {name} " in readme for name in found.training["data"])
