@@ -5,6 +5,7 @@ that compiled kernels are tested against.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from dspark_compiler.models.surrogate import Affine, Surrogate
 from dspark_compiler.passes.kv_policies import POLICIES
 from dspark_compiler.passes.kv_policies.base import Policy, SlotView
+from dspark_compiler.passes.kv_policies.kvzap import KVzap
 from dspark_compiler.passes.kv_policies.layer import LayerCache, Rotation
 from dspark_compiler.passes.kv_policies.pyramid import pyramid_budgets
 from tests.kvpress_oracle import GROUPS, HEAD_DIM, HEADS, HIDDEN, Layer, attention_layer, kvpress
@@ -143,7 +145,7 @@ def test_pyramid_budgets(press: Any, tokens: int, ratio: float) -> None:
         assert abs(ours - asked.window_size - theirs) <= 1
 
 
-def test_kvzap_scores(press: Any, layer: Layer) -> None:
+def test_kvzap(press: Any, layer: Layer) -> None:
     """The same network on the same hidden states; kvpress is given ours, gelu in its tanh form."""
     generator = torch.Generator().manual_seed(1)
     shapes = ((8, HIDDEN), (GROUPS, 8))
@@ -159,5 +161,11 @@ def test_kvzap_scores(press: Any, layer: Layer) -> None:
     asked.kvzap_model = torch.nn.Module()
     asked.kvzap_model.layers = torch.nn.ModuleList([network, network]).requires_grad_(False)
     wanted = layer.asked(asked)
-    found = surrogate.score(layer.module.layer_idx, layer.hidden).transpose(1, 2)
-    torch.testing.assert_close(found, wanted)
+    policy = KVzap(Path("weights"), surrogate)
+    view = view_of(policy, layer)
+    come = surrogate.score(layer.module.layer_idx, layer.hidden).transpose(1, 2)[..., None]
+    written = (number(SEQUENCE), number(0), number(TOKENS), number(SLOTS))
+    dspark.append_slot_scores(view.layer.slot_score, come, *written)
+    found = policy.score(view)
+    torch.testing.assert_close(found[:, :, :TOKENS], wanted)
+    assert kept(view, found, TOKENS * 6 // 10, 0, 0) == layer.kept(asked)
