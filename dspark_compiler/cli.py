@@ -9,6 +9,7 @@ from dspark_compiler.commands.doctor import doctor_command
 from dspark_compiler.commands.eval import eval_command
 from dspark_compiler.commands.generate import generate_command
 from dspark_compiler.commands.inspect import inspect_command
+from dspark_compiler.commands.kvzap import kvzap_group
 from dspark_compiler.commands.tune import tune_command
 
 
@@ -22,6 +23,7 @@ main.add_command(generate_command)
 main.add_command(bench_command)
 main.add_command(eval_command)
 main.add_command(inspect_command)
+main.add_command(kvzap_group)
 main.add_command(tune_command)
 main.add_command(doctor_command)
 

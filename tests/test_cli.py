@@ -44,6 +44,7 @@ OPTIONS = {
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
+    "kvzap train": ["--data", "--debug", "--documents", "--hidden", "--length", "--output", "--seed", "--steps"],
 }
 
 
@@ -64,8 +65,17 @@ def refused(result: Result, message: str, code: int = 2) -> None:
     assert message in result.stderr
 
 
+def leaves(group: click.Group) -> dict[str, click.Command]:
+    """Every command below a group, by the words that call it."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        inner = leaves(command) if isinstance(command, click.Group) else {"": command}
+        found |= {f"{name} {rest}".rstrip(): leaf for rest, leaf in inner.items()}
+    return found
+
+
 def test_the_options_are_these_and_no_others() -> None:
-    commands = {"dspark-compile": cli.compile_main} | cli.main.commands
+    commands = {"dspark-compile": cli.compile_main} | leaves(cli.main)
     found = {
         name: sorted(
             max(parameter.opts, key=len) for parameter in command.params if isinstance(parameter, click.Option)
@@ -76,7 +86,7 @@ def test_the_options_are_these_and_no_others() -> None:
 
 
 def test_every_command_is_one_of_ours_and_documented() -> None:
-    for command in (cli.compile_main, *cli.main.commands.values()):
+    for command in (cli.compile_main, *cli.main.commands.values(), *leaves(cli.main).values()):
         assert isinstance(command, Command | Group)
         assert command.help
 

@@ -10,6 +10,7 @@ from dspark_compiler.passes.kv_policies.expected_attention import ExpectedAttent
 from dspark_compiler.passes.kv_policies.h2o import HeavyHitters
 from dspark_compiler.passes.kv_policies.keydiff import KeyDiff
 from dspark_compiler.passes.kv_policies.knorm import KeyNorm
+from dspark_compiler.passes.kv_policies.kvzap import KVzap
 from dspark_compiler.passes.kv_policies.snapkv import SnapKV
 from dspark_compiler.passes.kv_policies.tova import Tova
 from dspark_compiler.passes.kv_policies.window import Window
@@ -23,6 +24,7 @@ POLICIES: dict[str, Callable[[Path | None], Policy]] = {
     "tova": lambda _: Tova(),
     "h2o": lambda _: HeavyHitters(),
     "snapkv": lambda _: SnapKV(),
+    "kvzap": KVzap.load,
 }
 
 # What a budget alone gets.

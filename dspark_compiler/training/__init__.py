@@ -1,0 +1,1 @@
+"""Small networks trained beside a model that stays as it is."""
