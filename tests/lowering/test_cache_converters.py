@@ -49,7 +49,7 @@ def test_the_form_of_a_cache_is_what_is_given() -> None:
     [
         ([], torch.int8, "a quantized cache, and no other, has scales"),
         (["k_scale", "v_scale"], torch.float32, "a quantized cache, and no other, has scales"),
-        ([], torch.bfloat16, r"keys are stored as torch\.bfloat16, not one of float32, int8, float8_e4m3fn"),
+        ([], torch.bfloat16, r"is stored as torch\.bfloat16, not one of float32, int8, float8_e4m3fn"),
     ],
 )
 def test_what_is_no_cache(kwargs: list[str], dtype: torch.dtype, message: str) -> None:
