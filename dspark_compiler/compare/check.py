@@ -67,8 +67,9 @@ def check(
     began = time.perf_counter()
     manifest = artifact.manifest
     executor = Executor(artifact, threads=threads)
-    new_tokens = min(_NEW_TOKENS, manifest.max_seq_len)
-    longest = manifest.max_seq_len - new_tokens + 1
+    held = _held(artifact)
+    new_tokens = min(_NEW_TOKENS, held)
+    longest = held - new_tokens + 1
     prompts = builtin_prompts(tokenizer_of(artifact), manifest.model.vocab_size, longest)
     answers = judged_answers(executor, model, prompts, new_tokens, progress)
     if promises_equal_tokens(manifest):
@@ -83,6 +84,12 @@ def check(
     )
     _require_budget(manifest, report)
     return report
+
+
+def _held(artifact: Artifact) -> int:
+    """Tokens a sequence may have before anything of it is evicted; what comes later is eager's no more."""
+    pruning = artifact.manifest.kv.pruning
+    return artifact.manifest.max_seq_len if pruning is None else min(artifact.manifest.max_seq_len, pruning.room)
 
 
 def _require_same_tokens(answers: list[Answer]) -> None:
@@ -126,7 +133,7 @@ def _rounding(manifest: Manifest) -> tuple[str, str]:
 def _perplexity_ratio(artifact: Artifact, executor: Executor, model: PreTrainedModel) -> float:
     manifest = artifact.manifest
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size, seed=0)
-    tokens = sampler.draw(min(_TEXT_TOKENS, manifest.max_seq_len))
+    tokens = sampler.draw(min(_TEXT_TOKENS, _held(artifact)))
     if len(tokens) < 2:
         return 1.0
     predicted = len(tokens) - 1
