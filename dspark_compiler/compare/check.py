@@ -23,7 +23,7 @@ _NEW_TOKENS = 12
 _TEXT_TOKENS = 128
 
 # What rounding the weights to 16 bits, or the cache to 8, may cost. SmolLM2-135M in bfloat16: 99.7 % of the tokens,
-# 0.999 times.
+# 0.999 times; with an e4m3 cache 96.5 %, 0.995 times.
 MIN_AGREEMENT = 0.95
 MAX_PERPLEXITY_RATIO = 1.02
 
