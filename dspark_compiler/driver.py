@@ -32,8 +32,8 @@ from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.passes.base import PassReport, run_passes
-from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records

@@ -8,7 +8,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from dspark_compiler.artifact import Artifact, Manifest
-from dspark_compiler.compare.agreement import EXACT_DTYPES, ROUNDING_KV_DTYPES, Disagreement, promises_equal_tokens
+from dspark_compiler.compare.agreement import (
+    EXACT_DTYPES,
+    ROUNDING_KV_DTYPES,
+    Disagreement,
+    held_tokens,
+    promises_equal_tokens,
+)
 from dspark_compiler.compare.compiled import compiled_logits
 from dspark_compiler.compare.eager import eager_logits
 from dspark_compiler.compare.greedy import Answer, agreement, judged_answers
@@ -67,12 +73,12 @@ def check(
     began = time.perf_counter()
     manifest = artifact.manifest
     executor = Executor(artifact, threads=threads)
-    held = _held(artifact)
+    held = held_tokens(manifest)  # what comes later is eager's no more
     new_tokens = min(_NEW_TOKENS, held)
     longest = held - new_tokens + 1
     prompts = builtin_prompts(tokenizer_of(artifact), manifest.model.vocab_size, longest)
     answers = judged_answers(executor, model, prompts, new_tokens, progress)
-    if promises_equal_tokens(manifest):
+    if promises_equal_tokens(manifest, held):
         _require_same_tokens(answers)
     report = CheckReport(
         prompts=len(answers),
@@ -84,12 +90,6 @@ def check(
     )
     _require_budget(manifest, report)
     return report
-
-
-def _held(artifact: Artifact) -> int:
-    """Tokens a sequence may have before anything of it is evicted; what comes later is eager's no more."""
-    pruning = artifact.manifest.kv.pruning
-    return artifact.manifest.max_seq_len if pruning is None else min(artifact.manifest.max_seq_len, pruning.room)
 
 
 def _require_same_tokens(answers: list[Answer]) -> None:
@@ -133,7 +133,7 @@ def _rounding(manifest: Manifest) -> tuple[str, str]:
 def _perplexity_ratio(artifact: Artifact, executor: Executor, model: PreTrainedModel) -> float:
     manifest = artifact.manifest
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size, seed=0)
-    tokens = sampler.draw(min(_TEXT_TOKENS, _held(artifact)))
+    tokens = sampler.draw(min(_TEXT_TOKENS, held_tokens(manifest)))
     if len(tokens) < 2:
         return 1.0
     predicted = len(tokens) - 1
