@@ -42,6 +42,10 @@ class Executor:
     Where the cache keeps fewer slots than that, slots are evicted when room is needed, never within a verify. Nothing
     has to be reset: a sequence starts anew when it is called with length 0.
 
+    Attributes:
+        batch: sequences the artifact holds.
+        cache_bytes: memory allocated for all that lives between calls; none is allocated for it later.
+
     Raises:
         ArtifactError: library or weights cannot be loaded.
     """
@@ -51,7 +55,9 @@ class Executor:
         functions = load_functions(artifact, threads)
         from_dlpack = import_tvm_ffi().from_dlpack
         arrays = artifact.params(prefault=True)
-        arrays |= {name: aligned_zeros(state.shape, state.dtype) for name, state in manifest.states.items()}
+        states = {name: aligned_zeros(state.shape, state.dtype) for name, state in manifest.states.items()}
+        self.cache_bytes = sum(array.nbytes for array in states.values())
+        arrays |= states
         # Tensors keep the arrays they came from alive.
         shared = {name: from_dlpack(array) for name, array in arrays.items()}
         named = {name: _Call(spec, functions[name], shared) for name, spec in manifest.entry_points.items()}
