@@ -35,6 +35,7 @@ class CompileConfig:
     kv_budget: int | None = None
     kv_policy: str | None = None
     kv_weights: Path | None = None
+    max_quality_loss: float | None = None
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
@@ -56,9 +57,22 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
-        if self.kv_policy is not None and self.kv_budget is None:
-            raise InputError(f"--kv-policy {self.kv_policy}: evicts nothing without --kv-budget N; give one")
-        if self.kv_weights is not None and self.kv_policy is None:
-            raise InputError(f"--kv-weights {self.kv_weights}: for which --kv-policy?")
+        self._check_pruning()
         if not self.prefill_widths or min(self.prefill_widths) < 1:
             raise InputError(f"prefill widths {self.prefill_widths}: at least one, each 1 or more")
+
+    def _check_pruning(self) -> None:
+        gated = self.max_quality_loss is not None
+        if self.kv_policy is not None and self.kv_budget is None and not gated:
+            raise InputError(
+                f"--kv-policy {self.kv_policy}: evicts nothing without --kv-budget N (or --max-quality-loss X, which "
+                "finds one); give one"
+            )
+        if self.kv_policy is not None and "," in self.kv_policy and not gated:
+            raise InputError(
+                f"--kv-policy {self.kv_policy}: several are for --max-quality-loss to choose from; give one"
+            )
+        if self.max_quality_loss is not None and not self.max_quality_loss >= 0:
+            raise InputError(f"--max-quality-loss {self.max_quality_loss:g}: must be 0 or more")
+        if self.kv_weights is not None and self.kv_policy is None:
+            raise InputError(f"--kv-weights {self.kv_weights}: for which --kv-policy?")

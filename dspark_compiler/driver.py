@@ -19,6 +19,8 @@ from dspark_compiler.artifact import ModelInfo as ModelFields
 from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.base import Backend
 from dspark_compiler.compare.check import check
+from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
+from dspark_compiler.compare.quality import QualityReport, measure_quality
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
@@ -30,8 +32,8 @@ from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.passes.base import PassReport, run_passes
-from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records
@@ -46,16 +48,62 @@ _LONGEST_DEFAULT = 4096  # tokens; a longer context costs memory from the first 
 def compile_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> Artifact:
     """Compiles ``model`` (folder, hub id or GGUF file) and writes the artifact; the previous one stays until then.
 
+    With ``max_quality_loss`` it compiles and measures caches of several sizes first, and keeps the smallest that holds.
+
     Raises:
         InputError: the model, an option or the output folder cannot be used.
         UnsupportedModelError: the model cannot be captured; names the module or operator.
         BackendUnavailableError: the target cannot be compiled for here.
-        CheckFailedError: the compiled model disagrees with eager.
+        CheckFailedError: the compiled model disagrees with eager, or no cache holds the quality asked for.
     """
+    for policy in _policies(config):
+        choose_policy(policy, config.kv_weights)  # a wrong name is told before anything is loaded
+    if config.max_quality_loss is None:
+        return _compile(model, config, progress, {})
+    chosen, found = _find_cache(model, config, progress)
+    config = dataclasses.replace(config, kv_policy=chosen.policy, kv_budget=chosen.budget)
+    return _compile(model, config, progress, {"quality": found})
+
+
+def _find_cache(model: str, config: CompileConfig, progress: Progress | None) -> tuple[Trial, dict[str, Any]]:
+    """The smallest cache that loses no more than allowed, and what to report of the search."""
+    if not _backend(config).runs_here():
+        raise InputError(f"--max-quality-loss measures on this machine, which cannot run --arch {config.arch}")
+    assert config.max_quality_loss is not None
+    whole = dataclasses.replace(
+        config, kv_budget=None, kv_policy=None, kv_weights=None, max_quality_loss=None, tune_trials=0, check=False
+    )
+
+    def measure(config: CompileConfig, unpruned: QualityReport | None) -> QualityReport:
+        with TemporaryDirectory(prefix="dspark-gate-") as folder:
+            artifact = _compile(model, dataclasses.replace(config, output=Path(folder) / "trial"), progress, {})
+            return measure_quality(artifact, unpruned=unpruned, progress=progress or (lambda *_: None))
+
+    def trial(policy: str, budget: int) -> QualityReport:
+        pruned = dataclasses.replace(whole, kv_policy=policy, kv_budget=budget, kv_weights=config.kv_weights)
+        return measure(pruned, unpruned)
+
+    unpruned = measure(whole, None)
+    budgets = candidate_budgets(unpruned.length) if config.kv_budget is None else (config.kv_budget,)
+    if budgets[0] >= unpruned.length:
+        raise InputError(
+            f"--kv-budget {budgets[0]}: the quality is measured on documents of {unpruned.length} tokens; "
+            "ask for fewer slots than that, or leave out --max-quality-loss"
+        )
+    gate = Gate(config.max_quality_loss, unpruned, trial)
+    chosen = gate.choose(_policies(config), budgets)
+    return chosen, gate.to_json(chosen)
+
+
+def _policies(config: CompileConfig) -> tuple[str, ...]:
+    """The policies asked for: one, or several to choose from."""
+    return tuple((config.kv_policy or DEFAULT_POLICY).split(","))
+
+
+def _compile(model: str, config: CompileConfig, progress: Progress | None, remarks: dict[str, Any]) -> Artifact:
+    """One compile; ``remarks`` go to the report."""
     stages = _Stages(progress)
     backend = _backend(config)
-    if config.kv_policy is not None:
-        choose_policy(config.kv_policy, config.kv_weights)  # a wrong name is told before anything is loaded
     source = open_source(model)
     config = settle(config, source.info)
     output = config.output or Path(f"{source.name}-{config.target}.dspark")
@@ -82,7 +130,7 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
             export_records(lowered, records, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
-        report = _report(model, config, rewritten, stages)
+        report = _report(model, config, rewritten, stages) | remarks
         if config.check and not backend.runs_here():
             report["check"] = f"skipped: this machine cannot run {backend.spec.arch}"
             stages.say("check skipped, this machine cannot run the artifact")

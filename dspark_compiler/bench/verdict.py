@@ -16,7 +16,7 @@ _YARDSTICK = "eager"
 class Parting:
     """Where a contestant's tokens first leave the yardstick's, for one prompt (counted from 0).
 
-    ``detail`` is None where the type of the weights promises no equal tokens, and nobody has looked.
+    ``detail`` is None where the artifact promises no equal tokens, and nobody has looked.
     """
 
     name: str
@@ -33,13 +33,16 @@ class Parting:
 
 
 def partings(measured: Measurements) -> list[Parting]:
-    """All of them; ties as well as others, in a type that promises equal tokens.
+    """All of them; ties as well as others, where the artifact promises equal tokens.
 
     Raises:
-        CheckFailedError: tokens differ by more than rounding though the type promises they are the same.
+        CheckFailedError: tokens differ by more than rounding though the artifact promises they are the same.
     """
     found = _first_differences(measured)
-    if not promises_equal_tokens(measured.artifact.manifest):
+    longest = max(len(prompt) for prompt in measured.prompts) + max(
+        len(generation.tokens) for contender in measured.contenders for generation in contender.generations
+    )
+    if not promises_equal_tokens(measured.artifact.manifest, longest - 1):  # the last token is never looked back at
         return [Parting(name, prompt, position, None) for name, prompt, position in found]
     if not found:
         return []

@@ -99,6 +99,12 @@ def model_options(command: Any) -> Any:
     show_default=True,
     help="Schedules to have measured for this model.",
 )
+@click.option(
+    "--max-quality-loss",
+    type=float,
+    metavar="X",
+    help="Find the smallest --kv-budget, and the best of the policies in --kv-policy A,B, that lose at most this.",
+)
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the program after each pass.")
 @click.option("--check/--no-check", default=_DEFAULTS.check, show_default=True, help="Compare with the source model.")
 def compile_command(model: str, **options: Any) -> None:

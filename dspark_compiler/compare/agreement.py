@@ -17,9 +17,16 @@ EXACT_DTYPES = ("float32",)
 ROUNDING_KV_DTYPES = ("int8", "float8_e4m3")
 
 
-def promises_equal_tokens(manifest: Manifest) -> bool:
-    """Whether an artifact's tokens must be eager's, ties apart."""
-    return manifest.dtype in EXACT_DTYPES and manifest.kv.dtype not in ROUNDING_KV_DTYPES
+def promises_equal_tokens(manifest: Manifest, length: int) -> bool:
+    """Whether the tokens of a sequence of ``length`` must be eager's, ties apart: nothing is rounded, nor evicted."""
+    rounds = manifest.dtype not in EXACT_DTYPES or manifest.kv.dtype in ROUNDING_KV_DTYPES
+    return not rounds and length <= held_tokens(manifest)
+
+
+def held_tokens(manifest: Manifest) -> int:
+    """Tokens a sequence may have before anything of it is evicted."""
+    pruning = manifest.kv.pruning
+    return manifest.max_seq_len if pruning is None else min(manifest.max_seq_len, pruning.room)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dspark_compiler.passes.fuse_projections import FuseProjections
 from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
 from dspark_compiler.passes.fuse_rope import FuseRope
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
-from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache

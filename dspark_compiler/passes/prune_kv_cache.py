@@ -17,15 +17,21 @@ from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Prunin
 from dspark_compiler.graph.signature import entry_inputs
 from dspark_compiler.graph.splice import splice
 from dspark_compiler.passes.base import Pass, PassResult
-from dspark_compiler.passes.kv_budget import KVBudget
-from dspark_compiler.passes.kv_layers import CachedLayer, find_layers
 from dspark_compiler.passes.kv_policies import PolicyChoice
 from dspark_compiler.passes.kv_policies.base import Policy, SlotView
 from dspark_compiler.passes.kv_policies.layer import LayerCache, Rotation
 from dspark_compiler.passes.kv_policies.pyramid import pyramid_budgets
 from dspark_compiler.passes.kv_policies.window import Window
-from dspark_compiler.passes.kv_recording import record_queries, record_token_scores, ring_ref, rope_of, score_ref
-from dspark_compiler.passes.kv_rotation import rotation_params
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
+from dspark_compiler.passes.kv_pruning.layers import CachedLayer, find_layers
+from dspark_compiler.passes.kv_pruning.recording import (
+    record_queries,
+    record_token_scores,
+    ring_ref,
+    rope_of,
+    score_ref,
+)
+from dspark_compiler.passes.kv_pruning.rotation import rotation_params
 
 dspark = torch.ops.dspark
 

@@ -12,7 +12,7 @@ from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.pipeline import default_pipeline
 
 _FOLDER = Path(dspark_compiler.passes.__file__).parent
-_EVERYTHING = CompileConfig(max_seq_len=8, kv_dtype="int8")  # asks for what runs on request only, too
+_EVERYTHING = CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64)  # asks for what runs on request only, too
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 
 

@@ -13,8 +13,8 @@ from dspark_compiler.graph.program import Program
 from dspark_compiler.models import family_of
 from dspark_compiler.models.surrogate import Affine, Surrogate, write_surrogate
 from dspark_compiler.passes.base import run_passes
-from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.training.reconstruction import reconstruct
 from dspark_compiler.training.sites import find_sites

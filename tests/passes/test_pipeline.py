@@ -11,7 +11,10 @@ from dspark_compiler.graph.printer import print_entry
 from dspark_compiler.graph.program import EntryKind
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
+from dspark_compiler.passes.kv_policies import choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
+from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
 from tests.passes.capture import FAMILIES, capture, tiny_model
 
@@ -46,6 +49,13 @@ def test_a_quantized_cache_is_made_right_after_the_cache(kv_dtype, stored):
     assert passes[: at + 1] + passes[at + 2 :] == default_pipeline(CONFIG)
 
 
+def test_a_budget_prunes_the_cache_and_one_for_a_whole_sequence_does_not():
+    passes = default_pipeline(replace(CONFIG, kv_budget=40, kv_policy="tova"))
+    at = [p.name for p in passes].index("insert_kv_cache")
+    assert passes[at + 1] == PruneKVCache(KVBudget.divide(40, CONFIG.verify_width), choose_policy("tova"))
+    assert default_pipeline(replace(CONFIG, kv_budget=CONFIG.max_seq_len)) == default_pipeline(CONFIG)
+
+
 def test_lengths_must_be_settled():
     with pytest.raises(InputError, match="--max-seq-len"):
         default_pipeline(CompileConfig())
@@ -54,7 +64,7 @@ def test_lengths_must_be_settled():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_golden(family, golden):
     program, _ = run_passes(default_pipeline(CONFIG), capture(tiny_model(family), batch=2))
-    assert [e.kind for e in program.entries.values()] == list(EntryKind)
+    assert [e.kind for e in program.entries.values()] == [kind for kind in EntryKind if kind is not EntryKind.EVICT]
     for kind, name in (("prefill", "prefill_16"), ("verify", "verify_4")):
         golden(f"{family}.{kind}", print_entry(program.entries[name]))
     if family == "llama":

@@ -8,10 +8,11 @@ import torch
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
+from dspark_compiler.graph.printer import print_entry
 from dspark_compiler.graph.program import EntryKind, Program
 from dspark_compiler.passes.base import run_passes
-from dspark_compiler.passes.kv_budget import KVBudget
 from dspark_compiler.passes.kv_policies import POLICIES, choose_policy
+from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
 from tests.passes.capture import VOCAB, capture, tiny_model
 from tests.program_runner import ProgramRunner
@@ -125,6 +126,11 @@ def test_budgets_fall_with_depth() -> None:
     assert sizes[0] > sizes[-1]
     assert program.pruning is not None
     assert program.pruning.room == sizes[-1]
+
+
+def test_golden(golden) -> None:
+    golden("prune_kv_cache.evict", print_entry(_program("h2o").entries["evict"]))
+    golden("prune_kv_cache.commit", print_entry(_program("h2o").entries["commit"]))
 
 
 def test_what_cannot_be_is_said() -> None:

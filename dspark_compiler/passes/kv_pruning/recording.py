@@ -13,8 +13,8 @@ from torch import fx
 from dspark_compiler.errors import InputError
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.rewrite import bound_args, emit
-from dspark_compiler.passes.kv_layers import CachedLayer
 from dspark_compiler.passes.kv_policies.base import Policy
+from dspark_compiler.passes.kv_pruning.layers import CachedLayer
 
 aten, dspark = torch.ops.aten, torch.ops.dspark
 
