@@ -36,5 +36,5 @@ def _cell(row: Mapping[str, Any], unpruned: Mapping[str, Any], task: str) -> str
     if row is unpruned:
         return f"{value:.4g}"
     if TASKS[task].higher_is_better:  # all of these are fractions
-        return f"{value:.4g} ({100 * (value - base):+.1f} points)"
+        return f"{value:.4g} ({100 * (value - base):+.1f} pts)"
     return f"{value:.4g} ({value / base - 1:+.1%})"

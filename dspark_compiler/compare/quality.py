@@ -111,24 +111,33 @@ def _retrieval(executor: Executor, tokenizer: Tokenizer, length: int, progress: 
     return found
 
 
-def quality_loss(unpruned: QualityReport, pruned: QualityReport) -> float:
-    """The largest of three relative losses; 0 where nothing was lost, 0.01 where something is one hundredth worse.
+def quality_losses(unpruned: QualityReport, pruned: QualityReport) -> dict[str, float]:
+    """What was lost, by measure: 0 where nothing was, 0.01 where something is one hundredth worse.
 
-    - perplexity, its ratio less 1: how well long text is followed on average. It hardly moves where a rare but
+    - ``perplexity``, its ratio less 1: how well long text is followed on average. It hardly moves where a rare but
       decisive token of the past was evicted, and so needs the other two.
-    - retrieval, the fraction of the unpruned artifact's answers that are missing: what a single forgotten token
+    - ``retrieval``, the fraction of the unpruned artifact's answers that are missing: what a single forgotten token
       costs. Alone it is blind: a cache can pass it and fail at everything that weighs many tokens at once. Few
-      questions are asked, so that any that is lost is more than a budget of a few hundredths allows.
-    - near agreement, less than 1: how often the text that would be generated becomes another, for worse. Tokens
+      questions are asked, so that any that is lost is more than a budget of a few hundredths allows. Questions come
+      after all they ask for, when a policy that keeps what was looked at so far may have evicted it.
+    - ``near_agreement``, less than 1: how often the text that would be generated becomes another, for worse. Tokens
       the unpruned model finds at least half as likely as its own do not count, since near ties turn over with any
       rounding: counting them would fill a budget of 0.01 with noise.
 
-    Gains do not make up for losses. A perplexity that is no number is an infinite loss.
+    Gains are no losses below 0. A perplexity that is no number is an infinite loss.
     """
     assert unpruned.length == pruned.length, "reports of different documents"
     ratio = pruned.perplexity / unpruned.perplexity
-    lost = 0.0
+    missing = 0.0
     if unpruned.retrieval and pruned.retrieval is not None:
-        lost = (unpruned.retrieval - pruned.retrieval) / unpruned.retrieval
-    worse = ratio - 1 if ratio == ratio else float("inf")
-    return max(0.0, worse, lost, 1 - pruned.near_agreement)
+        missing = 1 - pruned.retrieval / unpruned.retrieval
+    return {
+        "perplexity": max(0.0, ratio - 1) if ratio == ratio else float("inf"),
+        "retrieval": max(0.0, missing),
+        "near_agreement": 1 - pruned.near_agreement,
+    }
+
+
+def quality_loss(unpruned: QualityReport, pruned: QualityReport) -> float:
+    """The largest of ``quality_losses``: gains in one do not make up for losses in another."""
+    return max(quality_losses(unpruned, pruned).values())

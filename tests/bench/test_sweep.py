@@ -105,7 +105,7 @@ def test_a_budget_that_is_too_small_ends_nothing(workshop: Workshop, tmp_path: P
     columns = [list(column.cells) for column in sweep_table(document).columns]
     assert columns[0] == ["unpruned", "window", "window"]
     assert columns[3] == ["13", "34 (+161.5%)", "--kv-budget 5: too small"]
-    assert columns[4][:2] == ["0", "0.5 (+50.0 points)"]
+    assert columns[4][:2] == ["0", "0.5 (+50.0 pts)"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dspark_compiler.compare.compiled import compiled_logits
 from dspark_compiler.compare.likelihood import negative_log_likelihood, perplexity
 from dspark_compiler.compare.origin import tokenizer_of
 from dspark_compiler.compare.prompts import long_text
-from dspark_compiler.compare.quality import QualityReport, measure_quality, quality_loss
+from dspark_compiler.compare.quality import QualityReport, measure_quality, quality_loss, quality_losses
 from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.executor import Executor
 from tests.bench import tiny
@@ -63,7 +63,16 @@ def test_another_model_loses(artifact: Artifact) -> None:
     ],
 )
 def test_the_loss_is_the_largest(change: dict[str, float], loss: float) -> None:
-    assert quality_loss(REPORT, dataclasses.replace(REPORT, **change)) == pytest.approx(loss)
+    pruned = dataclasses.replace(REPORT, **change)
+    assert quality_loss(REPORT, pruned) == pytest.approx(loss)
+    assert max(quality_losses(REPORT, pruned).values()) == pytest.approx(loss)
+
+
+def test_losses_by_measure() -> None:
+    pruned = dataclasses.replace(REPORT, perplexity=20.4, retrieval=0.6, near_agreement=0.99)
+    assert quality_losses(REPORT, pruned) == pytest.approx(
+        {"perplexity": 0.02, "retrieval": 0.25, "near_agreement": 0.01}
+    )
 
 
 @pytest.mark.parametrize("none", [0.0, None])
