@@ -22,19 +22,9 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype"),
-        *(
-            "--kv-policy",
-            "--kv-weights",
-            "--max-batch",
-            "--max-seq-len",
-            "--output",
-            "--prefill-widths",
-            "--target",
-            "--tune-trials",
-            "--verify-width",
-            "--version",
-        ),
+        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype", "--kv-policy"),
+        *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
+        *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
         *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-verify", "--prompt", "--prompt-ids"),
@@ -45,7 +35,18 @@ OPTIONS = {
         *("--repeats", "--threads"),
     ],
     "eval": [
-        *("--against", "--data", "--debug", "--json", "--length", "--limit", "--model", "--no-verify", "--plot"),
+        *(
+            "--against",
+            "--data",
+            "--debug",
+            "--json",
+            "--kv-weights",
+            "--length",
+            "--limit",
+            "--model",
+            "--no-verify",
+            "--plot",
+        ),
         *("--sweep-budgets", "--sweep-policies", "--task", "--threads"),
     ],
     "inspect": ["--debug", "--json", "--no-verify"],

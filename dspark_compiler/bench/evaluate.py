@@ -16,7 +16,8 @@ from dspark_compiler.errors import InputError
 class EvalConfig:
     """What to evaluate.
 
-    ``data`` are files for all tasks, or for one as ``TASK=FILE``. ``limit`` and ``length`` are those of a Context;
+    ``data`` are files for all tasks, or for one as ``TASK=FILE``, and ``limits`` numbers likewise. ``length`` is that
+    of a Context;
     ``against`` is the artifact that the agreement task compares with instead of the source model.
 
     Raises:
@@ -27,7 +28,7 @@ class EvalConfig:
     tasks: tuple[str, ...]
     data: tuple[str, ...] = ()
     model: str | None = None
-    limit: int | None = None
+    limits: tuple[str, ...] = ()
     length: int | None = None
     threads: int | None = None
     against: Path | None = None
@@ -43,15 +44,29 @@ class EvalConfig:
                 raise InputError(f"--task {task}: given twice")
         if self.against is not None and "agreement" not in self.tasks:
             raise InputError(f"--against {self.against}: is for --task agreement, which is not asked for")
-        for item in self.data:
-            only, _ = _data_item(item)
-            if only is not None and only not in self.tasks:
-                raise InputError(f"--data {item}: is for --task {only}, which is not asked for")
+        for option, items in (("--data", self.data), ("--limit", self.limits)):
+            for item in items:
+                only, _ = _split(item)
+                if only is not None and only not in self.tasks:
+                    raise InputError(f"{option} {item}: is for --task {only}, which is not asked for")
+        for task in self.tasks:
+            self.limit_of(task)
+
+    def limit_of(self, task: str) -> int | None:
+        """The most windows, prompts or passages of a task; None: all.
+
+        Raises:
+            InputError: not a number.
+        """
+        wanted = [value for only, value in map(_split, self.limits) if only in (None, task)]
+        try:
+            return int(wanted[-1]) if wanted else None
+        except ValueError:
+            raise InputError(f"--limit {wanted[-1]}: is not a number") from None
 
     def data_of(self, task: str) -> tuple[Path, ...]:
         """The files a task reads; none: what is built in."""
-        items = (_data_item(item) for item in self.data)
-        return tuple(path for of, path in items if of in (None, task))
+        return tuple(Path(value) for only, value in map(_split, self.data) if only in (None, task))
 
     @cached_property
     def opened(self) -> Artifact:
@@ -84,7 +99,7 @@ def evaluate(
             artifact,
             config.data_of(task),
             model=config.model,
-            limit=config.limit,
+            limit=config.limit_of(task),
             threads=config.threads,
             progress=progress,
             length=config.length,
@@ -96,7 +111,7 @@ def evaluate(
     return {task: TASKS[task].run(context) for task, context in contexts.items()}
 
 
-def _data_item(item: str) -> tuple[str | None, Path]:
-    """The task a ``TASK=FILE`` is for, None for a plain FILE, and the file."""
+def _split(item: str) -> tuple[str | None, str]:
+    """The task a ``TASK=VALUE`` is for, None for a plain VALUE, and the value."""
     before, equals, after = item.partition("=")
-    return (before, Path(after)) if equals and before in TASKS else (None, Path(item))
+    return (before, after) if equals and before in TASKS else (None, item)

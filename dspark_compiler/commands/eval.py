@@ -33,7 +33,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     "tasks",
     multiple=True,
     metavar="NAME",
-    help="ppl (perplexity), needle (retrieval), lambada (last words) or agreement (greedy tokens); several allowed.",
+    help="ppl, needle (retrieval), lambada or lambada-stream (last words), agreement (greedy tokens); several allowed.",
 )
 @click.option(
     "--data",
@@ -48,7 +48,13 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     help="Artifact whose greedy tokens agreement looks for; default: the source model's.",
 )
 @click.option("--model", metavar="SOURCE", help="Source model; default: what was compiled, if it is still there.")
-@click.option("--limit", type=int, metavar="N", help="At most so many windows of text, documents, passages or prompts.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="[TASK=]N",
+    help="At most so many windows of text, documents, passages or prompts, of all tasks or one.",
+)
 @click.option("--length", type=int, metavar="N", help="Tokens of a document; default: as many as ARTIFACT holds.")
 @click.option(
     "--sweep-budgets",
@@ -57,6 +63,12 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     help="Compile with so many slots for each of the tokens that ARTIFACT holds, too, as in 0.5,0.25.",
 )
 @click.option("--sweep-policies", callback=_names, metavar="NAME,…", help="Policies of a sweep; default: all.")
+@click.option(
+    "--kv-weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Trained weights for a policy of the sweep that needs some.",
+)
 @click.option("--threads", type=int, metavar="N", help="Default: all cores.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result here.")
@@ -66,6 +78,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 def eval_command(
     sweep_budgets: tuple[float, ...],
     sweep_policies: tuple[str, ...],
+    kv_weights: Path | None,
     no_verify: bool,
     json_file: Path | None,
     plot_file: Path | None,
@@ -79,14 +92,14 @@ def eval_command(
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.errors import InputError
 
-    for option, given in (("--sweep-policies", sweep_policies), ("--plot", plot_file)):
+    for option, given in (("--sweep-policies", sweep_policies), ("--kv-weights", kv_weights), ("--plot", plot_file)):
         if given and not sweep_budgets:
             raise InputError(f"{option}: is for a sweep; give --sweep-budgets, too")
     config = EvalConfig(**options, verify=not no_verify)
     check_outputs(json_file, plot_file)
     with make_progress() as progress:
         if sweep_budgets:
-            _sweep(config, sweep_budgets, sweep_policies, json_file, plot_file, progress)
+            _sweep(config, sweep_budgets, sweep_policies, kv_weights, json_file, plot_file, progress)
         else:
             _evaluate(config, json_file, progress)
 
@@ -107,6 +120,7 @@ def _sweep(
     config: "EvalConfig",
     fractions: tuple[float, ...],
     policies: tuple[str, ...],
+    weights: Path | None,
     json_file: Path | None,
     plot_file: Path | None,
     progress: "Progress",
@@ -116,7 +130,7 @@ def _sweep(
     from dspark_compiler.bench.run_sweep import run_sweep
     from dspark_compiler.bench.sweep_table import sweep_table
 
-    document = run_sweep(config, fractions, policies, json_file, progress)
+    document = run_sweep(config, fractions, policies, weights, json_file, progress)
     Console().print(sweep_table(document))
     if plot_file is not None:
         from dspark_compiler.bench.sweep_plot import plot_sweep

@@ -126,7 +126,9 @@ def test_agreement_is_complete(tiny_artifact: Artifact, tmp_path: Path) -> None:
 
 def test_eval_refuses(toy_artifact: Path, tmp_path: Path) -> None:
     refused("no such artifact", "eval", tmp_path / "none", "--task", "ppl")
-    refused("--task joy: not one of ppl, agreement, needle, lambada", "eval", toy_artifact, "--task", "joy")
+    refused(
+        "--task joy: not one of ppl, agreement, needle, lambada, lambada-stream", "eval", toy_artifact, "--task", "joy"
+    )
     refused("--limit 0: must be at least 1", "eval", toy_artifact, "--task", "ppl", "--limit", 0)
     refused("give it with --model", "eval", toy_artifact, "--task", "agreement")
     refused("nowhere: no such file or folder", "eval", toy_artifact, "--task", "agreement", "--model", "nowhere")

@@ -47,7 +47,7 @@ class Workshop:
 
     def evaluate(self, artifact: Artifact) -> dict[str, dict[str, Any]]:
         slots = next(iter(artifact.manifest.states.values())).shape[0]
-        return {"ppl": {"perplexity": 10 + slots}, "lambada": {"stream_accuracy": 0.0 if slots == toy.BATCH else 0.5}}
+        return {"ppl": {"perplexity": 10 + slots}, "lambada": {"accuracy": 0.0 if slots == toy.BATCH else 0.5}}
 
     def sweep(self, plan: SweepPlan, file: Path | None = None, options: dict[str, Any] = OPTIONS) -> dict[str, Any]:
         return sweep(self.artifact, plan, self.compile, self.evaluate, options=options, json_file=file)

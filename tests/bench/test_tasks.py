@@ -45,13 +45,13 @@ def test_a_word_counts_if_all_its_tokens_are_greedy(monkeypatch: pytest.MonkeyPa
     data = toy_artifact.parent / "words.txt"
     data.write_text("x yz\nx yq\n  a\tx yz  \nz xz\n")
     with_executor(monkeypatch, Chain("x yz"))
-    found = lambada.evaluate(Context(Artifact.open(toy_artifact), (data,)))
-    assert (found["passages"], found["accuracy"], found["stream_accuracy"]) == (4, 0.5, 0.5)
+    whole = Context(Artifact.open(toy_artifact), (data,))
+    assert lambada.evaluate(whole) == {"passages": 4, "accuracy": 0.5}
     # 5 + 2 + 4 + 2 + 6 + 2 + 4 tokens
-    assert (found["streams"], found["longest_stream"]) == (1, 25)
-    short = lambada.evaluate(Context(Artifact.open(toy_artifact), (data,), length=12, limit=3))
+    assert lambada.evaluate_stream(whole) == {"passages": 4, "streams": 1, "longest_stream": 25, "accuracy": 0.5}
+    short = lambada.evaluate_stream(Context(Artifact.open(toy_artifact), (data,), length=12, limit=3))
     assert (short["passages"], short["streams"], short["longest_stream"]) == (3, 2, 11)
-    assert short["stream_accuracy"] == pytest.approx(2 / 3)
+    assert short["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_a_passage_that_is_too_long_loses_its_beginning(monkeypatch: pytest.MonkeyPatch, toy_artifact: Path) -> None:
@@ -67,10 +67,21 @@ def test_a_passage_that_is_too_long_loses_its_beginning(monkeypatch: pytest.Monk
 def test_lambada_of_a_compiled_model(tiny_artifact: Artifact, tmp_path: Path) -> None:
     data, file = tmp_path / "words.jsonl", tmp_path / "result.json"
     data.write_text("".join(json.dumps({"text": f"the number {i} is it"}) + "\n" for i in range(6)))
-    run = dspark("eval", tiny_artifact.path, "--task", "lambada", "--data", data, "--limit", 5, "--json", file)
-    found = results(run, file, "lambada")
+    run = dspark(
+        "eval",
+        tiny_artifact.path,
+        "--task",
+        "lambada-stream",
+        "--data",
+        data,
+        "--limit",
+        "lambada-stream=5",
+        "--json",
+        file,
+    )
+    found = results(run, file, "lambada-stream")
     assert (found["passages"], found["streams"]) == (5, 2)
-    assert 0 <= found["stream_accuracy"] <= 1
+    assert 0 <= found["accuracy"] <= 1
 
 
 def test_needles_by_kind_and_depth(monkeypatch: pytest.MonkeyPatch, toy_artifact: Path) -> None:
@@ -117,7 +128,7 @@ def test_agreement_refuses_another_model(tiny_artifact: Artifact, toy_artifact: 
 
 
 def test_what_eval_refuses(toy_artifact: Path, tiny_artifact: Artifact, tmp_path: Path) -> None:
-    refused("--task: not given; one or more of ppl, agreement, needle, lambada", "eval", toy_artifact)
+    refused("--task: not given; one or more of ppl, agreement, needle, lambada, lambada-stream", "eval", toy_artifact)
     refused("--task ppl: given twice", "eval", toy_artifact, "--task", "ppl", "--task", "ppl")
     refused("--against x: is for --task agreement", "eval", toy_artifact, "--task", "ppl", "--against", "x")
     refused("--data needle=x: is for --task needle", "eval", toy_artifact, "--task", "ppl", "--data", "needle=x")

@@ -35,32 +35,42 @@ class _Document:
 
 
 def evaluate(context: Context) -> dict[str, Any]:
-    """The fraction of last words whose tokens are all greedy ones, given the true tokens before them.
-
-    ``accuracy`` reads each passage by itself. ``stream_accuracy`` reads them one after another, a blank line between,
-    as documents as long as the artifact holds: each word is told in a long context that does not help, so that the
-    difference of the two is what a full or pruned cache costs.
+    """The fraction of last words whose tokens are all greedy ones, given the true passage before them.
 
     Raises:
         InputError: no data, a passage of less than two words, or no tokenizer.
     """
-    tokenizer = context.text_tokenizer
+    passages, beginning = _passages(context), _beginning(context.text_tokenizer)
+    alone = [document for passage in passages for document in _documents([passage], beginning, [], context.span)]
+    return {"passages": len(passages), "accuracy": _accuracy(context, "passages", alone)}
+
+
+def evaluate_stream(context: Context) -> dict[str, Any]:
+    """The same of passages read one after another, a blank line between, as documents as long as the artifact holds.
+
+    Each word is told in a long context, of which only the last passage helps: a cache that evicts has to keep it.
+
+    Raises:
+        InputError: as ``evaluate``.
+    """
+    passages, tokenizer = _passages(context), context.text_tokenizer
+    between = tokenizer.encode(_BETWEEN, special=False)
+    streams = _documents(passages, _beginning(tokenizer), between, context.span)
+    return {
+        "passages": len(passages),
+        "streams": len(streams),
+        "longest_stream": max(len(stream.ids) for stream in streams),
+        "accuracy": _accuracy(context, "streams", streams),
+    }
+
+
+def _passages(context: Context) -> list[_Passage]:
     if not context.data:
         raise InputError(
             'lambada has no built-in passages: give --data FILE.jsonl with a "text" a line, its last word asked'
         )
-    passages = [_passage(tokenizer, text, n) for n, text in enumerate(read_all(context.data, by_line=True), 1)]
-    passages = passages[: context.limit]
-    beginning = _beginning(tokenizer)
-    alone = [document for passage in passages for document in _documents([passage], beginning, [], context.span)]
-    streams = _documents(passages, beginning, tokenizer.encode(_BETWEEN, special=False), context.span)
-    return {
-        "passages": len(passages),
-        "accuracy": _accuracy(context, "passages", alone),
-        "streams": len(streams),
-        "longest_stream": max(len(stream.ids) for stream in streams),
-        "stream_accuracy": _accuracy(context, "streams", streams),
-    }
+    texts = read_all(context.data, by_line=True)
+    return [_passage(context.text_tokenizer, text, number) for number, text in enumerate(texts, 1)][: context.limit]
 
 
 def _passage(tokenizer: Tokenizer, text: str, number: int) -> _Passage:
