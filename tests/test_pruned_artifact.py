@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import gc
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,11 +11,14 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from dspark_compiler import Engine, SamplingParams, compile, load
 from dspark_compiler.artifact import Artifact, nbytes
 from dspark_compiler.compare.compiled import compiled_logits, decode_first
-from dspark_compiler.errors import InputError
+from dspark_compiler.errors import CheckFailedError, InputError
 from dspark_compiler.runtime.executor import Executor
 from tests.tiny_models import TINY
 
@@ -183,3 +187,49 @@ def test_rotated_positions_can(tmp_path: Path) -> None:
     )
     assert dataclasses.asdict(artifact.manifest.kv)["pruning"]["policy"] == "h2o"
     assert len(load(artifact.path).complete([_tokens(150)], SamplingParams(max_new_tokens=20))[0].tokens) > 0
+
+
+@cache
+def _with_words() -> str:
+    """A tiny model that reads text."""
+    common = ["[UNK]", "the", "of", "and", "to", "a", "in", "was", "it", "he", "his"]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(common)}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    folder = Path(_source("llama", _LONGEST + 1))
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return str(folder)
+
+
+def test_the_gate_chooses_compiles_and_reports(tmp_path: Path) -> None:
+    artifact = compile(
+        _with_words(),
+        output=tmp_path / "x.dspark",
+        max_seq_len=128,
+        prefill_widths=(8,),
+        kv_policy="window,tova",
+        max_quality_loss=1e9,
+        check=False,
+    )
+    report = json.loads((artifact.path / "report.json").read_text())
+    chosen = report["quality"]["chosen"]
+    assert artifact.manifest.kv.slots == chosen["budget"] == 32  # of 64, 32, 16: the last is smaller than its edges
+    assert artifact.manifest.kv.pruning is not None
+    assert artifact.manifest.kv.pruning.policy == chosen["policy"] == "window"
+    assert report["quality"]["trials"][-1]["policy"] == "tova"
+    assert "give at least" in report["quality"]["trials"][-1]["error"]
+
+
+def test_the_gate_fails_where_nothing_holds(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailedError, match="--max-quality-loss 0: no policy holds it; window comes closest"):
+        compile(
+            _with_words(),
+            output=tmp_path / "x.dspark",
+            max_seq_len=128,
+            prefill_widths=(8,),
+            kv_policy="window",
+            kv_budget=40,
+            max_quality_loss=0.0,
+            check=False,
+        )
+    assert list(tmp_path.iterdir()) == []
