@@ -9,15 +9,17 @@ from dspark_compiler.artifact import Manifest, nbytes
 class TokenTraffic:
     """Bytes one step of one sequence reads: all of ``weights``, and ``slot`` for each token in the cache.
 
-    Every expert of a mixture counts, and so does the whole cache where a window would do: an upper bound there.
+    The cache has ``slots``; a longer context reads no more. Every expert of a mixture counts, and so does the whole
+    cache where a window would do: an upper bound there.
     """
 
     weights: int
     slot: float
+    slots: int
 
     def bytes_at(self, context: float) -> float:
-        """Bytes read by a step that attends to ``context`` tokens."""
-        return self.weights + context * self.slot
+        """Bytes read by a step in a context of so many tokens."""
+        return self.weights + min(context, self.slots) * self.slot
 
 
 def token_traffic(manifest: Manifest) -> TokenTraffic:
@@ -29,5 +31,7 @@ def token_traffic(manifest: Manifest) -> TokenTraffic:
         # Weights that are multiplied lie in panels, with three dimensions; a table of V rows is looked up.
         is_table = len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size
         weights += nbytes(param) // param.shape[0] if is_table else nbytes(param)
-    caches = sum(nbytes(manifest.states[name]) for name in decode.states)
-    return TokenTraffic(weights, caches / (manifest.max_batch * manifest.kv.slots))
+    # What policies keep beside them is written by a step, not read.
+    read = ("k_cache", "v_cache", "k_scale", "v_scale")
+    caches = sum(nbytes(manifest.states[name]) for name in decode.states if name.partition(".")[0] in read)
+    return TokenTraffic(weights, caches / (manifest.max_batch * manifest.kv.slots), manifest.kv.slots)

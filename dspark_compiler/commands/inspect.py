@@ -76,7 +76,7 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
             "needs": " ".join(target["cpu_features"]) or "nothing special",
             "dtype": summary["dtype"],
             "sequences": f"{summary['max_batch']} of up to {summary['max_seq_len']} tokens",
-            "cache": f"{kv['slots']} slots a sequence, {kv['dtype']}",
+            "cache": f"{kv['slots']} slots a sequence, {kv['dtype']}{_policy(kv['pruning'])}",
             "compiled by": f"dspark-compile {summary['compiler_version']}, TVM {summary['tvm_version']}",
         },
     )
@@ -92,6 +92,12 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
     )
     if isinstance(summary["report"], dict):
         yield _pairs("report", dict(_flat(summary["report"])))
+
+
+def _policy(pruning: dict[str, Any] | None) -> str:
+    if pruning is None:
+        return "; a slot for each token"
+    return f"; {pruning['policy']} evicts {pruning['block']} at a time"
 
 
 def _pairs(title: str, pairs: dict[str, Any]) -> "Table":

@@ -81,8 +81,8 @@ def available_cores() -> int:
 
 def _set_threads(threads: int | None, running: bool) -> None:
     if threads is None:
-        # Left alone, the runtime takes half the cores of an x86 machine for hardware threads of the other half. It looks
-        # at the variable when it first runs something, which in a process that compiles comes long after it is loaded.
+        # Left alone, the runtime takes half the cores of an x86 machine for hardware threads of the other half. It
+        # looks at the variable when it first runs something: in a process that compiles, long after it is loaded.
         os.environ.setdefault(_THREADS_VARIABLE, str(available_cores()))
         return
     if threads < 1:

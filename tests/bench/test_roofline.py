@@ -12,7 +12,9 @@ from tests.runtime import toy
 def test_weights_tables_and_cache() -> None:
     base = toy.manifest()
     decode = dataclasses.replace(
-        base.entry_points["decode"], params=("embed", "packed", "norm", "square"), states=("k", "v")
+        base.entry_points["decode"],
+        params=("embed", "packed", "norm", "square"),
+        states=("k_cache.0", "v_cache.0", "rotated_queries.0"),
     )
     file = "params/00001.safetensors"
     params = {
@@ -22,7 +24,7 @@ def test_weights_tables_and_cache() -> None:
         "square": ParamInfo(file, (16, 16), "uint16"),
         "unused": ParamInfo(file, (1000, 1000), "float32"),
     }
-    states = {name: TensorInfo((toy.BATCH, 2, toy.SLOTS, 8), "float32") for name in ("k", "v")}
+    states = {name: TensorInfo((toy.BATCH, 2, toy.SLOTS, 8), "float32") for name in decode.states}
     manifest = dataclasses.replace(
         base,
         entry_points=base.entry_points | {"decode": decode},
@@ -34,3 +36,4 @@ def test_weights_tables_and_cache() -> None:
     assert traffic.weights == 16 * 4 + 9 * 16 * 32 * 4 + 16 * 4 + 16 * 16 * 2
     assert traffic.slot == 2 * 2 * 8 * 4  # keys and values, two heads of eight floats
     assert traffic.bytes_at(10.5) == pytest.approx(traffic.weights + 10.5 * traffic.slot)
+    assert traffic.bytes_at(1e6) == traffic.weights + toy.SLOTS * traffic.slot  # no more than there are
