@@ -4,7 +4,8 @@ import ctypes
 import dataclasses
 import gc
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,6 +25,12 @@ from tests.tiny_models import TINY
 
 _BUDGET, _LONGEST = 64, 400
 _FOLDER = Path(mkdtemp(prefix="dspark-pruned-"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean_up() -> Iterator[None]:
+    yield
+    shutil.rmtree(_FOLDER)
 
 
 @cache
@@ -61,7 +68,14 @@ def test_tokens_are_the_unpruned_ones_up_to_the_budget(policy: str) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "options"),
-    [("window", {}), ("tova", {"kv_dtype": "int8"}), ("snapkv+h2o", {}), ("h2o", {"kv_dtype": "float8_e4m3"})],
+    [
+        ("window", {}),
+        ("tova", {"kv_dtype": "int8"}),
+        ("snapkv+h2o", {}),
+        ("h2o", {"kv_dtype": "float8_e4m3"}),
+        ("h2o", {"name": "gpt_oss"}),
+        ("expected-attention", {"name": "qwen3"}),
+    ],
 )
 def test_verifying_is_decoding_bit_for_bit_far_beyond_the_budget(policy: str, options: dict[str, str]) -> None:
     executor = Executor(_artifact(policy, **options))
