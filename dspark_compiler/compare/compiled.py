@@ -26,10 +26,13 @@ def decode_first(executor: Executor, token: int, position: int) -> NDArray[np.fl
     return logits
 
 
-def compiled_logits(executor: Executor, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+def compiled_logits(
+    executor: Executor, tokens: Sequence[int], *, reading: bool = False
+) -> Iterator[NDArray[np.float32]]:
     """The logits after each token, teacher-forced, in chunks [n, V] valid until the next is asked for.
 
-    The widest verify gives the logits of all its tokens; a commit then confirms them.
+    The widest verify gives the logits of all its tokens; a commit then confirms them. Slots are evicted as in
+    decoding, or with ``reading`` as while a prompt is read.
     """
     if not executor.verify_widths:
         for position, token in enumerate(tokens):
@@ -45,7 +48,7 @@ def compiled_logits(executor: Executor, tokens: Sequence[int]) -> Iterator[NDArr
         index = np.minimum(np.arange(width), len(chunk) - 1)
         batch[0] = np.asarray(chunk)[index]
         lengths[0], accepted[0] = begin, len(chunk)
-        logits = executor.verify(batch, np.broadcast_to(begin + index, batch.shape), lengths)
+        logits = executor.verify(batch, np.broadcast_to(begin + index, batch.shape), lengths, reading=reading)
         executor.commit(lengths, accepted)
         yield logits[0, : len(chunk)]
         begin += len(chunk)

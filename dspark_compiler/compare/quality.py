@@ -85,7 +85,7 @@ def measure_quality(
         found = agreement(executor, made, lambda *steps: progress("agreement", *steps))
         same, near = found.fraction, found.near_fraction
     progress("perplexity", 0, 0)
-    nll = negative_log_likelihood(ids[:length], compiled_logits(executor, ids[:length]))
+    nll = negative_log_likelihood(ids[:length], compiled_logits(executor, ids[:length], reading=True))
     return QualityReport(
         length=length,
         perplexity=perplexity(nll, length - 1),

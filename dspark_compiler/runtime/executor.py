@@ -144,14 +144,15 @@ class Executor:
             self._confirm(int(row), 1)
         return _array(result).reshape(self.batch, -1)
 
-    def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike) -> Logits:
+    def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike, *, reading: bool = False) -> Logits:
         """Logits [B,N,V] of N unconfirmed tokens a sequence (tokens, positions [B,N]; lengths [B]).
 
-        Live slots are only read; ``commit`` confirms a prefix of at most ``exact_rows`` tokens.
+        Live slots are only read; ``commit`` confirms a prefix of at most ``exact_rows`` tokens. ``reading`` evicts as
+        while a prompt is read, for those who want the logits of a given text.
         """
         width, lengths = np.shape(tokens)[1], np.asarray(lengths)
         for row in np.flatnonzero(lengths):
-            self._make_room(int(row), int(lengths[row]), 1, self._evict)
+            self._make_room(int(row), int(lengths[row]), 1, self._evict_prompt if reading else self._evict)
         call = self._verify[width]
         return _array(call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths)))
 

@@ -121,7 +121,7 @@ def _accuracy(context: Context, name: str, documents: Sequence[_Document]) -> fl
 
 
 def _told(executor: Executor, document: _Document) -> list[bool]:
-    chosen = [chunk.argmax(axis=1) for chunk in compiled_logits(executor, document.ids)]
+    chosen = [chunk.argmax(axis=1) for chunk in compiled_logits(executor, document.ids, reading=True)]
     following = np.concatenate(chosen)  # [len(ids)]: entry i is the model's choice for place i + 1
     ids = np.asarray(document.ids)
     return [bool((following[begin - 1 : end - 1] == ids[begin:end]).all()) for begin, end in document.words]

@@ -29,7 +29,9 @@ def evaluate(context: Context) -> dict[str, Any]:
         "tokens": sum(len(window) - 1 for window in documents),
     }
     executor = context.executor
-    result["perplexity"] = _perplexity(context, "artifact", documents, lambda ids: compiled_logits(executor, ids))
+    result["perplexity"] = _perplexity(
+        context, "artifact", documents, lambda ids: compiled_logits(executor, ids, reading=True)
+    )
     if context.has_eager:
         from dspark_compiler.compare.eager import eager_logits
 
