@@ -51,6 +51,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         "m --target cpu --arch x86-64-v3 -o out --dtype bfloat16 --max-seq-len 77 --max-batch 3 --prefill-widths 4,32"
     )
     args += " --kv-budget 60 --kv-policy kvzap --kv-weights w.safetensors"
+    args += " --max-quality-loss 0.25"
     args += " --kv-dtype int8 --verify-width 5 --tune-trials 9 --dump-ir ir --no-check"
     assert CliRunner().invoke(cli.compile_main, args.split()).exit_code == 0
     config = CompileConfig(
@@ -62,6 +63,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         kv_budget=60,
         kv_policy="kvzap",
         kv_weights=Path("w.safetensors"),
+        max_quality_loss=0.25,
         max_seq_len=77,
         max_batch=3,
         prefill_widths=(4, 32),
@@ -85,7 +87,10 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         (["m", "--dtype", "int3"], "'int3' is not one of"),
         (["m", "--kv-dtype", "int4"], "'int4' is not one of"),
         (["m", "--kv-budget", "0"], "--kv-budget 0: must be at least 1"),
-        (["m", "--kv-policy", "h2o"], "--kv-policy h2o: evicts nothing without --kv-budget N; give one"),
+        (
+            ["m", "--kv-policy", "h2o"],
+            "--kv-policy h2o: evicts nothing without --kv-budget N (or --max-quality-loss X, which",
+        ),
         (["m", "--kv-weights", "w", "--kv-budget", "9"], "--kv-weights w: for which --kv-policy?"),
         (["m", "--kv-anything", "3"], "No such option"),
     ],

@@ -168,7 +168,7 @@ def test_a_hundred_thousand_tokens_take_no_memory() -> None:
     _bytes_in_use()
     before = _bytes_in_use()
     advance(total)
-    assert _bytes_in_use() == before
+    assert _bytes_in_use() <= before  # the interpreter may have let go of something meanwhile
 
 
 def test_a_prompt_longer_than_a_sequence_is_refused() -> None:
