@@ -27,7 +27,8 @@ from dspark_compiler.runtime.executor import Executor
 class Contestant:
     """An artifact in the middle of a sequence."""
 
-    def __init__(self, spelled: str, text: list[int]) -> None:
+    def __init__(self, spelled: str, text: list[int], tokens: int) -> None:
+        self.tokens = tokens
         path, _, length = spelled.rpartition("@")
         self.artifact, self.length = Artifact.open(path, verify=False), int(length)
         self.name = f"{Path(path).name}@{length}"
@@ -36,14 +37,21 @@ class Contestant:
         self.token = int(self.executor.prefill(0, prompt, 0, 0).argmax())
         self.start = self.length
         self.milliseconds: list[float] = []
+        self.evicting: list[float] = []  # of that, spent in ``evict``
+        self._evict, self.executor._evict = self.executor._evict, self._timed_evict
 
-    def block(self, tokens: int) -> None:
+    def _timed_evict(self, **inputs: object) -> None:
+        began = time.perf_counter()
+        self._evict(**inputs)
+        self.evicting.append((time.perf_counter() - began) * 1e3)
+
+    def block(self) -> None:
         """Decodes a block and keeps the time of one token."""
         began = time.perf_counter()
-        for position in range(self.length, self.length + tokens):
+        for position in range(self.length, self.length + self.tokens):
             self.token = int(decode_first(self.executor, self.token, position).argmax())
-        self.milliseconds.append((time.perf_counter() - began) * 1e3 / tokens)
-        self.length += tokens
+        self.milliseconds.append((time.perf_counter() - began) * 1e3 / self.tokens)
+        self.length += self.tokens
 
     def to_json(self) -> dict[str, object]:
         """The numbers."""
@@ -55,6 +63,7 @@ class Contestant:
             "kv_dtype": kv.dtype,
             "length": self.start,
             "ms_per_token": {"p50": statistics.median(self.milliseconds), "blocks": self.milliseconds},
+            "evicting_share": sum(self.evicting) / (sum(self.milliseconds) * self.tokens),
             "cache_bytes": self.executor.cache_bytes,
         }
 
@@ -73,21 +82,23 @@ def main(contestants: tuple[str, ...], text: Path, blocks: int, block: int, json
     ids = tokenizer.encode(text.read_text(encoding="utf-8")[:200_000])
     made = []
     for spelled in contestants:
-        made.append(Contestant(spelled, ids))
+        made.append(Contestant(spelled, ids, block))
         click.echo(f"{made[-1].name}: ready")
     for contestant in made:
-        contestant.block(block)
+        contestant.block()
         contestant.milliseconds.clear()
+        contestant.evicting.clear()
     order = np.arange(len(made))
     for turn in range(blocks):
         for index in np.roll(order, turn):
-            made[index].block(block)
+            made[index].block()
     rows = [contestant.to_json() for contestant in made]
     base = made[0].milliseconds
     for row, contestant in zip(rows, made, strict=True):
         ratios = [mine / theirs for mine, theirs in zip(contestant.milliseconds, base, strict=True)]
         row["times_first"] = statistics.median(ratios)
-        click.echo(f"{row['name']:45} {row['ms_per_token']['p50']:8.2f} ms  {row['times_first']:.3f}")
+        click.echo(f"{row['name']:45} {row['ms_per_token']['p50']:8.2f} ms  {row['times_first']:.3f} times the first")
+        click.echo(f"{'':45} {row['evicting_share']:8.1%} evicting")
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": str(processor()),
