@@ -247,3 +247,10 @@ def test_the_gate_fails_where_nothing_holds(tmp_path: Path) -> None:
             check=False,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verify_may_confirm_what_the_smallest_layer_holds() -> None:
+    artifact = _artifact("pyramid:window")
+    pruning = artifact.manifest.kv.pruning
+    assert pruning is not None
+    assert Executor(artifact).exact_rows(0, 0) == pruning.room < artifact.manifest.kv.slots

@@ -20,7 +20,7 @@ def is_mutating(node: fx.Node) -> bool:
 
 
 def bound_args(node: fx.Node) -> Bindings:
-    """An operator's arguments by name, defaults filled in."""
+    """All arguments of an operator by name, in the schema's order, whether given by place, by name or by default."""
     assert isinstance(node.target, OpOverload)
     schema = node.target._schema.arguments
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs

@@ -7,9 +7,10 @@ import tvm
 from torch import fx
 
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor, dtype_name
-from dspark_compiler.lowering.nodes import bound_args, identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
 from dspark_compiler.schedules import attention as kernels
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cache_storage import STORAGES, Storage

@@ -5,6 +5,8 @@ from typing import Any
 from torch import fx
 from torch._ops import OpOverload
 
+from dspark_compiler.graph.rewrite import bound_args
+
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
     """Positional arguments; what each is the operator's schema says, FX's own type only that it may be anything."""
@@ -14,16 +16,6 @@ def args_of(node: fx.Node) -> tuple[Any, ...]:
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node that yields one tensor."""
     return tuple(int(extent) for extent in node.meta["val"].shape)
-
-
-def bound_args(node: fx.Node) -> dict[str, Any]:
-    """All arguments of an operator by name, in the schema's order, whether given by place, by name or by default."""
-    assert isinstance(node.target, OpOverload)
-    given = dict(node.kwargs)
-    return {
-        argument.name: node.args[i] if i < len(node.args) else given.get(argument.name, argument.default_value)
-        for i, argument in enumerate(node.target._schema.arguments)
-    }
 
 
 def tensor_args(node: fx.Node) -> dict[str, fx.Node]:

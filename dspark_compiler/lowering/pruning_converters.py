@@ -5,10 +5,11 @@ from typing import Any
 import tvm
 from torch import fx
 
+from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.cache_converters import storage_of
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
-from dspark_compiler.lowering.nodes import bound_args, identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
 from dspark_compiler.schedules import attention_mass as mass_kernels
 from dspark_compiler.schedules import compact_slots as compact_kernels
 from dspark_compiler.schedules import logit_moments as moment_kernels

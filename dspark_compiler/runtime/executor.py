@@ -88,8 +88,10 @@ class Executor:
 
     def exact_rows(self, sequence: int, length: int) -> int:
         """How many tokens of the next verify may be confirmed: decoding one by one would evict slots after so many."""
-        if self._account is None or length == 0:
+        if self._account is None:
             return self._slots - length
+        if length == 0:
+            return self._account.info.room
         return int(self._account.free[sequence]) or self._account.info.block
 
     def prefill(self, sequence: int, tokens: Sequence[int], positions_start: int, length: int) -> Logits:
