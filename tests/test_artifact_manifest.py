@@ -107,7 +107,7 @@ DELETE = object()
         ("model.bos_token_id", 1.5, "model.bos_token_id: expected an integer, got 1.5"),
         ("model.eos_token_ids", 2, "model.eos_token_ids: expected a list"),
         ("model.name", None, "model.name: expected a string, got None"),
-        ("heads", {}, "heads: expected null"),
+        ("heads", {}, "heads.type: missing"),
         ("states", [], "states: expected an object"),
         ("states.cache.dtype", "bfloat16", "states.cache: type bfloat16 is not one of"),
         ("states.cache.shape", [4, -1], "states.cache: shape [4, -1] has a negative extent"),

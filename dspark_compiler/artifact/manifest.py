@@ -11,7 +11,7 @@ import numpy as np
 from dspark_compiler.artifact import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets numpy. bfloat16 is not among them: DLPack from numpy has no
@@ -21,7 +21,8 @@ DTYPES = (
     *("float16", "float32", "float64"),
 )
 
-EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict"]
+EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict", "draft", "accept"]
+DrafterName = Literal["dspark", "medusa", "eagle3", "ngram"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,42 @@ class KVInfo:
     slots: int
     dtype: str
     pruning: PruningInfo | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Milliseconds that one call takes for ``tokens`` of each sequence, all sequences of the batch together."""
+
+    tokens: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What the parts of a round take on the machine they were measured on.
+
+    ``verify`` holds one entry a width, ascending, acceptance and commit included; ``draft_ms`` is 0 without weights.
+    """
+
+    decode_ms: float
+    draft_ms: float
+    verify: tuple[StepTime, ...]
+
+
+@dataclass(frozen=True)
+class HeadsInfo:
+    """The drafter of speculative rounds.
+
+    ``block_size`` tokens it drafts; ``confidence`` says whether it gives confidences, ``temperatures`` what their
+    logits are divided by, one a position (DSpark sec. 3.2.1; empty: not calibrated). ``times`` None: not measured yet.
+    """
+
+    type: DrafterName
+    name: str
+    block_size: int
+    confidence: bool = False
+    temperatures: tuple[float, ...] = ()
+    times: StepTimes | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +180,7 @@ class Manifest:
     states: Mapping[str, TensorInfo]
     params: Mapping[str, ParamInfo] = field(default_factory=dict)
     files: Mapping[str, FileInfo] = field(default_factory=dict)
-    heads: None = None
+    heads: HeadsInfo | None = None
     format_version: int = FORMAT_VERSION
 
     def dumps(self) -> str:

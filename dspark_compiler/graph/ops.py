@@ -9,10 +9,12 @@ The reference implementations run on the CPU in float32 and are what lowered ker
 import torch
 from torch import Tensor
 
-from dspark_compiler.graph import cache_ops, pruning_ops
 from dspark_compiler.graph.reference import causal_mask, masked_attention
 
-__all__ = ["attention", "cache_ops", "expert_linear", "last_row", "pruning_ops", "rms_norm", "rope"]
+__all__ = [
+    *("attention", "expert_linear", "last_row", "rms_norm", "rope"),
+    *("cache_ops", "draft_ops", "pruning_ops", "sampling_ops"),
+]
 
 
 @torch.library.custom_op("dspark::attention", mutates_args=())
@@ -71,6 +73,24 @@ def _(x, weight, eps):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _rms_norm_saved(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _rms_norm_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, weight = ctx.saved_tensors
+    scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + ctx.eps)
+    normal = x.float() * scale
+    inner = grad.float() if weight is None else grad.float() * weight.float()
+    to_x = scale * (inner - normal * (inner * normal).mean(-1, keepdim=True))
+    to_weight = None if weight is None else (grad.float() * normal).flatten(0, -2).sum(0).to(weight.dtype)
+    return to_x.to(x.dtype), to_weight, None
+
+
+rms_norm.register_autograd(_rms_norm_backward, setup_context=_rms_norm_saved)
+
+
 @torch.library.custom_op("dspark::rope", mutates_args=())
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions in the half-split form: x * cos + [-x2, x1] * sin.
@@ -84,6 +104,19 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @rope.register_fake
 def _(x, cos, sin):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _rope_saved(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _rope_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    cos, sin = ctx.saved_tensors
+    first, second = (grad * sin).chunk(2, dim=-1)
+    return grad * cos + torch.cat([second, -first], dim=-1), None, None  # angles are not learned
+
+
+rope.register_autograd(_rope_backward, setup_context=_rope_saved)
 
 
 @torch.library.custom_op("dspark::expert_linear", mutates_args=())

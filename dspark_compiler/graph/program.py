@@ -24,6 +24,8 @@ class EntryKind(StrEnum):
     VERIFY = "verify"
     COMMIT = "commit"
     EVICT = "evict"
+    DRAFT = "draft"
+    ACCEPT = "accept"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Operators that draw draft tokens and accept them: rejection sampling of Leviathan et al. 2023 (arXiv 2211.17192).
+
+Shapes: B sequences, R rows a sequence, V vocabulary, N tokens a verify takes (the anchor and N-1 drafts).
+
+A distribution is drawn from and compared as the same float32 numbers, so what is accepted has exactly the target's
+distribution. Greedy decoding is the case in which each distribution has all its weight on one token. ``uniform`` are
+random numbers in [0, 1) that the host draws, each used for one decision.
+"""
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("dspark::token_probs", mutates_args=())
+def token_probs(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The distributions [B,R,V] tokens are drawn from, given logits [B,R,V]; the order is transformers'.
+
+    temperature, top_p, min_p float32 [B]; top_k int32 [B]. Temperature 0 puts everything on the first of the most
+    likely tokens; top_k 0, top_p 1 and min_p 0 are off. Equals of the last of the top_k tokens stay; the nucleus is the
+    fewest most likely tokens that hold top_p, the first ones among equals.
+    """
+    out = torch.empty_like(logits, dtype=torch.float32)
+    for row in range(logits.shape[0]):
+        knobs = (float(temperature[row]), int(top_k[row]), float(top_p[row]), float(min_p[row]))
+        for r in range(logits.shape[1]):
+            out[row, r] = _distribution(logits[row, r].float(), *knobs)
+    return out
+
+
+@token_probs.register_fake
+def _(logits, temperature, top_k, top_p, min_p):  # type: ignore[no-untyped-def]
+    return torch.empty_like(logits, dtype=torch.float32)
+
+
+def _distribution(scores: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    if temperature == 0:
+        # Not argmax, which may return any one of several equals.
+        first = (scores == scores.max()).nonzero()[0]
+        return torch.zeros_like(scores).index_fill_(0, first, 1.0)
+    scores = scores / temperature
+    weights = torch.exp(scores - scores.max())
+    if 0 < top_k < scores.numel():
+        weights[scores < scores.topk(top_k).values[-1]] = 0
+    if top_p < 1:
+        order = torch.argsort(weights, descending=True, stable=True)
+        above = weights[order].double().cumsum(0) - weights[order].double()
+        weights[order[above >= top_p * weights.double().sum()]] = 0
+    if min_p > 0:
+        weights[weights < min_p] = 0  # the most likely token has weight 1
+    return (weights / weights.double().sum()).float()
+
+
+@torch.library.custom_op("dspark::draw", mutates_args=())
+def draw(probs: Tensor, uniform: Tensor) -> Tensor:
+    """A token of each distribution: probs [B,V], uniform float32 [B] -> int64 [B]; never one of probability 0."""
+    return torch.stack([_draw(p, float(u)) for p, u in zip(probs, uniform, strict=True)])
+
+
+@draw.register_fake
+def _(probs, uniform):  # type: ignore[no-untyped-def]
+    return probs.new_empty(probs.shape[0], dtype=torch.int64)
+
+
+def _draw(weights: Tensor, uniform: float) -> Tensor:
+    """The first token up to which more than ``uniform`` of all weight lies."""
+    ladder = weights.double().cumsum(0)
+    above = (ladder > uniform * ladder[-1]) & (weights > 0)
+    candidates = above if bool(above.any()) else weights > 0
+    return candidates.nonzero()[0 if bool(above.any()) else -1, 0]
+
+
+@torch.library.custom_op("dspark::accept", mutates_args=())
+def accept(
+    tokens: Tensor, probs: Tensor, count: Tensor, uniform: Tensor, draft_probs: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which drafts stay, and the token that follows them.
+
+    tokens int64 [B,N]: the anchor, then the drafts; probs [B,N,V]: the target's distribution after each of these;
+    draft_probs [B,≥N-1,V]: what each draft was drawn from, None if it was certain; count int32 [B]: drafts to look at,
+    at most N-1; uniform float32 [B,N]: one number a draft, the last for the token that follows.
+
+    Returns int32 [B], how many drafts stay, and int64 [B], the token after them: drawn from the target's distribution
+    where all ``count`` stay, else from norm(max(p - q, 0)).
+    """
+    kept, following = [], []
+    for row in range(tokens.shape[0]):
+        n = 0
+        residual = None
+        while n < int(count[row]):
+            p = probs[row, n]
+            q = None if draft_probs is None else draft_probs[row, n]
+            x = int(tokens[row, n + 1])
+            if not float(uniform[row, n]) < acceptance(p, q, x):
+                residual = rejected(p, q, x)
+                break
+            n += 1
+        kept.append(n)
+        following.append(_draw(probs[row, n] if residual is None else residual, float(uniform[row, -1])))
+    return torch.tensor(kept, dtype=torch.int32), torch.stack(following)
+
+
+@accept.register_fake
+def _(tokens, probs, count, uniform, draft_probs=None):  # type: ignore[no-untyped-def]
+    return count.new_empty(tokens.shape[0]), tokens.new_empty(tokens.shape[0])
+
+
+def acceptance(p: Tensor, q: Tensor | None, token: int) -> float:
+    """Probability min(1, p/q) with which a drafted token stays; p, q [V], q None: it was drafted with certainty."""
+    drafted = 1.0 if q is None else float(q[token])
+    return min(1.0, float(p[token]) / drafted) if drafted > 0 else 1.0
+
+
+def rejected(p: Tensor, q: Tensor | None, token: int) -> Tensor:
+    """Weights [V] of the token that takes the place of a rejected one: max(p - q, 0), not normalized."""
+    if q is None:
+        q = torch.zeros_like(p)
+        q[token] = 1.0
+    rest = (p - q).clamp(min=0)
+    # Rounding alone can reject where p equals q.
+    return rest if float(rest.sum()) > 0 else p
