@@ -111,7 +111,7 @@ DELETE = object()
         ("states", [], "states: expected an object"),
         ("states.cache.dtype", "bfloat16", "states.cache: type bfloat16 is not one of"),
         ("states.cache.shape", [4, -1], "states.cache: shape [4, -1] has a negative extent"),
-        ("entry_points.decode.kind", "draft", "entry_points.decode.kind: 'draft' is not one of prefill, decode"),
+        ("entry_points.decode.kind", "encode", "entry_points.decode.kind: 'encode' is not one of prefill, decode"),
         ("entry_points.decode.states", ["scratch"], "entry_points.decode: state scratch is not in states"),
         ("entry_points.decode.params", ["v"], "entry_points.decode: parameter v is not in params"),
         ("entry_points.decode.batch", 2, "entry_points.decode: batch 2, width 1 do not fit max_batch 1"),
@@ -147,12 +147,12 @@ def test_what_does_not_hold_is_named(path: str, value: object, message: str) -> 
 
 
 def test_a_newer_format_says_so_whatever_else_it_holds() -> None:
-    with pytest.raises(ArtifactError, match=r"format 3 is newer than the format 2.*upgrade dspark-compile"):
-        Manifest.loads('{"format_version": 3, "everything": "else"}', "m")
+    with pytest.raises(ArtifactError, match=r"format 4 is newer than the format 3.*upgrade dspark-compile"):
+        Manifest.loads('{"format_version": 4, "everything": "else"}', "m")
 
 
 def test_an_older_format_says_so() -> None:
-    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 2 this version reads; compile again"):
+    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 3 this version reads; compile again"):
         Manifest.loads('{"format_version": 1, "everything": "else"}', "m")
 
 

@@ -9,11 +9,19 @@ The reference implementations run on the CPU in float32 and are what lowered ker
 import torch
 from torch import Tensor
 
+from dspark_compiler.graph import cache_ops, draft_ops, pruning_ops, sampling_ops
 from dspark_compiler.graph.reference import causal_mask, masked_attention
 
 __all__ = [
-    *("attention", "expert_linear", "last_row", "rms_norm", "rope"),
-    *("cache_ops", "draft_ops", "pruning_ops", "sampling_ops"),
+    "attention",
+    "cache_ops",
+    "draft_ops",
+    "expert_linear",
+    "last_row",
+    "pruning_ops",
+    "rms_norm",
+    "rope",
+    "sampling_ops",
 ]
 
 

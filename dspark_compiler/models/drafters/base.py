@@ -39,7 +39,7 @@ class Memory(Protocol):
         """The row of the last confirmed token before those at hand, [b,G,1,D]."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """Attention of q [b,H,S,D] to the rings ``k.LAYER`` and ``v.LAYER``, and to all of a block's own k, v [b,G,T,D].
+        """Attention of q [b,H,S,D] to the rings ``k.LAYER``, ``v.LAYER`` and all of a block's own k, v [b,G,T,D].
 
         Returns [b,S,H,D].
         """
