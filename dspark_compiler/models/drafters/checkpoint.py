@@ -19,8 +19,10 @@ from dspark_compiler.models.drafters.base import Drafter
 from dspark_compiler.models.drafters.config import DrafterConfig
 from dspark_compiler.models.drafters.heads import Calibration, Heads, TargetIdentity
 from dspark_compiler.models.drafters.tensors import AGAIN, fill, read_tensors
-from dspark_compiler.models.drafters.validate import check_calibration, check_config
+from dspark_compiler.models.drafters.validate import check_calibration, check_config, check_fits
 from dspark_compiler.replace import clear_stale, make_partial, put_in_place
+
+__all__ = ["build", "check_fits", "check_output", "is_heads", "read_heads", "write_calibration", "write_heads"]
 
 FORMAT = "dspark-heads-1"
 
