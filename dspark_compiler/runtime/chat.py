@@ -17,7 +17,6 @@ from dspark_compiler.errors import ArtifactError, InputError
 Message = Mapping[str, Any]
 
 
-
 class TextFiles(Protocol):
     """Where a model's text files are: an artifact, or a folder."""
 

@@ -96,9 +96,7 @@ def _copy_layers(drafter: DSparkDrafter, target: FrozenTarget) -> None:
     for index, layer in enumerate(drafter.layers):
         given = target.layers[round((index + 1) * (count - 1) / own)].state_dict()
         mine = layer.state_dict()
-        layer.load_state_dict(
-            mine | {n: w.float() for n, w in given.items() if n in mine and w.shape == mine[n].shape}
-        )
+        layer.load_state_dict(mine | {n: w.float() for n, w in given.items() if n in mine and w.shape == mine[n].shape})
         norms.append(given["input_layernorm.weight"].float().cpu())
     drafter.hidden_norm.weight.copy_(torch.stack(norms).mean(0))  # type: ignore[union-attr]
     drafter.norm.weight.copy_(target.model.base_model.norm.weight)  # type: ignore[union-attr]
@@ -126,7 +124,9 @@ def _rope(config: Any) -> dict[str, Any]:
     found = found.get("full_attention", found)
     if "rope_theta" not in found:
         return {"rope_type": "default", "rope_theta": 10000.0}
-    more = {} if found.get("rope_type", "default") == "default" else {
-        "max_position_embeddings": config.max_position_embeddings
-    }
+    more = (
+        {}
+        if found.get("rope_type", "default") == "default"
+        else {"max_position_embeddings": config.max_position_embeddings}
+    )
     return {"rope_type": "default", **found, **more}

@@ -28,17 +28,13 @@ _LOOK_AHEAD = 50  # steps that reach their loss before the host goes on
 class Fit:
     """A drafter in training; everything random depends on the seed and the step alone."""
 
-    def __init__(
-        self, drafter: DSparkDrafter, target: FrozenTarget, sequences: Sequences, options: FitOptions
-    ) -> None:
+    def __init__(self, drafter: DSparkDrafter, target: FrozenTarget, sequences: Sequences, options: FitOptions) -> None:
         self.drafter, self._target, self._sequences, self._options = drafter, target, sequences, options
         self.decay = options.loss_decay or float(drafter.config.block_size)
         self.step, self.seconds = 0, 0.0
         fused = {"fused": True} if target.device.type == "cuda" else {}
         self._parameters = [p for p in drafter.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=options.lr, betas=_BETAS, weight_decay=0.0, **fused
-        )
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=options.lr, betas=_BETAS, weight_decay=0.0, **fused)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda _step: rate(self.progress))
 
     @property

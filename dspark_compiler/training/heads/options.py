@@ -1,7 +1,7 @@
 """How heads are trained: the options of ``dspark heads train``, checked."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dspark_compiler.errors import InputError
@@ -74,9 +74,9 @@ class FitOptions:
 class TrainingOptions:
     """All of it; ``device`` and ``checkpoint_every`` (seconds) change nothing about the result."""
 
-    generation: GenerationOptions = GenerationOptions()
-    drafter: DrafterOptions = DrafterOptions()
-    fit: FitOptions = FitOptions()
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    drafter: DrafterOptions = field(default_factory=DrafterOptions)
+    fit: FitOptions = field(default_factory=FitOptions)
     device: str | None = None
     checkpoint_every: float = 60.0
 

@@ -46,9 +46,7 @@ class TextFolder:
         return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def train_heads(
-    model: str, files: Sequence[Path], output: Path, options: TrainingOptions, report: Report
-) -> Heads:
+def train_heads(model: str, files: Sequence[Path], output: Path, options: TrainingOptions, report: Report) -> Heads:
     """Heads for the model that ``model`` names; what it needs to go on after an interrupt is in ``OUTPUT.work``.
 
     Raises:
@@ -155,6 +153,13 @@ def _facts(
         "steps": fit.step,
         "seconds": round(fit.seconds, 1),
         "device": name,
-        "versions": {package: metadata.version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES},
         "held_out": quality,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its source tree

@@ -75,9 +75,7 @@ class Writer:
         ends = self._position.cpu()[: len(prompts)] + 1
         width = int(ends.max())
         keep = torch.arange(width) < ends[:, None]
-        return Written(
-            torch.where(keep, ids[:, :width], 0).int(), lengths[: len(prompts)].int(), ends.int()
-        )
+        return Written(torch.where(keep, ids[:, :width], 0).int(), lengths[: len(prompts)].int(), ends.int())
 
     def _prefill(self, longest: int) -> Tensor:
         """Final hidden states [b,d] of each prompt's last token; caches are filled."""
@@ -181,7 +179,9 @@ class Writer:
                 self._decode()
             self._graphs[self._bound] = graph
         except RuntimeError as error:
-            self._say(f"steps cannot be captured as CUDA graphs, each is launched by itself ({str(error).splitlines()[0]})")
+            self._say(
+                f"steps cannot be captured as CUDA graphs, each is launched by itself ({str(error).splitlines()[0]})"
+            )
             self._graphs = None
         # Keys and values warming up wrote lie at places that the next real steps write again.
         for tensor, before in zip(state, saved, strict=True):
