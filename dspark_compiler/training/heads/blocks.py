@@ -58,7 +58,7 @@ def judge_blocks(
         hidden = block_hidden(drafter, [tap.to(blocks.dtype) if not mixed else tap for tap in taps], blocks, batch)
         latents, confidence = drafter.teacher_forced(hidden, batch.tokens(0))
     head = drafter.markov_head if sequential else None
-    chosen = batch.valid.flatten().nonzero()[:, 0]
+    chosen = batch.chosen
     at = batch.positions.clamp(max=batch.ids.shape[1] - 1)
     index = (at + batch.ids.shape[1] * torch.arange(len(at), device=at.device)[:, None, None]).flatten()[chosen]
     slot = torch.arange(batch.valid.shape[-1], device=at.device)

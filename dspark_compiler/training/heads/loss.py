@@ -81,7 +81,7 @@ class _VocabularyLoss(torch.autograd.Function):
                     small = gradient.to(dtype)
                     to_features[part] = (small @ table).to(to_features.dtype)
                     if to_bias is not None:
-                        to_bias += multiply(small.T, read[:, size:].T)
+                        to_bias += multiply(small.T, read[:, size:].T.contiguous())
         ctx.size = size
         ctx.latent_dtype = None if latent is None else latent.dtype
         ctx.hidden_dtype = hidden.dtype

@@ -5,7 +5,7 @@ aligned; what a pad wrote is overwritten before a token looks at it.
 b rows, L columns, G key/value heads, D head size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +31,13 @@ class Written:
 
 
 class Writer:
-    """Writes batches of up to ``rows`` sequences of up to ``columns`` tokens; ``say`` hears if graphs do not work."""
+    """Writes batches of up to ``rows`` sequences of up to ``columns`` tokens; ``obstacle`` says why graphs do not work."""
 
-    def __init__(
-        self, target: FrozenTarget, rows: int, columns: int, temperature: float, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, target: FrozenTarget, rows: int, columns: int, temperature: float) -> None:
         self.rows, self.columns = rows, -(-columns // _COLUMNS) * _COLUMNS
         self._limit = columns
-        self._target, self._temperature, self._say = target, temperature, say
+        self._target, self._temperature = target, temperature
+        self.obstacle: str | None = None
         device = target.device
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -60,8 +59,8 @@ class Writer:
         longest = max(map(len, prompts))
         lengths = torch.tensor([len(ids) for ids in prompts] + [1] * (self.rows - len(prompts)))
         padded = torch.zeros(self.rows, self.columns, dtype=torch.int64)
-        for row, ids in enumerate(prompts):
-            padded[row, : len(ids)] = torch.tensor(ids)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = torch.tensor(prompt)
         self._ids.copy_(padded)
         self._position.copy_(lengths - 1)
         self._last.copy_((lengths + new_tokens - 1).clamp(max=self._limit - 1))
@@ -168,7 +167,7 @@ class Writer:
         state = (self._ids, self._token, self._position, self._ended)
         saved = [tensor.clone() for tensor in state]
         try:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UP):
@@ -179,9 +178,7 @@ class Writer:
                 self._decode()
             self._graphs[self._bound] = graph
         except RuntimeError as error:
-            self._say(
-                f"steps cannot be captured as CUDA graphs, each is launched by itself ({str(error).splitlines()[0]})"
-            )
+            self.obstacle = str(error).splitlines()[0]
             self._graphs = None
         # Keys and values warming up wrote lie at places that the next real steps write again.
         for tensor, before in zip(state, saved, strict=True):
