@@ -43,7 +43,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """On another device."""
-        parts = (self.ids, self.anchor, self.valid, self.chosen)
+        parts: tuple[Tensor, ...] = (self.ids, self.anchor, self.valid, self.chosen)
         if device.type == "cuda":  # only what is pinned is copied without the host waiting
             parts = tuple(part.pin_memory() for part in parts)
         return Batch(*(part.to(device, non_blocking=True) for part in parts))
