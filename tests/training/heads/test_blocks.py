@@ -116,11 +116,17 @@ def test_anchors_lie_in_what_the_target_wrote() -> None:
 
 def test_a_block_sees_the_tokens_before_its_anchor_and_itself() -> None:
     mask = block_mask(torch.tensor([[2, 0]]), 5, 3)[0, 0]
-    assert mask.tolist() == [
-        [*[True, True, False, False, False], *[True, True, True, False, False, False]],
-    ] * 3 + [
-        [*[False] * 5, *[False, False, False, True, True, True]],
-    ] * 3
+    assert (
+        mask.tolist()
+        == [
+            [*[True, True, False, False, False], *[True, True, True, False, False, False]],
+        ]
+        * 3
+        + [
+            [*[False] * 5, *[False, False, False, True, True, True]],
+        ]
+        * 3
+    )
 
 
 def test_what_pads_and_what_follows_changes_nothing(model: Path, target: FrozenTarget) -> None:
