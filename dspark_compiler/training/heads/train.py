@@ -12,6 +12,7 @@ import torch
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
+from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
@@ -131,9 +132,7 @@ def _encode(
             "one is kept to judge by"
         )
     info = source.info
-    identity = TargetIdentity(
-        info.name, info.hidden_size, info.vocab_size, info.num_layers, hashlib.sha256(file.read_bytes()).hexdigest()
-    )
+    identity = TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
     return ids, identity
 
 
