@@ -1,4 +1,4 @@
-"""``dspark heads train`` from prompts to a HEADS folder: it learns, it goes on after an interrupt, it refuses clearly."""
+"""``dspark heads train`` from prompts to HEADS: it learns, it goes on after an interrupt, it refuses clearly."""
 
 import json
 import os
