@@ -57,8 +57,8 @@ def block_attention(name: str, shape: BlockShape, scale: float, isa: VectorIsa) 
     parts = _parts(shape.rows, isa.lanes)
 
     def body(*buffers: Buffer) -> None:
-        *tensors, length, out = buffers
-        operands = _Operands(*tensors, out)
+        q, k, v, k_ring, v_ring, length, out = buffers
+        operands = _Operands(q, k, v, k_ring, v_ring, out)
         with T.parallel(0, shape.batch * shape.kv_heads * len(parts)) as task:
             part = T.Bind(task % len(parts))
             head = T.Bind(task // len(parts) % shape.kv_heads)
@@ -184,7 +184,7 @@ class _Part:
     def _softmax(self, count: Expr) -> None:
         """Turns ``count`` scores a lane into weights relative to the running maximum; rescales what was summed."""
         lanes, scores = self._lanes, self._scores
-        peak, decay = local(lanes), local(lanes)
+        peak, decay, total = local(lanes), local(lanes), local(lanes)
         with vector(lanes) as lane:
             T.buffer_store(peak, self._maximum[lane], [lane])
         with T.serial(0, count) as i, vector(lanes) as lane:
@@ -194,10 +194,12 @@ class _Part:
         with vector(lanes) as lane:
             T.buffer_store(self._maximum, peak[lane], [lane])
         with vector(lanes) as lane:
-            T.buffer_store(self._total, self._total[lane] * decay[lane], [lane])
+            T.buffer_store(total, self._total[lane] * decay[lane], [lane])
         with T.serial(0, count) as i, vector(lanes) as lane:
             T.buffer_store(scores, vector_math.exp(scores[i, lane] - peak[lane]), [i, lane])
-            T.buffer_store(self._total, self._total[lane] + scores[i, lane], [lane])
+            T.buffer_store(total, total[lane] + scores[i, lane], [lane])
+        with vector(lanes) as lane:
+            T.buffer_store(self._total, total[lane], [lane])
         with T.serial(0, self._shape.value_dim) as d, vector(lanes) as lane:
             T.buffer_store(self._acc, self._acc[d, lane] * decay[lane], [d, lane])
 

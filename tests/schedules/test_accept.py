@@ -86,6 +86,19 @@ def test_a_certain_token_is_drawn(token: int, uniform: float) -> None:
     assert drawn(one_hot(np.array([token]), 1200), np.array([uniform], np.float32)) == [token]
 
 
+def test_a_number_at_a_step_draws_the_token_after_it() -> None:
+    probs = np.array([[0.25, 0.25, 0, 0.5, 0]] * 4, np.float32)
+    assert list(drawn(probs, np.array([0.25, 0.5, 0, 0.75], np.float32))) == [1, 3, 0, 3]
+    flat = np.full((2, 1024), 1 / 1024, np.float32)
+    assert list(drawn(flat, np.array([0.5, 511 / 1024], np.float32))) == [512, 511]
+
+
+def test_a_number_rounded_up_to_1_draws_the_last_token_there_is() -> None:
+    probs = np.zeros((1, 1200), np.float32)
+    probs[0, [3, 700]] = 0.5
+    assert drawn(probs, np.ones(1, np.float32)) == [700]
+
+
 def test_draws_have_the_distribution_they_are_drawn_from() -> None:
     draws, vocab = 100_000, 8
     logits = np.broadcast_to(normal(vocab), (1, 1, vocab)).copy()
@@ -130,6 +143,13 @@ def test_a_draft_from_the_targets_own_distribution_stays() -> None:
     tokens = np.array([[0, 4, 99, 699], [0, 1, 2, 3]])
     kept, _ = accepted(tokens, probs, [3, 3], np.full((2, 4), BELOW_ONE), probs[:, :3].copy())
     assert kept == [3, 3]
+
+
+def test_a_draft_stays_with_the_ratio_of_its_probabilities() -> None:
+    target = np.array([[[0.25, 0.75, 0], [0, 0, 1]]], np.float32)
+    draft = np.array([[[0.5, 0.5, 0]]], np.float32)
+    for uniform, expected in ((0.49, ([1], [2])), (0.5, ([0], [1]))):
+        assert accepted(np.array([[7, 0]]), target, [1], np.array([[uniform, 0.1]]), draft) == expected
 
 
 def test_where_rounding_alone_rejects_the_target_decides() -> None:
