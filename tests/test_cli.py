@@ -67,6 +67,8 @@ OPTIONS = {
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
+    "heads import": ["--debug", "--model", "--output"],
+    "heads inspect": ["--debug", "--json"],
     "kvzap train": ["--data", "--debug", "--documents", "--hidden", "--length", "--output", "--seed", "--steps"],
 }
 

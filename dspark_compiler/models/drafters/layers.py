@@ -78,7 +78,7 @@ def _frequencies(config: DrafterConfig) -> tuple[Tensor, float]:
         head_dim=size,
         hidden_size=size * config.num_attention_heads,
         num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=rope.get("max_position_embeddings", config.context_window),
+        max_position_embeddings=rope.pop("max_position_embeddings", config.context_window),
         rope_parameters=rope,
     )
     inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](settings, device="cpu")

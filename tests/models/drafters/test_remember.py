@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from dspark_compiler.models.drafters.base import Draft, Drafter
-from dspark_compiler.models.drafters.checkpoint import build
 from tests.models.drafters import tiny
 from tests.models.drafters.torch_memory import ModelTarget, Sampling, TorchMemory, greedy, remember
 from tests.tiny_models import TINY, VOCAB
@@ -24,12 +23,7 @@ def fitting(name: str, window: int = 64) -> Drafter:
     """A drafter for the tiny model of two layers."""
     config = replace(tiny.CONFIGS[name], hidden_size=32, vocab_size=VOCAB, num_target_layers=2, context_window=window)
     taps = () if name == "medusa" else (-1, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        made = build(replace(config, target_layer_ids=taps, mask_token_id=VOCAB - 1))
-        for tensor in made.state_dict().values():
-            tensor.add_(0.2 * torch.randn(tensor.shape))
-    return made.eval().requires_grad_(False)
+    return tiny.randomized(replace(config, target_layer_ids=taps, mask_token_id=VOCAB - 1), 5)
 
 
 @pytest.fixture(scope="module")
