@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from dspark_compiler.commands.base import Command, Group, print_json
+from dspark_compiler.commands.heads_measure import calibrate_command, eval_command
+from dspark_compiler.commands.heads_train import train_command
 
 
 @click.group("heads", cls=Group)
@@ -54,3 +56,8 @@ def inspect_command(heads: Path, as_json: bool) -> None:
     console = Console()
     for table in tables(summary):
         console.print(table)
+
+
+heads_group.add_command(train_command)
+heads_group.add_command(calibrate_command)
+heads_group.add_command(eval_command)

@@ -7,7 +7,6 @@ from typing import Self
 
 import click
 
-
 _NOTE_EVERY = 10.0  # seconds
 
 

@@ -13,6 +13,7 @@ from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.heads import make_strategy
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.sequence import Completion, SequenceState
+from dspark_compiler.runtime.speculative import Observer
 from dspark_compiler.runtime.strategy import run
 from dspark_compiler.runtime.tokenizer import Tokenizer
 
@@ -56,18 +57,27 @@ def _read(sequence: SequenceState, rounds: Generator[None]) -> Generator[str]:
 class Engine:
     """Runs one artifact. Calls from several threads wait for each other.
 
-    ``heads`` False decodes token by token though the artifact could draft.
+    ``heads`` False decodes token by token though the artifact could draft. ``observer`` hears what became of drafts,
+    and not ``paced`` each round drafts a whole block: so drafters are measured.
 
     Raises:
         ArtifactError: the artifact's library, weights or tokenizer files cannot be used.
         InputError: a number of threads that cannot be had.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, heads: bool = True) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        heads: bool = True,
+        paced: bool = True,
+        observer: Observer | None = None,
+    ) -> None:
         self.artifact = artifact
         self.executor = Executor(artifact, threads=threads)
         self._speculative = heads and artifact.manifest.heads is not None
-        self._strategy = make_strategy(self.executor, artifact.manifest, heads=heads)
+        self._strategy = make_strategy(self.executor, artifact.manifest, heads=heads, paced=paced, observer=observer)
         text = artifact.read_text("tokenizer.json")
         self.tokenizer = None if text is None else Tokenizer(text, str(artifact.path / "tokenizer.json"))
         self._chat_template = load_chat_template(artifact)

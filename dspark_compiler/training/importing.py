@@ -9,11 +9,11 @@ from torch import Tensor
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
-from dspark_compiler.frontend.fingerprint import tokenizer_sha256
+from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.folder import download
 from dspark_compiler.models.drafters.checkpoint import check_fits
 from dspark_compiler.models.drafters.deepspec import SHARED, read_deepspec
-from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
+from dspark_compiler.models.drafters.heads import Heads
 
 
 def find_checkpoint(source: str) -> Path:
@@ -28,12 +28,6 @@ def find_checkpoint(source: str) -> Path:
     if folder.exists():
         raise InputError(f"{source}: is a file; give the folder of a DeepSpec checkpoint")
     return download(source)
-
-
-def target_identity(source: Source) -> TargetIdentity:
-    """What heads made for a model remember of it."""
-    info = source.info
-    return TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
 
 
 def import_heads(folder: Path, source: Source | None) -> Heads:

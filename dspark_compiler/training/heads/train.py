@@ -12,6 +12,7 @@ import torch
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
+from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
@@ -124,11 +125,7 @@ def _encode(
         raise InputError(f"--max-length {limit}: {source.name} reads {source.max_positions} tokens; give at most that")
     tokenizer = Tokenizer(file.read_text(encoding="utf-8"), str(source.path))
     ids = encode_prompts(prompts, tokenizer, load_chat_template(folder), limit)
-    info = source.info
-    identity = TargetIdentity(
-        info.name, info.hidden_size, info.vocab_size, info.num_layers, hashlib.sha256(file.read_bytes()).hexdigest()
-    )
-    return ids, identity
+    return ids, target_identity(source)
 
 
 def _digest(ids: Sequence[Sequence[int]]) -> str:
