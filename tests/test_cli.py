@@ -22,7 +22,17 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype", "--kv-policy"),
+        *(
+            "--arch",
+            "--check",
+            "--debug",
+            "--dtype",
+            "--dump-ir",
+            "--heads",
+            "--kv-budget",
+            "--kv-dtype",
+            "--kv-policy",
+        ),
         *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
@@ -55,6 +65,7 @@ OPTIONS = {
             "--arch",
             "--debug",
             "--dtype",
+            "--heads",
             "--kv-budget",
             "--kv-dtype",
             "--kv-policy",

@@ -43,7 +43,7 @@ def rollout_options(prompts: int, new_tokens: int) -> Callable[[_F], _F]:
                 "--new-tokens", type=int, metavar="N", default=new_tokens, show_default=True, help="Longest answer."
             ),
             click.option("--temperature", type=float, default=1.0, show_default=True, help="Of answers; 0: greedy."),
-                        click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of prompts and answers."),
+            click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of prompts and answers."),
         )
         for option in reversed(options):
             command = option(command)

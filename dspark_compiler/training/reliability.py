@@ -52,7 +52,8 @@ def acceptance(rollouts: Rollouts, block: int) -> tuple[float | None, ...]:
 
 def survival(logits: Floats, temperatures: Sequence[float]) -> Floats:
     """Probabilities [n,g] that a block stays up to each position: the product of confidences so far."""
-    return np.cumprod(sigmoid(logits / (np.asarray(temperatures) if len(temperatures) else 1.0)), axis=1)
+    scale = np.asarray(temperatures, dtype=np.float64) if len(temperatures) else np.float64(1)
+    return np.asarray(np.cumprod(sigmoid(logits / scale), axis=1), dtype=np.float64)
 
 
 def survival_errors(rollouts: Rollouts, temperatures: Sequence[float]) -> tuple[float, ...]:

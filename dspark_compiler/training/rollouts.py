@@ -74,7 +74,8 @@ def answer(artifact: Artifact, prompts: Sequence[Prompt], options: RolloutOption
         raise InputError(f"{artifact.path}: has no decode heads; compile the model with --heads")
     records: list[RoundRecord] = []
     engine = Engine(artifact, paced=False, observer=records.append)
-    completions, origin = [], []
+    completions: list[Completion] = []
+    origin: list[int] = []
     for index, ids in enumerate(_encode(engine, prompts)):
         params = SamplingParams(options.new_tokens, options.temperature, seed=options.seed + index)
         stream = engine.generate(ids, params)
