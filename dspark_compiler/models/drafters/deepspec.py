@@ -25,6 +25,8 @@ ARCHITECTURES: dict[str, tuple[DrafterType, Backbone]] = {
     "Qwen3DSparkModel": ("dspark", "qwen3"),
     "LlamaDSparkModel": ("dspark", "llama"),
     "Gemma4DSparkModel": ("dspark", "gemma4"),
+    "Qwen3Eagle3Model": ("eagle3", "qwen3"),
+    "Gemma4Eagle3Model": ("eagle3", "gemma4"),
 }
 
 # Tensors that are the target's, by what they are.
@@ -95,9 +97,6 @@ def _read_config(file: Path) -> DrafterConfig:
         )
     fields = _Fields(file, data)
     kind, backbone = ARCHITECTURES[_architecture(data)]
-    rank = fields.get("markov_rank", int)
-    confidence = fields.get("enable_confidence_head", bool)
-    layers = fields.get("num_hidden_layers", int)
     other = set(data.get("layer_types") or ()) - {"full_attention"}
     if other:
         raise InputError(f"{file}: layer_types: {min(map(str, other))}; drafters of full attention alone are read")
@@ -108,17 +107,12 @@ def _read_config(file: Path) -> DrafterConfig:
         vocab_size=fields.get("vocab_size", int),
         num_target_layers=fields.get("num_target_layers", int),
         target_layer_ids=fields.ints("target_layer_ids"),
-        block_size=fields.get("block_size", int),
-        num_hidden_layers=layers,
+        num_hidden_layers=fields.get("num_hidden_layers", int),
         intermediate_size=fields.get("intermediate_size", int),
         num_attention_heads=fields.get("num_attention_heads", int),
         rms_norm_eps=float(fields.get("rms_norm_eps", float)),
-        mask_token_id=fields.get("mask_token_id", int),
         attention_bias=fields.get("attention_bias", bool, default=False),
-        markov_rank=rank,
-        markov_head_type=fields.head_type() if rank else "vanilla",
-        enable_confidence_head=confidence,
-        confidence_head_with_markov=confidence and fields.get("confidence_head_with_markov", bool),
+        **(_dspark(fields) if kind == "dspark" else {"block_size": fields.get("ttt_length", int)}),
         **(_gemma4(fields) if backbone == "gemma4" else _llama_like(fields)),
     )
 
@@ -159,6 +153,19 @@ class _Fields:
     def misfit(self, name: str, problem: str) -> InputError:
         """The error of a field."""
         return InputError(f"{self.file}: {name}: {problem}; {_REFETCH}")
+
+
+def _dspark(fields: _Fields) -> dict[str, Any]:
+    rank = fields.get("markov_rank", int)
+    confidence = fields.get("enable_confidence_head", bool)
+    return {
+        "block_size": fields.get("block_size", int),
+        "mask_token_id": fields.get("mask_token_id", int),
+        "markov_rank": rank,
+        "markov_head_type": fields.head_type() if rank else "vanilla",
+        "enable_confidence_head": confidence,
+        "confidence_head_with_markov": confidence and fields.get("confidence_head_with_markov", bool),
+    }
 
 
 def _llama_like(fields: _Fields) -> dict[str, Any]:

@@ -57,7 +57,19 @@ class Oracle:
         return self.norm(block, "norm")
 
     def layer(self, name: str, context: Array, x: Array) -> Array:
-        mixed = self.attention(f"{name}.self_attn", context, self.norm(x, f"{name}.input_layernorm"))
+        return self.after(
+            name, x, self.attention(f"{name}.self_attn", context, self.norm(x, f"{name}.input_layernorm"))
+        )
+
+    def feature(self, rows: Array) -> Array:
+        """What EAGLE-3's layer makes of a sequence's last row, given all [T,2d]: embeddings beside features."""
+        size = self.config.hidden_size
+        embedded = self.norm(rows[:, :size], "layers.0.input_layernorm")
+        joined = np.concatenate([embedded, self.norm(rows[:, size:], "layers.0.hidden_norm")], axis=-1)
+        mixed = self.attention("layers.0.self_attn", joined[:-1], joined[-1:])
+        return self.after("layers.0", rows[-1:, size:], mixed)[0]
+
+    def after(self, name: str, x: Array, mixed: Array) -> Array:
         if self.config.backbone != "gemma4":
             x = x + mixed
             return x + self.mlp(f"{name}.mlp", self.norm(x, f"{name}.post_attention_layernorm"))

@@ -56,6 +56,19 @@ GEMMA4: dict[str, Any] = {name: value for name, value in QWEN3.items() if name !
     },
 }
 
+EAGLE3: dict[str, Any] = {
+    name: value
+    for name, value in QWEN3.items()
+    if not name.startswith(("markov", "mask", "block", "confidence", "enable"))
+} | {
+    "architectures": ["Qwen3Eagle3Model"],
+    "draft_num_hidden_layers": 1,
+    "layer_types": ["full_attention"],
+    "num_hidden_layers": 1,
+    "step_loss_decay": 0.8,
+    "ttt_length": 5,
+}
+
 
 def write(folder: Path, config: dict[str, Any], target: PreTrainedModel | None = None) -> dict[str, Tensor]:
     """Writes a checkpoint in bfloat16; returns the drafter's own tensors."""

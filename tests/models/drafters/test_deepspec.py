@@ -19,7 +19,7 @@ PLAIN_ROPE = {"rope_parameters": None, "rope_theta": 5e5}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}
 
 
-@pytest.mark.parametrize("config", [published.QWEN3, published.GEMMA4], ids=["qwen3", "gemma4"])
+@pytest.mark.parametrize("config", [published.QWEN3, published.GEMMA4, published.EAGLE3])
 @pytest.mark.parametrize("sharded", [False, True])
 def test_every_tensor_finds_its_place(tmp_path: Path, config: dict[str, Any], sharded: bool) -> None:
     own = published.write(tmp_path, config)
@@ -53,6 +53,16 @@ def test_config_of_gemma4(tmp_path: Path) -> None:
     assert (config.rope["rope_type"], config.rope["partial_rotary_factor"]) == ("proportional", 0.25)
     own_values = config_of(tmp_path, published.GEMMA4, attention_k_eq_v=False)
     assert (own_values.attention_k_eq_v, own_values.num_key_value_heads) == (False, 2)
+
+
+def test_config_of_eagle3(tmp_path: Path) -> None:
+    config = config_of(tmp_path, published.EAGLE3)
+    assert (config.drafter_type, config.backbone, config.block_size) == ("eagle3", "qwen3", 5)
+    gemma = published.GEMMA4 | published.EAGLE3 | {"architectures": ["Gemma4Eagle3Model"], "model_type": "gemma4_text"}
+    gemma |= {"rope_parameters": published.GEMMA4["rope_parameters"]}
+    assert config_of(tmp_path, gemma).head_dim == 24
+    with pytest.raises(InputError, match="num_hidden_layers: 2, but an eagle3 drafter has 1"):
+        config_of(tmp_path, published.EAGLE3, num_hidden_layers=2, layer_types=None)
 
 
 def test_gemma4_sizes_a_layer(tmp_path: Path) -> None:

@@ -16,31 +16,17 @@ from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.layers import Rotary
 from tests.models.drafters import tiny
 from tests.models.drafters.oracle import Oracle
-from tests.models.drafters.torch_memory import TorchMemory, greedy
+from tests.models.drafters.torch_memory import Plain, TorchMemory, greedy
 
 CONTEXT = 9
 NAMES = ["rnn", "gated", "vanilla", "dflash", "gemma4"]
 
 
-class Plain:
-    """A target that is one embedding and one head."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(8)
-        self.embedding = torch.randn(tiny.V, tiny.D, generator=generator)
-        self.head = torch.randn(tiny.V, tiny.D, generator=generator)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.embedding[ids]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.head.T
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_is_the_papers(name: str) -> None:
-    drafter, target = tiny.drafter(name), Plain()
+    drafter = tiny.drafter(name)
     config = drafter.config
+    target = Plain(config)
     taps = [torch.randn(1, CONTEXT, tiny.D, generator=torch.Generator().manual_seed(i)) for i in (1, 2, 3)]
     memory = TorchMemory(drafter, 1, 5)
     positions = torch.arange(CONTEXT)[None]

@@ -85,12 +85,13 @@ def test_a_window_hides_what_is_older(target: ModelTarget, ids: Tensor, name: st
     remember(drafter, target, memory, ids, 0, LENGTH)
     memory.confirm(LENGTH)
     before = draft(drafter, target, memory, other)
+    first = 13 - memory.specs["v.0"].headless
     for ring in ("k.0", "v.0"):  # the four places in use are those of positions 13 to 16
         places = memory.rings[ring].shape[2]
-        old = [place for place in range(places) if place not in {p % places for p in range(13, 17)}]
+        old = [place for place in range(places) if place not in {p % places for p in range(first, first + 4)}]
         memory.rings[ring][:, :, old] = 100.0
     equal(draft(drafter, target, memory, other), before)
-    memory.rings["v.0"][:, :, 13 % (4 + SPARE)] = 100.0
+    memory.rings["v.0"][:, :, first % (4 + SPARE)] = 100.0
     assert not torch.equal(draft(drafter, target, memory, other).tokens, before.tokens)
 
 

@@ -48,6 +48,7 @@ CONFIGS: dict[str, DrafterConfig] = {
     "gemma4": replace(DSPARK, backbone="gemma4", hidden_act="gelu_pytorch_tanh", attention_k_eq_v=True),
     "medusa": replace(DSPARK, drafter_type="medusa", target_layer_ids=(), num_hidden_layers=1, **_NO_HEADS),
     "eagle3": replace(DSPARK, drafter_type="eagle3", num_hidden_layers=1, **_NO_HEADS),
+    "eagle3-gemma4": replace(DSPARK, drafter_type="eagle3", num_hidden_layers=1, **_NO_HEADS, backbone="gemma4"),
 }
 
 TARGET = TargetIdentity("tiny", D, V, 5, "ab" * 32)
