@@ -68,6 +68,6 @@ class RingMemory:
         keys, values = (self.rings[state_name(f"{kind}.{layer}")] for kind in "kv")
         length = self.inputs["length"]
         if self.specs[f"k.{layer}"].headless:
-            length = (length - 1).clamp(min=0)
+            length = length - (length > 0).to(length.dtype)
         mixed: Tensor = dspark.block_attention(q, k, v, keys, values, length, self.spare, scale)
         return mixed
