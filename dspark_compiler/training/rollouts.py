@@ -91,15 +91,7 @@ def _encode(engine: Engine, prompts: Sequence[Prompt]) -> list[list[int]]:
     artifact = engine.artifact
     if engine.tokenizer is None:
         raise InputError(f"{artifact.path}: has no tokenizer, so it cannot read prompts")
-    most = artifact.manifest.max_seq_len
-    ids = encode_prompts(prompts, engine.tokenizer, load_chat_template(artifact), limit=1 << 62)
-    for prompt, tokens in zip(prompts, ids, strict=True):
-        if len(tokens) >= most:
-            raise InputError(
-                f"--data {prompt.where}: a prompt of {len(tokens)} tokens leaves no room for an answer within the "
-                f"{most} the artifact holds; take it out, or compile with a larger --max-seq-len"
-            )
-    return ids
+    return encode_prompts(prompts, engine.tokenizer, load_chat_template(artifact), artifact.manifest.max_seq_len)
 
 
 def _gather(records: Sequence[RoundRecord], origin: Sequence[int]) -> Rollouts:

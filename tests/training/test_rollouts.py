@@ -96,7 +96,7 @@ def test_eval_of_an_artifact(folder: Path, tmp_path: Path, calibrated: tuple[Res
     assert json.loads((tmp_path / "again.json").read_text()) == found
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"text": "x" * 200}) + "\n")
-    refused(dspark(*args[:4], str(long)), "long.jsonl: line 1: a prompt of 201 tokens leaves no room")
+    refused(dspark(*args[:4], str(long)), "long.jsonl: line 1: a prompt of 201 tokens, and the model reads 96")
 
 
 def test_eval_of_an_artifact_without_heads(tmp_path: Path, folder: Path) -> None:
