@@ -8,6 +8,7 @@ from dspark_compiler.commands.compile import compile_command
 from dspark_compiler.commands.doctor import doctor_command
 from dspark_compiler.commands.eval import eval_command
 from dspark_compiler.commands.generate import generate_command
+from dspark_compiler.commands.heads import heads_group
 from dspark_compiler.commands.inspect import inspect_command
 from dspark_compiler.commands.kvzap import kvzap_group
 from dspark_compiler.commands.tune import tune_command
@@ -23,6 +24,7 @@ main.add_command(generate_command)
 main.add_command(bench_command)
 main.add_command(eval_command)
 main.add_command(inspect_command)
+main.add_command(heads_group)
 main.add_command(kvzap_group)
 main.add_command(tune_command)
 main.add_command(doctor_command)

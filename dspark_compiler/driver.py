@@ -24,6 +24,7 @@ from dspark_compiler.compare.quality import QualityReport, measure_quality
 from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
+from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program

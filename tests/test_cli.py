@@ -22,7 +22,17 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype", "--kv-policy"),
+        *(
+            "--arch",
+            "--check",
+            "--debug",
+            "--dtype",
+            "--dump-ir",
+            "--heads",
+            "--kv-budget",
+            "--kv-dtype",
+            "--kv-policy",
+        ),
         *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
@@ -55,6 +65,7 @@ OPTIONS = {
             "--arch",
             "--debug",
             "--dtype",
+            "--heads",
             "--kv-budget",
             "--kv-dtype",
             "--kv-policy",
@@ -67,6 +78,16 @@ OPTIONS = {
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
+    "heads calibrate": ["--data", "--debug", "--new-tokens", "--prompts", "--seed", "--temperature"],
+    "heads eval": ["--data", "--debug", "--json", "--new-tokens", "--prompts", "--seed", "--temperature"],
+    "heads train": [
+        *("--anchors", "--batch", "--block-size", "--checkpoint-every", "--confidence", "--data", "--debug"),
+        *("--device", "--head-type", "--init", "--layers", "--loss-decay", "--lr", "--markov-rank", "--max-length"),
+        *("--minutes", "--new-tokens", "--output", "--samples", "--seed", "--steps", "--taps", "--temperature"),
+        "--type",
+    ],
+    "heads import": ["--debug", "--model", "--output"],
+    "heads inspect": ["--debug", "--json"],
     "kvzap train": ["--data", "--debug", "--documents", "--hidden", "--length", "--output", "--seed", "--steps"],
 }
 

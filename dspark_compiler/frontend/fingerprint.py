@@ -1,4 +1,4 @@
-"""Tells one tokenizer from another, whatever files it came in."""
+"""Tells one model and tokenizer from another, whatever files they came in."""
 
 import hashlib
 import json
@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dspark_compiler.frontend.checkpoint import TOKENIZER_FILES, Source
+from dspark_compiler.models.drafters.heads import TargetIdentity
+
+
+def target_identity(source: Source) -> TargetIdentity:
+    """What heads made for a model remember of it."""
+    info = source.info
+    return TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
 
 
 def tokenizer_sha256(source: Source) -> str | None:

@@ -132,7 +132,9 @@ class _Join:
 
         def run(*values: Tensor) -> Any:
             value = dict(zip(names, values, strict=True))
-            memory = RingMemory({r: value[r] for r in rings}, {r: value[r] for r in inputs}, self.plan.spare)
+            memory = RingMemory(
+                self.drafter.rings(), {r: value[r] for r in rings}, {r: value[r] for r in inputs}, self.plan.spare
+            )
             target = self.shared.bind(value)
             weights = {f"drafter.{ref.removeprefix('heads.')}": value[ref] for ref in own}
             return functional_call(module, weights, (value, target, memory))

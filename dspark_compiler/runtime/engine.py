@@ -10,9 +10,11 @@ from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, DSparkError, InputError
 from dspark_compiler.runtime.chat import Message, load_chat_template, read_json
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.heads import make_strategy
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.sequence import Completion, SequenceState
-from dspark_compiler.runtime.strategy import Autoregressive, run
+from dspark_compiler.runtime.speculative import Observer
+from dspark_compiler.runtime.strategy import run
 from dspark_compiler.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -55,14 +57,27 @@ def _read(sequence: SequenceState, rounds: Generator[None]) -> Generator[str]:
 class Engine:
     """Runs one artifact. Calls from several threads wait for each other.
 
+    ``heads`` False decodes token by token though the artifact could draft. ``observer`` hears what became of drafts,
+    and not ``paced`` each round drafts a whole block: so drafters are measured.
+
     Raises:
         ArtifactError: the artifact's library, weights or tokenizer files cannot be used.
         InputError: a number of threads that cannot be had.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        heads: bool = True,
+        paced: bool = True,
+        observer: Observer | None = None,
+    ) -> None:
         self.artifact = artifact
         self.executor = Executor(artifact, threads=threads)
+        self._speculative = heads and artifact.manifest.heads is not None
+        self._strategy = make_strategy(self.executor, artifact.manifest, heads=heads, paced=paced, observer=observer)
         text = artifact.read_text("tokenizer.json")
         self.tokenizer = None if text is None else Tokenizer(text, str(artifact.path / "tokenizer.json"))
         self._chat_template = load_chat_template(artifact)
@@ -116,7 +131,7 @@ class Engine:
 
     def _rounds(self, sequences: Sequence[SequenceState]) -> Generator[None]:
         with self._turn():
-            yield from run(self.executor, Autoregressive(self.executor), sequences)
+            yield from run(self.executor, self._strategy, sequences)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -162,20 +177,23 @@ class Engine:
             used_slots=self.executor.used_slots,
             eos_ids=self._eos_ids,
             tokenizer=self.tokenizer,
+            speculative=self._speculative,
         )
 
 
-def load(path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None) -> Engine:
+def load(
+    path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None, heads: bool = True
+) -> Engine:
     """Loads an artifact; needs neither torch nor the compiler.
 
     ``verify`` compares the files' SHA-256 with the manifest. ``threads`` bounds the threads kernels use (None: all
-    cores); the first engine of a process decides.
+    cores); the first engine of a process decides. ``heads`` False leaves the artifact's drafter unused.
 
     Raises:
         ArtifactError: missing, damaged, of a newer format, or for another machine.
         InputError: a number of threads that cannot be had.
     """
-    return Engine(Artifact.open(path, verify=verify), threads=threads)
+    return Engine(Artifact.open(path, verify=verify), threads=threads, heads=heads)
 
 
 def _checked(ids: Sequence[int], vocab_size: int) -> list[int]:

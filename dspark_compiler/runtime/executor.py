@@ -1,42 +1,28 @@
 """Runs an artifact's entry points on numpy arrays; owns weights, caches and input buffers.
 
-Shapes: B sequences the artifact holds, N tokens of a verify, V vocabulary.
+Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draft, V vocabulary.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dspark_compiler.artifact import Artifact, EntrySpec, aligned_zeros
+from dspark_compiler.artifact import Artifact, aligned_zeros
 from dspark_compiler.errors import InputError
-from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_functions
+from dspark_compiler.runtime.calls import Call, to_array
+from dspark_compiler.runtime.library import import_tvm_ffi, load_functions
+from dspark_compiler.runtime.rounds import Drafts, Verdict
+from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.slots import SlotAccount
 
 Logits = NDArray[np.float32]
 
 
-class _Call:
-    """One entry point with its argument list, built once; inputs are written into the same buffers each time."""
-
-    def __init__(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
-        from_dlpack = import_tvm_ffi().from_dlpack
-        self.width = spec.width
-        self._function = function
-        self._inputs = {tensor.name: aligned_zeros(tensor.shape, tensor.dtype) for tensor in spec.inputs}
-        self._arguments = [from_dlpack(self._inputs[tensor.name]) for tensor in spec.inputs]
-        self._arguments += [shared[name] for name in (*spec.states, *spec.params)]
-
-    def __call__(self, **inputs: ArrayLike) -> Any:
-        """Runs with these inputs, each broadcast to its buffer; returns what the function returned."""
-        for name, value in inputs.items():
-            self._inputs[name][...] = value
-        return self._function(*self._arguments)
-
-
 class Executor:
-    """The compiled model as four operations. Not thread-safe.
+    """The compiled model as a few operations. Not thread-safe.
 
     A sequence's row of the cache is addressed by index; ``length`` is its confirmed tokens, ``positions`` are logical.
     Where the cache keeps fewer slots than that, slots are evicted when room is needed, never within a verify. Nothing
@@ -45,6 +31,8 @@ class Executor:
     Attributes:
         batch: sequences the artifact holds.
         cache_bytes: memory allocated for all that lives between calls; none is allocated for it later.
+        max_seq_len: tokens a sequence can have.
+        block_size: tokens a draft has, 0 where the artifact has no drafter or one without weights.
 
     Raises:
         ArtifactError: library or weights cannot be loaded.
@@ -60,12 +48,12 @@ class Executor:
         arrays |= states
         # Tensors keep the arrays they came from alive.
         shared = {name: from_dlpack(array) for name, array in arrays.items()}
-        named = {name: _Call(spec, functions[name], shared) for name, spec in manifest.entry_points.items()}
-        calls: dict[str, list[_Call]] = {"prefill": [], "decode": [], "verify": [], "commit": [], "evict": []}
+        named = {name: Call(spec, functions[name], shared) for name, spec in manifest.entry_points.items()}
+        calls: dict[str, list[Call]] = defaultdict(list)
         for name, call in named.items():
             calls[manifest.entry_points[name].kind].append(call)
         self.batch = manifest.max_batch
-        self._max_seq_len = manifest.max_seq_len
+        self.max_seq_len = manifest.max_seq_len
         self._slots = manifest.kv.slots
         pruning = manifest.kv.pruning
         self._account = None if pruning is None else SlotAccount(pruning, self.batch)
@@ -75,12 +63,20 @@ class Executor:
         (self._decode,) = calls["decode"]
         self._verify = {call.width: call for call in calls["verify"]}
         self._commit = next(iter(calls["commit"]), None)
+        self._draft = next(iter(calls["draft"]), None)
+        self._accept = {call.width: call for call in calls["accept"]}
+        self.block_size = 0 if self._draft is None else self._draft.width
         self._sequences = np.arange(self.batch, dtype=np.int32)
 
     @property
     def verify_widths(self) -> tuple[int, ...]:
         """Numbers of tokens ``verify`` can take; empty if the artifact cannot verify."""
         return tuple(sorted(self._verify)) if self._commit is not None else ()
+
+    @property
+    def round_widths(self) -> tuple[int, ...]:
+        """Numbers of tokens ``speculate`` can look at, drafts and the one before them; empty without heads."""
+        return tuple(width for width in self.verify_widths if width in self._accept)
 
     def used_slots(self, length: int) -> int:
         """Slots that ``length`` confirmed tokens take."""
@@ -102,11 +98,11 @@ class Executor:
         Raises:
             InputError: more tokens than a sequence can have.
         """
-        if length + len(tokens) > self._max_seq_len:
-            raise InputError(f"{length + len(tokens)} tokens do not fit a sequence of at most {self._max_seq_len}")
+        if length + len(tokens) > self.max_seq_len:
+            raise InputError(f"{length + len(tokens)} tokens do not fit a sequence of at most {self.max_seq_len}")
         rest = np.asarray(tokens, dtype=np.int64)
         position = positions_start
-        result: Any = None
+        result: dict[str, Any] = {}
         while rest.size:
             call = self._prefill_for(rest.size)
             count = min(rest.size, call.width)
@@ -119,9 +115,9 @@ class Executor:
             rest = rest[count:]
             position += count
             length += count
-        return _array(result).reshape(-1)
+        return to_array(result["logits"]).reshape(-1)
 
-    def _prefill_for(self, tokens: int) -> _Call:
+    def _prefill_for(self, tokens: int) -> Call:
         # A wide chunk that is nearly full costs less than the narrow ones it takes the place of.
         filled = [call for call in self._prefill if call.width * 7 <= tokens * 8]
         return filled[-1] if filled else self._prefill[0]
@@ -144,7 +140,7 @@ class Executor:
         )
         for row in np.flatnonzero(counts):
             self._confirm(int(row), 1)
-        return _array(result).reshape(self.batch, -1)
+        return to_array(result["logits"]).reshape(self.batch, -1)
 
     def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike, *, reading: bool = False) -> Logits:
         """Logits [B,N,V] of N unconfirmed tokens a sequence (tokens, positions [B,N]; lengths [B]).
@@ -152,11 +148,17 @@ class Executor:
         Live slots are only read; ``commit`` confirms a prefix of at most ``exact_rows`` tokens. ``reading`` evicts as
         while a prompt is read, for those who want the logits of a given text.
         """
-        width, lengths = np.shape(tokens)[1], np.asarray(lengths)
+        result = self._run_verify(
+            tokens, positions, np.asarray(lengths), self._evict_prompt if reading else self._evict
+        )
+        return to_array(result)
+
+    def _run_verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: NDArray[Any], evict: Call | None) -> Any:
+        """The logits as the entry point returned them."""
         for row in np.flatnonzero(lengths):
-            self._make_room(int(row), int(lengths[row]), 1, self._evict_prompt if reading else self._evict)
-        call = self._verify[width]
-        return _array(call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths)))
+            self._make_room(int(row), int(lengths[row]), 1, evict)
+        call = self._verify[np.shape(tokens)[1]]
+        return call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths))["logits"]
 
     def commit(self, lengths: ArrayLike, accepted: ArrayLike) -> None:
         """Confirms the first ``accepted`` tokens of the last verify of sequences of ``lengths`` tokens; both [B]."""
@@ -169,7 +171,62 @@ class Executor:
         for row in np.flatnonzero(accepted):
             self._confirm(int(row), int(accepted[row]))
 
-    def _make_room(self, row: int, length: int, count: int, evict: _Call | None) -> dict[str, Any]:
+    def draft(
+        self,
+        anchors: ArrayLike,
+        positions: ArrayLike,
+        lengths: ArrayLike,
+        uniforms: ArrayLike,
+        sampling: SamplingInputs,
+    ) -> Drafts:
+        """A block of g tokens after each sequence's anchor, its last token, which is not confirmed yet.
+
+        anchors, their positions, lengths [B]; uniforms [B,g] in [0, 1), one a token. Nothing is written.
+        """
+        assert self._draft is not None, "block_size is 0"
+        numbers = {"uniform": uniforms, **sampling.as_inputs()}
+        result = self._draft(anchor=anchors, position=positions, length=lengths, **numbers)
+        tokens = to_array(result["tokens"])
+        confidence = to_array(result["confidence"]) if "confidence" in result else None
+        return Drafts(tokens, np.full(self.batch, self.block_size), result["probs"], confidence)
+
+    def speculate(
+        self,
+        anchors: ArrayLike,
+        drafts: Drafts,
+        positions: ArrayLike,
+        lengths: ArrayLike,
+        counts: ArrayLike,
+        uniforms: ArrayLike,
+        sampling: SamplingInputs,
+    ) -> Verdict:
+        """Verifies each sequence's anchor and its first ``counts`` drafts, and confirms the anchor and those that stay.
+
+        anchors, their positions, lengths, counts [B]; a count below 0 leaves a sequence alone, and none may exceed
+        ``exact_rows`` - 1. uniforms [B,g+1] in [0, 1): one a draft, the last for the token that follows. What the
+        artifact's accept needs passes from call to call; only the verdict is read.
+        """
+        lengths, counts, numbers = np.asarray(lengths), np.asarray(counts), np.asarray(uniforms)
+        width = next(width for width in self.round_widths if width > counts.max())
+        # Padding repeats the last real token and position, so that lookups by either stay within their tables.
+        real = np.minimum(np.arange(width), np.maximum(counts, 0)[:, None])
+        tokens = np.take_along_axis(np.column_stack([anchors, drafts.tokens]), real, axis=1)
+        logits = self._run_verify(tokens, np.asarray(positions)[:, None] + real, lengths, self._evict)
+        certain = {} if drafts.probs is None else {"draft_probs": drafts.probs}
+        last = numbers.shape[1] - 1
+        result = self._accept[width](
+            tokens=tokens,
+            logits=logits,
+            count=np.maximum(counts, 0),
+            uniform=numbers[:, [*(min(place, last) for place in range(width - 1)), last]],
+            **sampling.as_inputs(),
+            **certain,
+        )
+        accepted = to_array(result["accepted"])
+        self.commit(lengths, np.where(counts < 0, 0, accepted + 1))
+        return Verdict(accepted, to_array(result["next"]), lambda row: to_array(logits)[row, 0])
+
+    def _make_room(self, row: int, length: int, count: int, evict: Call | None) -> dict[str, Any]:
         """Evicts slots of a sequence if ``count`` more tokens need that; returns the input ``free`` of a prefill."""
         if self._account is None:
             return {}
@@ -192,10 +249,3 @@ class Executor:
     def _confirm(self, row: int, count: int) -> None:
         if self._account is not None:
             self._account.confirmed(row, count)
-
-
-def _array(result: Any) -> Logits:
-    """The first output; an entry point returns one tensor or a tuple of them."""
-    tensor = result if hasattr(result, "__dlpack__") else result[0]
-    array: NDArray[Any] = np.from_dlpack(tensor)
-    return array

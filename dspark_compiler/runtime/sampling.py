@@ -6,6 +6,7 @@ Semantics and order are those of transformers: repetition penalty, temperature, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,36 @@ class SamplingParams:
                 raise InputError(f"{name} {value}: must be {wanted}")
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InputError(f"stop {self.stop!r}: must be a tuple of strings, none of them empty")
+
+
+@dataclass(frozen=True)
+class SamplingInputs:
+    """The settings of all sequences of a batch as entry points take them: a number a sequence each, [B].
+
+    ``repetition_penalty`` is not among them: what is drafted would have to be penalized token by token.
+    """
+
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int32]
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+
+    @classmethod
+    def greedy(cls, batch: int) -> Self:
+        """For sequences that are all greedy; ``put`` changes one."""
+        zeros = np.zeros(batch, np.float32)
+        return cls(zeros, np.zeros(batch, np.int32), np.ones(batch, np.float32), zeros.copy())
+
+    def put(self, row: int, params: SamplingParams) -> None:
+        """Gives sequence ``row`` these settings."""
+        self.temperature[row] = params.temperature
+        self.top_k[row] = min(params.top_k, np.iinfo(np.int32).max)
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
+
+    def as_inputs(self) -> dict[str, NDArray[Any]]:
+        """By the names of inputs."""
+        return dict(vars(self))
 
 
 def probabilities(logits: NDArray[np.float32], params: SamplingParams, history: Sequence[int]) -> NDArray[np.float32]:
@@ -135,7 +166,12 @@ def make_generator(seed: int | None) -> np.random.Generator:
 
 def sample(probs: NDArray[np.float32], generator: np.random.Generator) -> int:
     """Draws a token from a distribution [V]; takes one number from the stream, never a token of probability 0."""
+    return pick(probs, generator.random())
+
+
+def pick(probs: NDArray[np.float32], number: float) -> int:
+    """The first token up to which more than ``number``, in [0, 1), of a distribution [V] lies."""
     ladder = np.cumsum(probs, dtype=np.float64)
     # The product can round up to the last step itself, past the last token.
-    height = min(generator.random() * ladder[-1], np.nextafter(ladder[-1], 0))
+    height = min(number * ladder[-1], np.nextafter(ladder[-1], 0))
     return int(np.searchsorted(ladder, height, side="right"))

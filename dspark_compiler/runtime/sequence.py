@@ -22,9 +22,9 @@ class Completion:
     """What became of a prompt.
 
     ``ttft_ms`` is the time to the first token, ``tpot_ms`` the mean time between tokens after it (None for one
-    token); ``rounds`` counts model steps after the prefill, ``accepted_length`` is the mean of tokens a speculative
-    round brought (None without heads), ``kv_slots`` the cache slots in use at the end. Without a tokenizer ``text``
-    is empty.
+    token); ``rounds`` counts model steps after the prefill, of one token or of several, ``accepted_length`` is the mean
+    of tokens that one of them brought (None without heads, or without any), ``kv_slots`` the cache slots in use at the
+    end. Without a tokenizer ``text`` is empty.
     """
 
     prompt_tokens: tuple[int, ...]
@@ -60,10 +60,11 @@ class SequenceState:
         eos_ids: frozenset[int],
         tokenizer: Tokenizer | None,
         used_slots: Callable[[int], int] = lambda length: length,
+        speculative: bool = False,
     ) -> None:
         """``room`` is the number of tokens the context leaves for the answer, at least 1.
 
-        ``used_slots`` says how many cache slots so many tokens take.
+        ``used_slots`` says how many cache slots so many tokens take, ``speculative`` whether drafts are at hand.
         """
         self.row = row
         self.prompt = prompt
@@ -74,6 +75,7 @@ class SequenceState:
         self.rounds = 0
         self.finish_reason: FinishReason | None = None
         self._room = room
+        self._speculative = speculative
         self._used_slots = used_slots
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._generator = make_generator(params.seed)
@@ -86,6 +88,17 @@ class SequenceState:
     def draw(self, logits: NDArray[np.float32]) -> int:
         """The next token, from logits [V]."""
         return next_token(logits, self.params, [*self.prompt, *self.tokens], self._generator)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens it may still take."""
+        return min(self.params.max_new_tokens, self._room) - len(self.tokens)
+
+    def numbers(self, count: int) -> NDArray[np.float32]:
+        """The next ``count`` numbers of the sequence's random stream, in [0, 1); zeros if it is greedy."""
+        if self.params.temperature == 0:
+            return np.zeros(count, np.float32)
+        return self._generator.random(count, np.float32)
 
     def take(self, token: int) -> None:
         """Adds a confirmed token, and finishes the sequence if it was the last one."""
@@ -129,6 +142,6 @@ class SequenceState:
             ttft_ms=(self._first - self._started) * 1e3,
             tpot_ms=(self._last - self._first) * 1e3 / steps if steps else None,
             rounds=self.rounds,
-            accepted_length=None,
+            accepted_length=steps / self.rounds if self._speculative and self.rounds else None,
             kv_slots=self._used_slots(self.length),
         )

@@ -54,11 +54,16 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class RingSpec:
-    """Heads and row size of a ring; ``short`` where only the last token's row is read."""
+    """Heads and row size of a ring.
+
+    ``short`` where only the last token's row is read; ``headless`` where the row of a sequence's first token is not
+    attended to.
+    """
 
     heads: int
     size: int
     short: bool = False
+    headless: bool = False
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _read_config(file: Path) -> tuple[DrafterConfig, TargetIdentity, dict[str, A
     data = _read_json(file)
     kind = data.pop("format", None)
     if kind != FORMAT:
-        hint = "import the checkpoint with dspark heads import" if "architectures" in data else "upgrade dspark-compile"
+        hint = "dspark heads import reads published ones" if "architectures" in data else "upgrade dspark-compile"
         raise InputError(f"{file}: format {kind!r} where {FORMAT} is read; {hint}")
     target, training = data.pop("target", None), data.pop("training", None)
     try:

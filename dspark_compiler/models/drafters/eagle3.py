@@ -1,7 +1,7 @@
 """EAGLE-3 (Li et al. 2025, arXiv 2503.01840): a small decoder drafts token by token from the target's fused features.
 
 A token's row reads its own embedding beside the feature of the token before it: the target's fused hidden states where
-that one is confirmed, the drafter's own hidden state within a block.
+that one is confirmed, the drafter's own hidden state within a block. So a sequence's first token has no row.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,15 @@ from torch import Tensor, nn
 
 from dspark_compiler.models.drafters.base import Draft, Drafter, Memory, RingSpec, Sampler, Target, stack_draft
 from dspark_compiler.models.drafters.config import DrafterConfig
-from dspark_compiler.models.drafters.layers import MLP, Angles, Attend, Attention, RMSNorm, Rotary, attention_scale
+from dspark_compiler.models.drafters.layers import Angles, Attend, Layer, RMSNorm, Rotary, attention_scale
 
 
-class Eagle3Layer(nn.Module):
+class Eagle3Layer(Layer):
     """A decoder layer whose attention reads an embedding beside a feature, each normed: [b,S,2d]."""
 
     def __init__(self, config: DrafterConfig, layer: int) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config, layer, 2 * size)
-        self.mlp = MLP(config)
-        self.hidden_norm = RMSNorm(size, eps)
-        self.input_layernorm = RMSNorm(size, eps)
-        self.post_attention_layernorm = RMSNorm(size, eps)
+        super().__init__(config, layer, 2 * config.hidden_size)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def joined(self, embedded: Tensor, feature: Tensor) -> Tensor:
         """Embeddings and features [b,S,d] -> [b,S,2d]."""
@@ -32,9 +27,7 @@ class Eagle3Layer(nn.Module):
 
     def forward(self, embedded: Tensor, feature: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """Embeddings and features [b,S,d] -> hidden states [b,S,d]."""
-        x = feature + self.self_attn(self.joined(embedded, feature), angles, attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        return self.add(feature, self.self_attn(self.joined(embedded, feature), angles, attend))
 
 
 class Eagle3Drafter(Drafter):
@@ -56,7 +49,7 @@ class Eagle3Drafter(Drafter):
 
     def rings(self) -> dict[str, RingSpec]:
         """Keys and values, and the last token's feature."""
-        spec = RingSpec(self.config.num_key_value_heads, self.config.head_dim)
+        spec = RingSpec(self.config.num_key_value_heads, self.config.head_dim, headless=True)
         return {"k.0": spec, "v.0": spec, "feature": RingSpec(1, self.config.hidden_size, short=True)}
 
     def remember(

@@ -9,7 +9,7 @@ from dspark_compiler.models.drafters.base import Drafter
 
 @dataclass(frozen=True)
 class TargetIdentity:
-    """Which model heads were made for. ``tokenizer_sha256`` is that of its tokenizer.json, None if it has none."""
+    """Which model heads were made for. ``tokenizer_sha256`` is frontend/fingerprint.py's, None without one."""
 
     name: str
     hidden_size: int

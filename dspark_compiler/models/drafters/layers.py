@@ -78,7 +78,7 @@ def _frequencies(config: DrafterConfig) -> tuple[Tensor, float]:
         head_dim=size,
         hidden_size=size * config.num_attention_heads,
         num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=rope.get("max_position_embeddings", config.context_window),
+        max_position_embeddings=rope.pop("max_position_embeddings", config.context_window),
         rope_parameters=rope,
     )
     inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](settings, device="cpu")
@@ -148,15 +148,15 @@ def _rotate(x: Tensor, angles: Angles) -> Tensor:
     return rotated
 
 
-class DrafterLayer(nn.Module):
-    """A decoder layer of a block drafter."""
+class Layer(nn.Module):
+    """What decoder layers of all drafters share: attention on ``inputs`` features, and all that comes after it."""
 
     layer_scalar: Tensor
 
-    def __init__(self, config: DrafterConfig, layer: int) -> None:
+    def __init__(self, config: DrafterConfig, layer: int, inputs: int) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config, layer, size)
+        self.self_attn = Attention(config, layer, inputs)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(size, eps)
         self.post_attention_layernorm = RMSNorm(size, eps)
@@ -166,9 +166,8 @@ class DrafterLayer(nn.Module):
             self.post_feedforward_layernorm = RMSNorm(size, eps)
             self.register_buffer("layer_scalar", torch.ones(1))
 
-    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
-        """X [b,S,d] -> [b,S,d]."""
-        mixed = self.self_attn(self.input_layernorm(x), angles, attend)
+    def add(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual x and what attention made of it, [b,S,d] each, to what the layer hands on."""
         if not self.sandwich:
             x = x + mixed
             after: Tensor = x + self.mlp(self.post_attention_layernorm(x))
@@ -177,6 +176,17 @@ class DrafterLayer(nn.Module):
         fed = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         scaled: Tensor = (x + fed) * self.layer_scalar
         return scaled
+
+
+class DrafterLayer(Layer):
+    """A decoder layer of a block drafter."""
+
+    def __init__(self, config: DrafterConfig, layer: int) -> None:
+        super().__init__(config, layer, config.hidden_size)
+
+    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        """X [b,S,d] -> [b,S,d]."""
+        return self.add(x, self.self_attn(self.input_layernorm(x), angles, attend))
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

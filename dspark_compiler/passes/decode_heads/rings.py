@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dspark_compiler.graph.program import TensorSpec
-from dspark_compiler.models.drafters import Drafter
+from dspark_compiler.models.drafters import Drafter, RingSpec
 
 dspark = torch.ops.dspark
 
@@ -45,14 +45,18 @@ def state_name(ring: str) -> str:
 class RingMemory:
     """See models/drafters/base.py, Memory; ``inputs`` are an entry point's length, and sequence and count if it has."""
 
+    specs: Mapping[str, RingSpec]
     rings: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     spare: int
 
     def write(self, name: str, rows: Tensor) -> None:
         """See Memory.write."""
-        places = (self.inputs["length"], self.inputs.get("sequence"), self.inputs.get("count"))
-        dspark.write_ring(rows, self.rings[state_name(name)], *places)
+        ring, length = self.rings[state_name(name)], self.inputs["length"]
+        if self.specs[name].headless:
+            # One place back: the first token's row comes to the last place, where it is out of sight.
+            length = length + (ring.shape[2] - 1)
+        dspark.write_ring(rows, ring, length, self.inputs.get("sequence"), self.inputs.get("count"))
 
     def last(self, name: str) -> Tensor:
         """See Memory.last."""
@@ -62,5 +66,8 @@ class RingMemory:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """See Memory.attend."""
         keys, values = (self.rings[state_name(f"{kind}.{layer}")] for kind in "kv")
-        mixed: Tensor = dspark.block_attention(q, k, v, keys, values, self.inputs["length"], self.spare, scale)
+        length = self.inputs["length"]
+        if self.specs[f"k.{layer}"].headless:
+            length = length - (length > 0).to(length.dtype)
+        mixed: Tensor = dspark.block_attention(q, k, v, keys, values, length, self.spare, scale)
         return mixed

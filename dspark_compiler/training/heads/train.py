@@ -12,7 +12,7 @@ import torch
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
-from dspark_compiler.frontend.fingerprint import tokenizer_sha256
+from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
@@ -131,9 +131,7 @@ def _encode(
             f"--data: {len(ids)} prompts leave room for an answer within --max-length {limit}; two are needed, since "
             "one is kept to judge by"
         )
-    info = source.info
-    identity = TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
-    return ids, identity
+    return ids, target_identity(source)
 
 
 def _digest(ids: Sequence[Sequence[int]]) -> str:

@@ -48,21 +48,27 @@ CONFIGS: dict[str, DrafterConfig] = {
     "gemma4": replace(DSPARK, backbone="gemma4", hidden_act="gelu_pytorch_tanh", attention_k_eq_v=True),
     "medusa": replace(DSPARK, drafter_type="medusa", target_layer_ids=(), num_hidden_layers=1, **_NO_HEADS),
     "eagle3": replace(DSPARK, drafter_type="eagle3", num_hidden_layers=1, **_NO_HEADS),
+    "eagle3-gemma4": replace(DSPARK, drafter_type="eagle3", num_hidden_layers=1, **_NO_HEADS, backbone="gemma4"),
 }
 
 TARGET = TargetIdentity("tiny", D, V, 5, "ab" * 32)
 
 
-def drafter(name: str, seed: int = 3) -> Drafter:
+def randomized(config: DrafterConfig, seed: int) -> Drafter:
     """Weights large enough that every part shows in the result."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = build(CONFIGS[name])
+        made = build(config)
         for tensor in made.state_dict().values():
             # Scales of 1 would hide a norm that is left out, biases of 0 a bias that is.
             centre = 1.0 if tensor.ndim == 1 and bool((tensor == 1).all()) else 0.0
             tensor.copy_(centre + 0.3 * torch.randn(tensor.shape))
     return made.eval().requires_grad_(False)
+
+
+def drafter(name: str, seed: int = 3) -> Drafter:
+    """That of ``CONFIGS``."""
+    return randomized(CONFIGS[name], seed)
 
 
 def heads(name: str = "rnn") -> Heads:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 import dspark_compiler.graph.draft_ops
 import dspark_compiler.graph.sampling_ops  # noqa: F401  (both define torch.ops.dspark)
 from dspark_compiler.models.drafters.base import Drafter
+from dspark_compiler.models.drafters.config import DrafterConfig
 
 
 class TorchMemory:
@@ -20,14 +21,18 @@ class TorchMemory:
     def __init__(self, drafter: Drafter, batch: int, spare: int) -> None:
         self.spare = spare
         window = drafter.config.context_window
+        self.specs = drafter.rings()
         self.rings = {
             name: torch.zeros(batch, ring.heads, (1 if ring.short else window) + spare, ring.size)
-            for name, ring in drafter.rings().items()
+            for name, ring in self.specs.items()
         }
         self.length = torch.zeros(batch, dtype=torch.int32)
 
     def write(self, name: str, rows: Tensor) -> None:
-        torch.ops.dspark.write_ring(rows, self.rings[name], self.length)
+        ring = self.rings[name]
+        # A headless ring's rows lie one place back, so that the first token's is out of sight.
+        length = self.length + (ring.shape[2] - 1) if self.specs[name].headless else self.length
+        torch.ops.dspark.write_ring(rows, ring, length)
 
     def last(self, name: str) -> Tensor:
         row: Tensor = torch.ops.dspark.read_ring(self.rings[name], self.length)
@@ -35,7 +40,8 @@ class TorchMemory:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         rings = self.rings[f"k.{layer}"], self.rings[f"v.{layer}"]
-        mixed: Tensor = torch.ops.dspark.block_attention(q, k, v, *rings, self.length, self.spare, scale)
+        length = (self.length - 1).clamp(min=0) if self.specs[f"k.{layer}"].headless else self.length
+        mixed: Tensor = torch.ops.dspark.block_attention(q, k, v, *rings, length, self.spare, scale)
         return mixed
 
     def confirm(self, tokens: Tensor | int) -> None:
@@ -62,6 +68,21 @@ class ModelTarget:
         """Outputs [b,S,d] of decoder layers (-1: the embedding), and what the head reads, given ids [b,S]."""
         out = self.model(ids, output_hidden_states=True)
         return [out.hidden_states[layer + 1] for layer in layers], out.hidden_states[-1]
+
+
+class Plain:
+    """A target that is an embedding and a head with random weights."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        generator = torch.Generator().manual_seed(8)
+        self.embedding = torch.randn(config.vocab_size, config.hidden_size, generator=generator)
+        self.head = torch.randn(config.vocab_size, config.hidden_size, generator=generator)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.embedding[ids]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.head.T
 
 
 def greedy(step: int, logits: Tensor) -> tuple[Tensor, Tensor]:

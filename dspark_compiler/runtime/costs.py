@@ -1,0 +1,56 @@
+"""What steps and rounds cost, by the artifact's table of measured times. R: sequences, g: drafts of one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark_compiler.artifact import StepTimes
+from dspark_compiler.runtime.scheduler import Survival
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """Costs of a round in milliseconds; the batch is static, so they do not depend on how many sequences take part."""
+
+    times: StepTimes
+
+    @property
+    def decode_ms(self) -> float:
+        """A step of one token."""
+        return self.times.decode_ms
+
+    @property
+    def widest_ms(self) -> float:
+        """A round at its dearest."""
+        return self.round_ms(self.times.verify[-1].tokens)
+
+    def width(self, drafts: int) -> int:
+        """Tokens that a verify of so many drafts takes: the narrowest there is; 1 without drafts, a plain step."""
+        return next(time.tokens for time in self.times.verify if time.tokens > drafts) if drafts else 1
+
+    def round_ms(self, width: int) -> float:
+        """Drafting, then a step of this width; of width 1 a plain one."""
+        return self.times.draft_ms + self._step_ms(width)
+
+    def rate(self, tokens: int, sequences: int) -> float:
+        """Rounds a millisecond when ``tokens`` of all sequences together are verified.
+
+        Between two widths times are interpolated: a draft costs its share of the next width, though the step will take
+        the whole, for what a width has to spare is then used by more drafts.
+        """
+        widths = [1, *(time.tokens for time in self.times.verify)]
+        step = np.interp(tokens / sequences, widths, [self._step_ms(width) for width in widths])
+        return 1 / (self.times.draft_ms + float(step))
+
+    def best_width(self, survivals: Sequence[Survival]) -> int:
+        """The width at which drafts of these survivals bring the most tokens a millisecond; 1: better not to draft."""
+        best, found = len(survivals) / self.decode_ms, 1
+        for time in self.times.verify:
+            tokens = sum(1 + float(values[: time.tokens - 1].sum()) for values in survivals)
+            if (rate := tokens / self.round_ms(time.tokens)) > best:
+                best, found = rate, time.tokens
+        return found
+
+    def _step_ms(self, width: int) -> float:
+        return self.decode_ms if width == 1 else next(t.ms for t in self.times.verify if t.tokens == width)

@@ -1,0 +1,134 @@
+"""When to draft, and how far: judged by what earlier rounds brought, so that drafting costs no more than it brings.
+
+R: sequences of a group, g: drafts of one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.rounds import RoundRecord
+from dspark_compiler.runtime.scheduler import Admission, Survival, survival
+
+# Rounds without drafts after which one round tries again; doubled each time that does not pay.
+_FIRST_PAUSE, _LAST_PAUSE = 8, 256
+
+# Time that drafting may have lost in all: so many of the dearest rounds, and this share of the time of plain decoding.
+_LOST_ROUNDS, _LOST_SHARE = 3, 0.01
+
+# Plain steps' worth of what it gained that is remembered.
+_CREDIT = 16
+
+_MEMORY = 0.95  # weight of an observation after the next one
+_GAIN_MEMORY = 0.8
+
+
+class Acceptance:
+    """Running estimates of how often draft j stays if those before it do; optimistic where little was seen."""
+
+    _PRIOR, _PRIOR_WEIGHT = 0.7, 2.0
+
+    def __init__(self, block_size: int) -> None:
+        self._stayed = np.zeros(block_size)
+        self._seen = np.zeros(block_size)
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """One sequence's round: the first rejected draft ends what it tells."""
+        seen = slice(0, min(drafted, accepted + 1))
+        self._seen[seen] = self._seen[seen] * _MEMORY + 1
+        self._stayed[seen] *= _MEMORY
+        self._stayed[:accepted] += 1
+
+    def forget(self) -> None:
+        """What was seen counts for little from now on."""
+        self._seen *= 0.25
+        self._stayed *= 0.25
+
+    def survival(self) -> Survival:
+        """Estimated survivals [g]."""
+        rates = (self._stayed + self._PRIOR * self._PRIOR_WEIGHT) / (self._seen + self._PRIOR_WEIGHT)
+        result: Survival = np.cumprod(rates, dtype=np.float64)
+        return result
+
+
+class Pace:
+    """Paces the rounds of a group of sequences that are scheduled together.
+
+    While drafting brings less than plain steps would, the group is parked: it decodes plainly for a while, then tries
+    one round. What drafting may lose in all is bounded as well, for texts that mislead every estimate.
+    """
+
+    def __init__(self, costs: RoundCosts, block_size: int, temperatures: Sequence[float], admission: Admission) -> None:
+        """``temperatures`` calibrate confidences; ``admission`` is the rule where there are some."""
+        self._costs = costs
+        self._temperatures = temperatures
+        self._admission = admission
+        self._acceptance = Acceptance(block_size)
+        self._gain = costs.decode_ms  # of a round with drafts over plain steps, a running mean in milliseconds
+        self._lost = 0.0
+        self._plain = 0.0  # what plain decoding would have taken
+        self._pause = _FIRST_PAUSE
+        self._parked = 0
+        self._trying = False
+        self._declined = False
+
+    def wants_drafts(self) -> bool:
+        """Whether the next round should have drafts."""
+        costs = self._costs
+        worst = costs.widest_ms - costs.decode_ms
+        allowed = _LOST_ROUNDS * worst + _LOST_SHARE * self._plain
+        return self._parked == 0 and self._lost + worst <= allowed
+
+    def lengths(self, available: Sequence[int], confidences: Sequence[np.ndarray] | None) -> list[int]:
+        """How many of each sequence's ``available`` drafts to verify, given the logits of their confidence, if any.
+
+        What the chosen width has to spare is used: it depends on no more than the choice of the width does.
+        """
+        if confidences is None:
+            estimated = self._acceptance.survival()
+            width = self._costs.best_width([estimated[:count] for count in available])
+            # One that is tried again shows nothing unless something is drafted.
+            width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
+        else:
+            pairs = zip(confidences, available, strict=True)
+            values = [survival(logits, self._temperatures)[:count] for logits, count in pairs]
+            admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
+            width = self._costs.width(max(admitted, default=0))
+        self._declined = width == 1
+        return [min(count, width - 1) for count in available]
+
+    def drafted(self, records: Sequence[RoundRecord]) -> None:
+        """A round with drafts is over, with one record for each sequence of the group."""
+        costs = self._costs
+        tokens = sum(record.accepted + 1 for record in records) / len(records)
+        plain = tokens * costs.decode_ms
+        gain = plain - costs.round_ms(costs.width(max(record.drafted for record in records)))
+        self._plain += plain
+        self._lost = max(self._lost - gain, -_CREDIT * costs.decode_ms)
+        for record in records:
+            self._acceptance.observe(record.drafted, record.accepted)
+        self._gain = _GAIN_MEMORY * self._gain + (1 - _GAIN_MEMORY) * gain
+        if self._trying:
+            self._tried(gain)
+        # Estimates change only when something is drafted.
+        if self._gain < 0 or self._declined:
+            self._parked = self._pause
+
+    def _tried(self, gain: float) -> None:
+        """The first round after a pause."""
+        self._trying = False
+        if gain > 0:
+            self._pause = _FIRST_PAUSE
+            self._gain = gain
+            self._acceptance.forget()
+        else:
+            self._gain = min(self._gain, gain)
+            self._pause = min(2 * self._pause, _LAST_PAUSE)
+
+    def decoded(self) -> None:
+        """A round without drafts is over."""
+        self._plain += self._costs.decode_ms
+        if self._parked:
+            self._parked -= 1
+            self._trying = self._parked == 0

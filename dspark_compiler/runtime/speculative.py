@@ -1,0 +1,200 @@
+"""Rounds of several tokens: drafts, one verify of them all, and what the target itself says after those that stay.
+
+What is generated has the target's distribution exactly, whatever is drafted, at whatever pace. Greedy decoding gives
+the tokens of plain decoding.
+
+B: sequences the artifact holds, g: drafts of one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark_compiler.runtime.drafts import Proposer
+from dspark_compiler.runtime.executor import Executor, Logits
+from dspark_compiler.runtime.pace import Pace
+from dspark_compiler.runtime.rounds import Drafts, RoundRecord
+from dspark_compiler.runtime.sampling import SamplingInputs, pick, probabilities
+from dspark_compiler.runtime.sequence import SequenceState
+
+Observer = Callable[[RoundRecord], None]
+
+
+@dataclass
+class _Group:
+    """Sequences that are paced together; without a ``pace`` they draft all they can."""
+
+    pace: Pace | None
+    sequences: list[SequenceState]
+
+    @property
+    def rows(self) -> list[int]:
+        return [sequence.row for sequence in self.sequences]
+
+
+class Speculative:
+    """A Strategy: each round all sequences together take a plain step, or draft and verify.
+
+    A sequence with a repetition penalty is decoded without drafts, since these would have to be penalized one by one.
+    A sampled one with a seed is paced by itself and takes as many random numbers a round whatever is drafted, so that
+    its seed reproduces it alone and in a batch. All others share one pace, from answer to answer.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        proposer: Proposer,
+        block_size: int,
+        make_pace: Callable[[], Pace] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """``block_size`` is g. ``observer`` hears what became of each sequence's drafts."""
+        self._executor = executor
+        self._proposer = proposer
+        self._block_size = block_size
+        self._most = min(block_size, executor.round_widths[-1] - 1)
+        self._make_pace = make_pace
+        self._shared = None if make_pace is None else make_pace()
+        self._own: WeakKeyDictionary[SequenceState, Pace] = WeakKeyDictionary()
+        self._observer = observer or (lambda _: None)
+
+    def round(self, active: Sequence[SequenceState]) -> None:
+        """See Strategy."""
+        numbers, sampling = self._numbers(active), _sampling(self._executor.batch, active)
+        limits = {sequence.row: self._limit(sequence) for sequence in active}
+        groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
+        wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
+        counts = np.full(self._executor.batch, -1)
+        counts[[sequence.row for sequence in active]] = 0
+        drafts = None
+        if wanting:
+            drafting = [sequence for group in wanting for sequence in group.sequences]
+            drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
+            for group in wanting:
+                available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
+                counts[group.rows] = _lengths(group, available, drafts)
+        if drafts is not None and counts.max() > 0:
+            accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
+        else:
+            accepted = self._decode(active, numbers[:, -1])
+        for group in groups:
+            self._settle(group, drafts if group in wanting else None, counts, accepted)
+
+    def _limit(self, sequence: SequenceState) -> int:
+        """Drafts of a sequence that may be looked at; with the anchor, so many tokens and one more may come of it."""
+        if sequence.params.repetition_penalty != 1:
+            return 0
+        room = self._executor.exact_rows(sequence.row, sequence.length)
+        return max(0, min(self._most, room - 1, sequence.remaining - 1))
+
+    def _groups(self, sequences: Sequence[SequenceState]) -> list[_Group]:
+        """Those with a pace of their own, and one of all others."""
+        shared: list[SequenceState] = []
+        groups = []
+        for sequence in sequences:
+            params = sequence.params
+            if self._make_pace is None or params.seed is None or params.temperature == 0:
+                shared.append(sequence)
+            else:
+                groups.append(_Group(self._own.setdefault(sequence, self._make_pace()), [sequence]))
+        return [*groups, _Group(self._shared, shared)] if shared else groups
+
+    def _numbers(self, active: Sequence[SequenceState]) -> NDArray[np.float32]:
+        """Random numbers [B,2g+1]: one to draw each draft, one to judge it, and one for the token that follows."""
+        numbers = np.zeros((self._executor.batch, 2 * self._block_size + 1), np.float32)
+        for sequence in active:
+            if sequence.params.repetition_penalty == 1:
+                numbers[sequence.row] = sequence.numbers(numbers.shape[1])
+        return numbers
+
+    def _verify(
+        self,
+        active: Sequence[SequenceState],
+        drafts: Drafts,
+        counts: NDArray[np.int64],
+        numbers: NDArray[np.float32],
+        sampling: SamplingInputs,
+    ) -> NDArray[np.int32]:
+        """Looks at the first ``counts`` drafts; returns how many stayed."""
+        anchors, positions, lengths = self._columns(active)
+        verdict = self._executor.speculate(anchors, drafts, positions, lengths, counts, numbers, sampling)
+        for sequence in active:
+            row = sequence.row
+            if sequence.params.repetition_penalty == 1:
+                stay = drafts.tokens[row, : verdict.accepted[row]].tolist()
+                _advance(sequence, [*stay, int(verdict.following[row])])
+            else:
+                _advance(sequence, [sequence.draw(verdict.first_logits(row))])
+        return verdict.accepted
+
+    def _decode(self, active: Sequence[SequenceState], numbers: NDArray[np.float32]) -> NDArray[np.int32]:
+        """A plain step; numbers [B] are those that a verify without drafts would use."""
+        anchors, positions, lengths = self._columns(active)
+        counts = np.zeros(self._executor.batch, np.int64)
+        counts[[sequence.row for sequence in active]] = 1
+        logits = self._executor.decode(anchors, positions, lengths, counts)
+        for sequence in active:
+            _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row]))])
+        return np.zeros(self._executor.batch, np.int32)
+
+    def _columns(self, active: Sequence[SequenceState]) -> NDArray[np.int64]:
+        """Anchors, positions and lengths, [B] each; zeros where there is no sequence."""
+        columns = np.zeros((3, self._executor.batch), np.int64)
+        for sequence in active:
+            columns[:, sequence.row] = sequence.tokens[-1], sequence.position, sequence.length
+        return columns
+
+    def _settle(
+        self, group: _Group, drafts: Drafts | None, counts: NDArray[np.int64], accepted: NDArray[np.int32]
+    ) -> None:
+        """Tells the pace and the observer what came of the round."""
+        if drafts is None or not drafts.counts[group.rows].any():
+            if group.pace is not None:
+                group.pace.decoded()
+            return
+        records = [
+            RoundRecord(
+                row, int(counts[row]), int(accepted[row]), None if drafts.confidence is None else drafts.confidence[row]
+            )
+            for row in group.rows
+        ]
+        if group.pace is not None:
+            group.pace.drafted(records)
+        for record in records:
+            self._observer(record)
+
+
+def _lengths(group: _Group, available: list[int], drafts: Drafts) -> list[int]:
+    if group.pace is None or not any(available):
+        return available
+    confidence = drafts.confidence
+    return group.pace.lengths(available, None if confidence is None else [confidence[row] for row in group.rows])
+
+
+def _sampling(batch: int, active: Sequence[SequenceState]) -> SamplingInputs:
+    sampling = SamplingInputs.greedy(batch)
+    for sequence in active:
+        sampling.put(sequence.row, sequence.params)
+    return sampling
+
+
+def _draw(sequence: SequenceState, logits: Logits, number: float) -> int:
+    """The next token, as accept draws it."""
+    params = sequence.params
+    if params.temperature == 0 or params.repetition_penalty != 1:
+        return sequence.draw(logits)
+    return pick(probabilities(logits, params, ()), number)
+
+
+def _advance(sequence: SequenceState, tokens: list[int]) -> None:
+    """Takes a round's tokens until the sequence ends; all but the last one are in the cache."""
+    sequence.rounds += 1
+    for token in tokens:
+        sequence.length += 1
+        sequence.position += 1
+        sequence.take(token)
+        if sequence.finish_reason is not None:
+            break

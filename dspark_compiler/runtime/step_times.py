@@ -1,0 +1,80 @@
+"""What the parts of a round take on this machine."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from dspark_compiler.artifact import StepTime, StepTimes
+from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.rounds import Drafts
+from dspark_compiler.runtime.sampling import SamplingInputs
+
+_LENGTH = 128  # tokens in each sequence, at least
+_WARM, _TIMED = 1, 5
+
+
+def measure(executor: Executor) -> StepTimes:
+    """Medians over a few calls each, taken in turns; what sequences the executor holds is overwritten.
+
+    Milliseconds; the times of ``verify`` include accept and commit. The artifact has heads.
+    """
+    timer = _Timer(executor)
+    parts: dict[str | int, Callable[[], None]] = {"decode": timer.decode}
+    if executor.block_size:
+        parts["draft"] = timer.draft
+    for width in executor.round_widths:
+        parts[width] = lambda width=width: timer.verify(width)  # type: ignore[misc]
+    taken: dict[str | int, list[float]] = {name: [] for name in parts}
+    for turn in range(_WARM + _TIMED):
+        for name, part in parts.items():
+            timer.make_room()
+            began = time.perf_counter()
+            part()
+            if turn >= _WARM:
+                taken[name].append((time.perf_counter() - began) * 1e3)
+    verify = tuple(StepTime(width, median(taken[width])) for width in executor.round_widths)
+    return StepTimes(median(taken["decode"]), median(taken["draft"]) if "draft" in taken else 0.0, verify)
+
+
+class _Timer:
+    """Greedy sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        batch, widest = executor.batch, executor.round_widths[-1]
+        self._sampling = SamplingInputs.greedy(batch)
+        self._zeros = np.zeros(batch, np.int64)
+        self._drafts = Drafts(np.zeros((batch, widest - 1), np.int64), np.full(batch, widest - 1))
+        self._start = min(_LENGTH, executor.max_seq_len // 2)
+        self._length = executor.max_seq_len
+
+    def make_room(self) -> None:
+        """Begins the sequences anew if the longest step does not fit; not timed."""
+        if self._length + self._executor.round_widths[-1] > self._executor.max_seq_len:
+            for row in range(self._executor.batch):
+                self._executor.prefill(row, [0] * self._start, 0, 0)
+            self._length = self._start
+
+    def decode(self) -> None:
+        """One token a sequence."""
+        lengths = self._zeros + self._length
+        self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
+        self._length += 1
+
+    def draft(self) -> None:
+        """One block a sequence; the following verifies look at it."""
+        lengths = self._zeros + self._length
+        uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
+        self._drafts = self._executor.draft(self._zeros, lengths, lengths, uniforms, self._sampling)
+
+    def verify(self, width: int) -> None:
+        """Looks at width - 1 drafts a sequence."""
+        lengths = self._zeros + self._length
+        # No draft stays with a number of 1, so that the length is known without a look.
+        uniforms = np.ones((self._executor.batch, self._drafts.tokens.shape[1] + 1), np.float32)
+        uniforms[:, -1] = 0
+        counts = self._zeros + width - 1
+        self._executor.speculate(self._zeros, self._drafts, lengths, lengths, counts, uniforms, self._sampling)
+        self._length += 1
