@@ -66,7 +66,9 @@ def test_bench_fails_when_tokens_differ(tiny_artifact: Artifact, tiny_source: Pa
 
 def test_bench_refuses(toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("no such artifact", "bench", tmp_path / "none")
-    refused("--against onnx: not one of eager, torch-compile, onnxruntime", "bench", toy_artifact, "--against", "onnx")
+    contestants = "no-heads, eager, torch-compile, onnxruntime"
+    refused(f"--against onnx: not one of {contestants}", "bench", toy_artifact, "--against", "onnx")
+    refused("has no heads; compile it with --heads", "bench", toy_artifact, "--against", "no-heads", *SHORT)
     refused(
         "nowhere: no such file or folder", "bench", toy_artifact, "--against", "eager", "--model", "nowhere", *SHORT
     )
