@@ -12,6 +12,9 @@ KVDType = Literal["float32", "int8", "float8_e4m3"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
+# What --heads takes in place of a folder: drafts are looked up in the text so far.
+NGRAM = Path("ngram")
+
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
 
@@ -36,6 +39,7 @@ class CompileConfig:
     kv_policy: str | None = None
     kv_weights: Path | None = None
     max_quality_loss: float | None = None
+    heads: Path | None = None
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
@@ -57,9 +61,18 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
+        if self.heads is not None and self.verify_width < 2:
+            raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
         self._check_pruning()
         if not self.prefill_widths or min(self.prefill_widths) < 1:
             raise InputError(f"prefill widths {self.prefill_widths}: at least one, each 1 or more")
+
+    @property
+    def verify_widths(self) -> tuple[int, ...]:
+        """Tokens a verify can take, ascending; with heads there is a narrow one for short blocks."""
+        if self.heads is None or self.verify_width < 4:
+            return (self.verify_width,)
+        return (self.verify_width // 2, self.verify_width)
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

@@ -21,7 +21,7 @@ from dspark_compiler.backends.base import Backend
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
 from dspark_compiler.compare.quality import QualityReport, measure_quality
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.positions import looks_up_positions
@@ -31,10 +31,14 @@ from dspark_compiler.lowering.layout import physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.models import ModelInfo
+from dspark_compiler.models.drafters.checkpoint import check_fits, read_heads
+from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.passes.base import PassReport, run_passes
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
+from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.step_times import measure as measure_steps
 from dspark_compiler.schedules.apply import apply_schedules, export_records
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep, tune
@@ -105,11 +109,12 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     stages = _Stages(progress)
     backend = _backend(config)
     source = open_source(model)
-    config = settle(config, source.info)
+    heads = _open_heads(config, source)
+    config = settle(config, source.info, heads)
     output = config.output or Path(f"{source.name}-{config.target}.dspark")
     check_destination(output)
 
-    rewritten = _rewrite(source, config, stages)
+    rewritten = _rewrite(source, config, heads, stages)
     program, records = rewritten.program, Records.standard(backend.spec.arch)
     with stages("lower"):
         plan = plan_layouts(program, backend.isa, config.dtype)
@@ -131,6 +136,10 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
             writer.add_params(physical_params(program, plan))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
         report = _report(model, config, rewritten, stages) | remarks
+        if manifest.heads is not None and backend.runs_here():
+            with stages("time"):
+                times = measure_steps(Executor(writer.preview(manifest)))
+                manifest = dataclasses.replace(manifest, heads=dataclasses.replace(manifest.heads, times=times))
         if config.check and not backend.runs_here():
             report["check"] = f"skipped: this machine cannot run {backend.spec.arch}"
             stages.say("check skipped, this machine cannot run the artifact")
@@ -152,16 +161,30 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
     stages = _Stages(progress)
     backend = _backend(config)
     source = open_source(model)
-    config = settle(config, source.info)
-    program, records = _rewrite(source, config, stages).program, Records.standard(backend.spec.arch)
+    heads = _open_heads(config, source)
+    config = settle(config, source.info, heads)
+    program, records = _rewrite(source, config, heads, stages).program, Records.standard(backend.spec.arch)
     with stages("lower"):
         lowered = lower(program, plan_layouts(program, backend.isa, config.dtype), records)
     with stages("tune"):
         return _tune(lowered, backend, records, config.tune_trials, stages)
 
 
-def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
-    """The config with the lengths that only the model could tell.
+def _open_heads(config: CompileConfig, source: Source) -> Heads | None:
+    """The heads asked for, made for this very model; None where drafts need no weights.
+
+    Raises:
+        InputError: a folder that holds no heads, or those of another model.
+    """
+    if config.heads is None or config.heads == NGRAM:
+        return None
+    heads = read_heads(config.heads)
+    check_fits(heads, f"--heads {config.heads}", source.info, tokenizer_sha256(source))
+    return heads
+
+
+def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -> CompileConfig:
+    """The config with the lengths that only the model and its heads could tell.
 
     No chunk is wider than a whole sequence, nor than the part of a cache budget that may be free at a time.
 
@@ -175,6 +198,8 @@ def settle(config: CompileConfig, info: ModelInfo) -> CompileConfig:
             "or let it forget with --kv-budget"
         )
     verify_width = min(config.verify_width, length)
+    if heads is not None:
+        verify_width = min(verify_width, heads.drafter.config.block_size + 1)
     widest = length
     if config.kv_budget is not None and config.kv_budget < length:
         widest = KVBudget.divide(config.kv_budget, verify_width).chunk
@@ -234,14 +259,14 @@ def _backend(config: CompileConfig) -> Backend:
     return backend
 
 
-def _rewrite(source: Source, config: CompileConfig, stages: _Stages) -> _Rewritten:
+def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages: _Stages) -> _Rewritten:
     with stages("load"):
         module = source.load(torch.float32)
     with stages("capture"):
         program = capture(module, config)
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
-        program, passes = run_passes(default_pipeline(config), program, dump_dir=config.dump_ir)
+        program, passes = run_passes(default_pipeline(config, heads), program, dump_dir=config.dump_ir)
     return _Rewritten(module, program, passes)
 
 

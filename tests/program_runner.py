@@ -77,7 +77,7 @@ class ProgramRunner:
 
     def verify(self, tokens: list[list[int]]) -> Tensor:
         """Unconfirmed tokens, as many as the entry point is wide; logits [B,N,V]."""
-        entry = self._one(EntryKind.VERIFY)
+        entry = next(e for e in self._all(EntryKind.VERIFY) if e.width == len(tokens[0]))
         inputs = {"input_ids": torch.tensor(tokens), "positions": _positions(self.length, entry.width)}
         for row in range(self.batch):
             self._make_room(row, int(self.length[row] > 0))
@@ -114,6 +114,17 @@ class ProgramRunner:
     def _all(self, kind: EntryKind) -> list[EntryPoint]:
         return [e for e in self.program.entries.values() if e.kind is kind]
 
+    def draft(self, anchor: list[int], uniform: Tensor, temperature: float) -> dict[str, Tensor]:
+        """A block behind each sequence's anchor: tokens, probs and perhaps confidence."""
+        return self.run(
+            "draft",
+            anchor=torch.tensor(anchor),
+            position=torch.tensor(self.length),
+            length=_int32(self.length),
+            uniform=uniform,
+            **knobs(self.batch, temperature),
+        )
+
     def _one(self, kind: EntryKind) -> EntryPoint:
         (entry,) = self._all(kind)
         return entry
@@ -125,3 +136,13 @@ def _int32(values: list[int]) -> Tensor:
 
 def _positions(starts: list[int], width: int) -> Tensor:
     return torch.tensor(starts)[:, None] + torch.arange(width)
+
+
+def knobs(batch: int, temperature: float) -> dict[str, Tensor]:
+    """Sampling inputs of ``draft`` and ``accept``: a temperature, and nothing else."""
+    return {
+        "temperature": torch.full((batch,), temperature),
+        "top_k": _int32([0] * batch),
+        "top_p": torch.ones(batch),
+        "min_p": torch.zeros(batch),
+    }

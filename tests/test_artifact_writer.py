@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination, replace
+from dspark_compiler import replace
+from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.errors import ArtifactError, InputError
 from tests.test_artifact import manifest, write
 

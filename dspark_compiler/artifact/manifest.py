@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dspark_compiler.artifact import schema
+from dspark_compiler import schema
 from dspark_compiler.errors import ArtifactError
 
 FORMAT_VERSION = 3
@@ -215,7 +215,10 @@ class Manifest:
             raise ArtifactError(
                 f"{where}: format {version} is older than the format {FORMAT_VERSION} this version reads; compile again"
             )
-        manifest = schema.from_json(cls, data, where)
+        try:
+            manifest = schema.from_json(cls, data)
+        except schema.MisfitError as error:
+            raise ArtifactError(f"{where}: {error}; edited or damaged, compile again") from None
         manifest.validate(where)
         return manifest
 

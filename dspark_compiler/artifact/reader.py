@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from dspark_compiler.artifact.files import digests
 from dspark_compiler.artifact.host import check_host
 from dspark_compiler.artifact.manifest import MANIFEST, Manifest
-from dspark_compiler.artifact.replace import is_partial
 from dspark_compiler.artifact.tensors import read_params
 from dspark_compiler.errors import ArtifactError
+from dspark_compiler.replace import is_partial
 
 
 @dataclass(frozen=True)

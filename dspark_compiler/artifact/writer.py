@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from dspark_compiler.artifact import replace
+from dspark_compiler import replace
 from dspark_compiler.artifact.files import describe
 from dspark_compiler.artifact.manifest import MANIFEST, FileInfo, Manifest, ParamInfo
 from dspark_compiler.artifact.reader import Artifact

@@ -80,6 +80,12 @@ def model_options(command: Any) -> Any:
             metavar="FILE",
             help="Trained weights of a policy that needs some.",
         ),
+        click.option(
+            "--heads",
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help='Decode heads: a folder of "dspark heads train" or "import", or ngram to look drafts up in the text.',
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -7,6 +7,8 @@ from typing import Self
 
 import click
 
+_NOTE_EVERY = 10.0  # seconds
+
 
 class Progress:
     """Called by the work as it goes; use as a context manager.
@@ -17,6 +19,7 @@ class Progress:
     def __init__(self) -> None:
         self._stage: str | None = None
         self._began = 0.0
+        self._noted = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -29,6 +32,13 @@ class Progress:
             self._show(stage)
         if total:
             self._advance(done, total)
+
+    def note(self, text: str) -> None:
+        """How the stage goes, in a line; elsewhere than on a terminal only now and then."""
+        now = time.monotonic()
+        if now - self._noted >= _NOTE_EVERY:
+            self._noted = now
+            click.echo(f"  {text}", err=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,6 +82,10 @@ class _TerminalProgress(Progress):
 
     def _advance(self, done: int, total: int) -> None:
         self._rich.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """See Progress.note."""
+        self._rich.update(self._task, description=f"{self._stage}: {text}")
 
     def _finished(self, stage: str, seconds: float) -> None:
         self._rich.console.print(f"{stage:<32} {seconds:7.1f} s", highlight=False)

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
+from dspark_compiler.frontend.layers import marked_layers
 from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.frontend.retrace import retrace
 from dspark_compiler.frontend.rope import settled_rope
@@ -85,7 +86,8 @@ class _CacheFree(nn.Module):
 def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
     """The entry points ``prefill_N``, ``decode`` and ``verify_N`` of ``model``, which is left as it was.
 
-    Parameters and buffers go by their names in ``model``; tied ones share the first of their names.
+    Parameters and buffers go by their names in ``model``; tied ones share the first of their names. With decode heads
+    the outputs of decoder layers are marked.
 
     Raises:
         UnsupportedModelError: names the module or operator that stopped the capture; the cause is chained.
@@ -95,7 +97,9 @@ def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
     shapes = _shapes(config)
     max_seq_len = config.max_seq_len or text.max_position_embeddings
     program = Program(entries={}, params={})
-    with _named_failure(model), seam(model, family_of(model.config.model_type)), settled_rope(model, max_seq_len):
+    marks = nullcontext() if config.heads is None else marked_layers(model)
+    family = family_of(model.config.model_type)
+    with _named_failure(model), seam(model, family), settled_rope(model, max_seq_len), marks:
         captured = _export(model, _EXAMPLE_BATCH, _EXAMPLE_WIDTH, open_lengths=True)
         for shape in shapes:
             fitting = captured
@@ -112,7 +116,7 @@ def _shapes(config: CompileConfig) -> list[_Shape]:
     return [
         *prefills,
         _Shape("decode", EntryKind.DECODE, config.max_batch, 1),
-        _Shape(f"verify_{config.verify_width}", EntryKind.VERIFY, config.max_batch, config.verify_width),
+        *(_Shape(f"verify_{n}", EntryKind.VERIFY, config.max_batch, n) for n in config.verify_widths),
     ]
 
 

@@ -4,31 +4,18 @@ torch.export is the dear part of capture, so it runs once with both lengths left
 its graph with its own lengths. The replay also decomposes, all but the operators that lowering wants whole.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.export import ExportedProgram, default_decompositions
+from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from dspark_compiler.graph.decompose import decompositions
+
 _aten = torch.ops.aten
-
-# Operators with a good kernel of their own, whose decomposition would only have to be recognised again.
-WHOLE: frozenset[OpOverload] = frozenset(
-    {
-        _aten.linear.default,
-        _aten.layer_norm.default,
-        _aten.silu.default,
-        _aten.gelu.default,
-        _aten.softmax.int,
-        _aten.embedding.default,
-    }
-)
-
-_NO_OPS: frozenset[OpOverload] = frozenset({_aten.alias.default, _aten.detach.default})
 
 # What export leaves behind to check itself.
 _ASSERTIONS: frozenset[OpOverload] = frozenset(
@@ -69,19 +56,6 @@ def _without_assertions(module: fx.GraphModule) -> fx.GraphModule:
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
     return fx.GraphModule(module, graph)
-
-
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    """The core decompositions and those of all composite operators, less the operators in ``WHOLE``."""
-    table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions().items())  # type: ignore[no-untyped-call]
-    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
-        namespace, _, operator = name.partition("::")
-        packet, _, overload = operator.partition(".")
-        found = getattr(getattr(_aten, packet, None), overload or "default", None) if namespace == "aten" else None
-        if isinstance(found, OpOverload):
-            table.setdefault(found, found.decompose)
-    table |= dict.fromkeys(_NO_OPS, lambda value: value)
-    return {op: rule for op, rule in table.items() if op not in WHOLE}
 
 
 def _without_data(value: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,29 @@ class CausalMask:
     window: int
 
 
+class Attend(Protocol):
+    """What ``dspark::attention`` computes, and has the arguments of."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        sinks: Tensor | None,
+        /,
+    ) -> Tensor:
+        """See graph/ops.py."""
+
+
 @contextmanager
-def seam(model: PreTrainedModel, family: Family) -> Iterator[None]:
-    """Within, ``model`` calls ``dspark::attention`` in each layer; its former implementations come back after."""
-    # The functions hold no state, so leaving them registered under our own name is harmless.
-    AttentionInterface.register(SEAM, _attention)
+def seam(model: PreTrainedModel, family: Family, attend: Attend = torch.ops.dspark.attention) -> Iterator[None]:
+    """Within, ``model`` calls ``attend`` in each layer; its former implementations come back after."""
+    # What is left registered under our own name is harmless: whoever comes next registers anew.
+    AttentionInterface.register(SEAM, partial(_attention, attend))
     AttentionMaskInterface.register(SEAM, _mask)
     attention, experts = model.config._attn_implementation, model.config._experts_implementation
     model.set_attn_implementation(SEAM)
@@ -61,6 +80,7 @@ def seam(model: PreTrainedModel, family: Family) -> Iterator[None]:
 
 
 def _attention(
+    attend: Attend,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -89,9 +109,7 @@ def _attention(
     if kwargs.get("is_causal") is False:
         raise _refused(module, "is not causal")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    out = torch.ops.dspark.attention(
-        query, key, value, layer, scale, attention_mask.window, float(softcap or 0.0), s_aux
-    )
+    out = attend(query, key, value, layer, scale, attention_mask.window, float(softcap or 0.0), s_aux)
     return out, None
 
 

@@ -95,18 +95,39 @@ class Pruning:
     horizon: int | None
 
 
+@dataclass(frozen=True)
+class DecodeHeads:
+    """The drafter of a program, as far as the runtime has to know it.
+
+    Attributes:
+        type: "dspark", "medusa", "eagle3" or "ngram".
+        name: what it was made for, or what it does.
+        block_size: tokens it drafts in a round.
+        confidence: whether ``draft`` gives confidences.
+        temperatures: what their logits are divided by, one a position; empty: not calibrated.
+    """
+
+    type: str
+    name: str
+    block_size: int
+    confidence: bool = False
+    temperatures: tuple[float, ...] = ()
+
+
 @dataclass
 class Program:
     """Entry points over one set of weights and device states.
 
     ``params`` maps names to CPU tensors (views of the checkpoint until a pass replaces them); ``states`` are
-    buffers that live on the device between calls, zero at load. ``pruning`` is set once slots are evicted.
+    buffers that live on the device between calls, zero at load. ``pruning`` is set once slots are evicted, ``heads``
+    once a drafter is attached.
     """
 
     entries: dict[str, EntryPoint]
     params: dict[str, torch.Tensor]
     states: dict[str, TensorSpec] = field(default_factory=dict)
     pruning: Pruning | None = None
+    heads: DecodeHeads | None = None
 
     def used_params(self) -> set[str]:
         """Names of parameters some entry point still refers to."""

@@ -97,8 +97,13 @@ def _inputs(entry: EntryPoint, *, cached: bool, pruned: bool) -> Iterator[str]:
     """The inputs are those of the entry point's kind, in order."""
     if entry.kind in (EntryKind.PREFILL, EntryKind.EVICT) and entry.batch != 1:
         yield f"{entry.kind.value} works on one sequence, not {entry.batch}"
-    expected = entry_inputs(entry.kind, entry.batch, entry.width, cached=cached, pruned=pruned)
     found = {n.meta["ref"]: n for n in entry.placeholders(Role.INPUT)}
+    # What one entry point makes and another takes is as wide as it was made.
+    passed = {ref: spec_of(found[ref]) for ref in ("logits", "draft_probs") if ref in found}
+    if entry.kind is EntryKind.ACCEPT and "logits" not in passed:
+        yield "accept has no input logits"
+        return
+    expected = entry_inputs(entry.kind, entry.batch, entry.width, cached=cached, pruned=pruned, **passed)
     if list(found) != list(expected):
         yield f"inputs are {', '.join(found)}; must be {', '.join(expected)}"
     for ref, node in found.items():

@@ -9,6 +9,7 @@ import tvm
 
 from dspark_compiler.artifact import (
     EntrySpec,
+    HeadsInfo,
     KVInfo,
     Manifest,
     ModelInfo,
@@ -37,6 +38,7 @@ def describe(
         max_batch=config.max_batch,
         kv=_cache(program, config),
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
+        heads=None if program.heads is None else HeadsInfo(**dataclasses.asdict(program.heads)),
         states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
     )
 

@@ -5,6 +5,7 @@ from tvm import relax
 
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.converters import cpu_converters, lower_epilogue
+from dspark_compiler.lowering.draft_converters import draft_converters
 from dspark_compiler.lowering.elementwise import elementwise_converters
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan
@@ -21,7 +22,7 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         LoweringError: an operator without a lowering, naming entry point and node.
         InputError: a file of records that cannot be read.
     """
-    converters = cpu_converters() | elementwise_converters() | pruning_converters()
+    converters = cpu_converters() | elementwise_converters() | pruning_converters() | draft_converters()
     module = EntryImporter(program, plan, converters, lower_epilogue, records).module()
     passes = [
         relax.transform.DeadCodeElimination(),

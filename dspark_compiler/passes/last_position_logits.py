@@ -39,7 +39,7 @@ class LastPositionLogits(Pass):
         for entry in program.entries.values():
             if "logits" not in entry.outputs:
                 continue
-            if entry.kind is EntryKind.PREFILL and spec_of(_logits(entry)).shape[1] > 1:
+            if entry.kind is EntryKind.PREFILL and spec_of(logits_of(entry)).shape[1] > 1:
                 notes += self._keep_last(entry)
                 modified = True
             modified |= _cast_logits(entry)
@@ -49,7 +49,7 @@ class LastPositionLogits(Pass):
         count = entry.placeholder("count")
         if count is None:
             raise PassError(f"{self.name}: {entry.name}: no input count; run insert_kv_cache first")
-        head, rest, reason = _find_head(_logits(entry))
+        head, rest, reason = find_head(logits_of(entry))
         if reason is None:
             hidden = head.args[0]
             assert isinstance(hidden, fx.Node)
@@ -58,19 +58,20 @@ class LastPositionLogits(Pass):
                 node.meta["val"] = infer(node)
             return []
         output = next(iter(reversed(entry.graph.graph.nodes)))
-        logits = _logits(entry)
+        logits = logits_of(entry)
         output.replace_input_with(logits, emit(output, dspark.last_row.default, (logits, count)))
         return [f"{entry.name}: {head.name}: {reason}; the head runs on every token"]
 
 
-def _logits(entry: EntryPoint) -> fx.Node:
+def logits_of(entry: EntryPoint) -> fx.Node:
+    """The node of an entry point's logits."""
     output = next(iter(reversed(entry.graph.graph.nodes)))
     logits = output.args[0][entry.outputs.index("logits")]
     assert isinstance(logits, fx.Node)
     return logits
 
 
-def _find_head(logits: fx.Node) -> tuple[fx.Node, list[fx.Node], str | None]:
+def find_head(logits: fx.Node) -> tuple[fx.Node, list[fx.Node], str | None]:
     """Walks back from the logits to the head: the node reached, those after it in order, why it is no head."""
     node = logits
     rest: list[fx.Node] = []
@@ -92,7 +93,7 @@ def _find_head(logits: fx.Node) -> tuple[fx.Node, list[fx.Node], str | None]:
 
 
 def _cast_logits(entry: EntryPoint) -> bool:
-    logits = _logits(entry)
+    logits = logits_of(entry)
     if spec_of(logits).dtype == torch.float32:
         return False
     output = next(iter(reversed(entry.graph.graph.nodes)))

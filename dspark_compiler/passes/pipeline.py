@@ -4,6 +4,8 @@ import torch
 
 from dspark_compiler.config import CompileConfig, KVDType
 from dspark_compiler.errors import InputError
+from dspark_compiler.models.drafters.heads import Heads
+from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
 from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.canonicalize import Canonicalize
 from dspark_compiler.passes.canonicalize_linear import CanonicalizeLinear
@@ -23,11 +25,12 @@ from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
 _KV_STORED: dict[KVDType, torch.dtype] = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
 
 
-def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
+def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple[Pass, ...]:
     """The one list of passes, in the order they run.
 
     Args:
         config: its lengths must be settled; ``max_seq_len`` None means that nobody asked the model yet.
+        heads: what ``config.heads`` holds; None where it names no folder.
 
     Raises:
         InputError: ``max_seq_len`` is not settled.
@@ -45,10 +48,19 @@ def default_pipeline(config: CompileConfig) -> tuple[Pass, ...]:
         InsertKVCache(config.max_seq_len, config.max_batch, config.verify_width),
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
+        *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )
+
+
+def _drafting(config: CompileConfig, heads: Heads | None) -> tuple[Pass, ...]:
+    assert config.max_seq_len is not None
+    if config.heads is None:
+        return ()
+    attach = AttachDecodeHeads(heads, config.max_seq_len, config.max_batch, config.verify_width)
+    return (attach, Canonicalize())  # what the drafter's modules traced to, once more
 
 
 def _pruning(config: CompileConfig) -> tuple[Pass, ...]:

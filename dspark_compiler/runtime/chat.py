@@ -3,7 +3,8 @@
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -11,10 +12,21 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
 
 Message = Mapping[str, Any]
+
+
+class TextFiles(Protocol):
+    """Where a model's text files are: an artifact, or a folder."""
+
+    @property
+    def path(self) -> Path:
+        """The folder, for messages."""
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file, None if there is no such file."""
+
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -64,7 +76,7 @@ class ChatTemplate:
             raise InputError(f"the chat template refuses these messages: {error}") from error
 
 
-def load_chat_template(artifact: Artifact) -> ChatTemplate | None:
+def load_chat_template(artifact: TextFiles) -> ChatTemplate | None:
     """The template of ``chat_template.jinja`` or else of ``tokenizer_config.json``; None if there is none.
 
     Raises:
@@ -77,7 +89,7 @@ def load_chat_template(artifact: Artifact) -> ChatTemplate | None:
     return None if source is None else ChatTemplate(source, _special_tokens(config))
 
 
-def read_json(artifact: Artifact, name: str) -> dict[str, Any]:
+def read_json(artifact: TextFiles, name: str) -> dict[str, Any]:
     """The object in a JSON file of the artifact; empty if it has no such file.
 
     Raises:

@@ -6,7 +6,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, when, widest_vector
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, int32, kernel, vector, when, widest_vector
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def append_queries(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimF
 
     def body(ring: Buffer, q: Buffer, sequence: Buffer, length: Buffer, count: Buffer) -> None:
         with T.serial(0, shape.rows) as row:
-            _fill_ring(shape, isa, ring, q, (row, sequence[row]), length[row], count[row])
+            fill_ring(shape, isa, ring, q, (row, sequence[row]), length[row], count[row])
 
     control = [Arg(n, (shape.rows,), "int32") for n in ("sequence", "length", "count")]
     return kernel(name, [*_state_and_rows(shape, "ring", "q"), *control], body)
@@ -48,7 +48,7 @@ def commit_queries(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimF
 
     def body(ring: Buffer, scratch: Buffer, length: Buffer, accepted: Buffer) -> None:
         with T.serial(0, shape.batch) as row:
-            _fill_ring(shape, isa, ring, scratch, (row, row), length[row], accepted[row])
+            fill_ring(shape, isa, ring, scratch, (row, row), length[row], accepted[row])
 
     control = [Arg(n, (shape.batch,), "int32") for n in ("length", "accepted")]
     return kernel(name, [*_state_and_rows(shape, "ring", "scratch"), *control], body)
@@ -93,24 +93,24 @@ def write_scratch(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimFu
 
     def body(scratch: Buffer, rows: Buffer) -> None:
         with T.serial(0, shape.rows) as row, T.serial(0, shape.heads) as head, T.serial(0, shape.width) as i:
-            _copy(shape, isa, scratch, (row, head, i), rows, (row, head, i))
+            copy_row(shape, isa, scratch, (row, head, i), rows, (row, head, i))
 
     return kernel(name, _state_and_rows(shape, "scratch", "rows"), body)
 
 
-def _fill_ring(
+def fill_ring(
     shape: RowShape, isa: VectorIsa, ring: Buffer, source: Buffer, at: tuple[Expr, Expr], start: Expr, count: Expr
 ) -> None:
     """Rows of source[at[0]] go to ring[at[1]]; of more than there are places, only the last."""
     row, seq = at
-    count = T.Bind(T.min(count, shape.width))
+    count = T.Bind(T.min(int32(count), shape.width))
     skipped = T.Bind(T.max(count - shape.places, 0))
     with T.serial(0, shape.heads) as head, T.serial(0, count - skipped) as step:
         i = T.Bind(skipped + step)
-        _copy(shape, isa, ring, (seq, head, (start + i) % shape.places), source, (row, head, i))
+        copy_row(shape, isa, ring, (seq, head, (start + i) % shape.places), source, (row, head, i))
 
 
-def _copy(
+def copy_row(
     shape: RowShape,
     isa: VectorIsa,
     target: Buffer,
@@ -118,6 +118,7 @@ def _copy(
     source: Buffer,
     at: tuple[Expr, Expr, Expr],
 ) -> None:
+    """target[place] = source[at], rows of shape.dim elements."""
     lanes = widest_vector(shape.dim, isa.lanes)
     with T.serial(0, shape.dim // lanes) as chunk, vector(lanes) as d:
         T.buffer_store(target, source[*at, chunk * lanes + d], [*place, chunk * lanes + d])

@@ -6,7 +6,7 @@ from torch._ops import OpOverload
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.frontend.capture import capture
-from dspark_compiler.frontend.retrace import WHOLE
+from dspark_compiler.graph.decompose import WHOLE
 from dspark_compiler.graph.program import EntryKind, Role
 from tests.running import inputs, logits_of, relative_error
 from tests.tiny_models import TINY, WINDOW

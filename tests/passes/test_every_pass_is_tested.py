@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 import dspark_compiler.passes
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.pipeline import default_pipeline
 
 _FOLDER = Path(dspark_compiler.passes.__file__).parent
-_EVERYTHING = CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64)  # asks for what runs on request only, too
+# Asks for what runs on request only, too.
+_EVERYTHING = CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64, heads=NGRAM)
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 
 

@@ -1,0 +1,219 @@
+"""A drafter joins the program: the target's entry points feed its memory, ``draft`` and ``accept_N`` make a round.
+
+A round is draft, verify_N, accept_N, commit (Cheng et al. 2026, sec. 3): tensors pass from one to the next on the
+device, and the host reads nothing but which tokens stayed. The drafter's own module is what is traced; embedding and
+head are the target's, as its graph has them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from dspark_compiler.errors import PassError
+from dspark_compiler.graph.program import DecodeHeads, EntryKind, EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.signature import entry_inputs
+from dspark_compiler.graph.splice import splice
+from dspark_compiler.graph.values import spec_of
+from dspark_compiler.models.drafters import Drafter
+from dspark_compiler.models.drafters.heads import Heads
+from dspark_compiler.passes.base import Pass, PassResult
+from dspark_compiler.passes.decode_heads.rings import RingMemory, RingPlan
+from dspark_compiler.passes.decode_heads.target import Shared, Tapped, share, tap, unmark
+from dspark_compiler.passes.last_position_logits import logits_of
+
+dspark = torch.ops.dspark
+
+_FEEDING = (EntryKind.PREFILL, EntryKind.DECODE, EntryKind.VERIFY)
+_KNOBS = ("temperature", "top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True)
+class AttachDecodeHeads(Pass):
+    """``heads`` None drafts by looking the prompt up, which needs no weights; lengths are tokens of a sequence."""
+
+    heads: Heads | None
+    slots: int
+    batch: int
+    verify_width: int
+    name: ClassVar[str] = "attach_decode_heads"
+
+    def apply(self, program: Program) -> PassResult:
+        """See Pass.apply; raises PassError where the target's graph does not have what the drafter reads."""
+        if not program.states:
+            raise PassError(f"{self.name}: the program has no cache; run insert_kv_cache first")
+        if self.heads is None:
+            program.heads = DecodeHeads("ngram", "prompt lookup", self.verify_width - 1)
+        else:
+            self._attach(program, self.heads)
+        probs = next((spec_of(_results(e)[1]) for e in program.entries.values() if e.kind is EntryKind.DRAFT), None)
+        for verify in [e for e in program.entries.values() if e.kind is EntryKind.VERIFY]:
+            program.entries[f"accept_{verify.width}"] = _accept(verify, probs)
+        for entry in program.entries.values():
+            unmark(entry)
+        return PassResult(program, True)
+
+    def _attach(self, program: Program, heads: Heads) -> None:
+        drafter = heads.drafter
+        config = drafter.config
+        plan = RingPlan(self.batch, min(config.context_window, self.slots), self.verify_width)
+        program.states |= plan.states(drafter)
+        own = {f"heads.{name}": tensor.detach() for name, tensor in _tensors(drafter).items()}
+        program.params |= own
+        feeding = [entry for entry in program.entries.values() if entry.kind in _FEEDING]
+        tapped = {entry.name: tap(entry) for entry in feeding}
+        verify = next(entry for entry in feeding if entry.kind is EntryKind.VERIFY)
+        shared = share(verify, tapped[verify.name])
+        join = _Join(program, drafter, shared, plan)
+        for entry in feeding:
+            join.feed(entry, tapped[entry.name])
+        program.entries["draft"] = join.draft()
+        calibration = heads.calibration
+        program.heads = DecodeHeads(
+            config.drafter_type,
+            heads.target.name,
+            config.block_size,
+            confidence=len(program.entries["draft"].outputs) == 3,
+            temperatures=() if calibration is None else calibration.temperatures,
+        )
+
+
+@dataclass(frozen=True)
+class _Join:
+    """Traces one drafter into entry points of a program."""
+
+    program: Program
+    drafter: Drafter
+    shared: Shared
+    plan: RingPlan
+
+    def feed(self, entry: EntryPoint, tapped: Tapped) -> None:
+        """The entry point writes the drafter's memory of its tokens."""
+        layers = self.drafter.config.target_layer_ids
+        missing = [layer for layer in layers if layer not in tapped.outputs]
+        if missing:
+            raise PassError(f"attach_decode_heads: {entry.name}: layer {missing[0]}: its output is not marked")
+        inputs = {node.meta["ref"]: node for node in entry.placeholders(Role.INPUT)}
+        given = {f"tap.{layer}": tapped.outputs[layer] for layer in layers}
+        given |= {"final": tapped.final} if self.drafter.reads_final_hidden else {}
+        end = _output(entry)
+        self._run(entry, end, _Remember(self.drafter), given, inputs)
+
+    def draft(self) -> EntryPoint:
+        """The entry point that makes a block."""
+        config = self.drafter.config
+        entry = _empty("draft", EntryKind.DRAFT, self.plan.batch, config.block_size)
+        inputs = _add_inputs(entry, entry_inputs(entry.kind, entry.batch, entry.width, cached=True))
+        results = self._run(entry, _output(entry), _DraftBlock(self.drafter), {}, inputs)
+        entry.outputs = ("tokens", "probs", "confidence")[: len(results)]
+        _finish(entry, results)
+        return entry
+
+    def _run(
+        self,
+        entry: EntryPoint,
+        before: fx.Node,
+        module: "_Traced",
+        given: Mapping[str, fx.Node],
+        inputs: Mapping[str, fx.Node],
+    ) -> tuple[fx.Node, ...]:
+        own = [f"heads.{name}" for name in _tensors(self.drafter)]
+        rings = self.plan.states(self.drafter)
+        nodes = {**given, **inputs}
+        for ref in (*own, *self.shared.refs):
+            param = self.program.params[ref]
+            nodes[ref] = entry.add_placeholder(Role.PARAM, ref, TensorSpec(tuple(param.shape), param.dtype))
+        for ref, spec in rings.items():
+            nodes[ref] = entry.add_placeholder(Role.STATE, ref, spec)
+        names = list(nodes)
+
+        def run(*values: Tensor) -> Any:
+            value = dict(zip(names, values, strict=True))
+            memory = RingMemory({r: value[r] for r in rings}, {r: value[r] for r in inputs}, self.plan.spare)
+            target = self.shared.bind(value)
+            weights = {f"drafter.{ref.removeprefix('heads.')}": value[ref] for ref in own}
+            return functional_call(module, weights, (value, target, memory))
+
+        try:
+            return splice(before, run, list(nodes.values()))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise PassError(f"attach_decode_heads: {entry.name}: the drafter cannot be traced: {error}") from error
+
+
+class _Traced(nn.Module):
+    """A method of the drafter as a module's forward, whose weights can be given from outside."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__()
+        self.drafter = drafter
+
+
+class _Remember(_Traced):
+    def forward(self, value: Mapping[str, Tensor], target: Any, memory: RingMemory) -> None:
+        """Drafter.remember on an entry point's values."""
+        taps = [value[f"tap.{layer}"] for layer in self.drafter.config.target_layer_ids]
+        self.drafter.remember(taps, value.get("final"), value["input_ids"], value["positions"], target, memory)
+
+
+class _DraftBlock(_Traced):
+    def forward(self, value: Mapping[str, Tensor], target: Any, memory: RingMemory) -> tuple[Tensor, ...]:
+        """Drafter.draft; tokens, what they were drawn from, and confidences if there are."""
+        knobs = [value[name] for name in _KNOBS]
+
+        def sample(step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+            probs = dspark.token_probs(logits[:, None], *knobs)[:, 0]
+            return dspark.draw(probs, value["uniform"][:, step]), probs
+
+        draft = self.drafter.draft(value["anchor"], value["position"], target, memory, sample)
+        found = (draft.tokens, draft.probs, draft.confidence)
+        return tuple(tensor for tensor in found if tensor is not None)
+
+
+def _accept(verify: EntryPoint, draft_probs: TensorSpec | None) -> EntryPoint:
+    """The entry point that compares a verify's logits with what was drafted."""
+    entry = _empty(f"accept_{verify.width}", EntryKind.ACCEPT, verify.batch, verify.width)
+    logits = spec_of(logits_of(verify))
+    specs = entry_inputs(entry.kind, entry.batch, entry.width, cached=True, logits=logits, draft_probs=draft_probs)
+    inputs = _add_inputs(entry, specs)
+
+    def run(*values: Tensor) -> Any:
+        value = dict(zip(inputs, values, strict=True))
+        probs = dspark.token_probs(value["logits"], *(value[name] for name in _KNOBS))
+        return dspark.accept(value["tokens"], probs, value["count"], value["uniform"], value.get("draft_probs"))
+
+    entry.outputs = ("accepted", "next")
+    _finish(entry, splice(_output(entry), run, list(inputs.values())))
+    return entry
+
+
+def _empty(name: str, kind: EntryKind, batch: int, width: int) -> EntryPoint:
+    graph = fx.Graph()
+    graph.output(()).meta["val"] = ()
+    return EntryPoint(name, kind, batch, width, fx.GraphModule({}, graph), ())
+
+
+def _add_inputs(entry: EntryPoint, specs: Mapping[str, TensorSpec]) -> dict[str, fx.Node]:
+    return {ref: entry.add_placeholder(Role.INPUT, ref, spec) for ref, spec in specs.items()}
+
+
+def _finish(entry: EntryPoint, results: Sequence[fx.Node]) -> None:
+    end = _output(entry)
+    end.args = (tuple(results),)
+    end.meta["val"] = tuple(node.meta["val"] for node in results)
+
+
+def _results(entry: EntryPoint) -> tuple[fx.Node, ...]:
+    results: tuple[fx.Node, ...] = tuple(_output(entry).args[0])  # type: ignore[arg-type]
+    return results
+
+
+def _output(entry: EntryPoint) -> fx.Node:
+    end: fx.Node = next(iter(reversed(entry.graph.graph.nodes)))
+    return end
+
+
+def _tensors(drafter: Drafter) -> dict[str, Tensor]:
+    return {**dict(drafter.named_parameters()), **dict(drafter.named_buffers())}

@@ -1,0 +1,120 @@
+"""The loss of DSpark (eqs. 9 to 12) over the vocabulary, without a [rows, V] tensor that outlives a chunk.
+
+The loss of a row needs its logits only once: its gradient with respect to them has a closed form, so the forward pass
+of a chunk computes the gradients of hidden states and sequential head right away, and drops the logits.
+R rows (slots of blocks), d hidden size, r rank, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dspark_compiler.training.heads.target import multiply
+
+CE_WEIGHT, L1_WEIGHT, CONFIDENCE_WEIGHT = 0.1, 0.9, 1.0
+_CHUNK = 1 << 28  # elements of a [rows, V] tensor; a few float32 ones of this size live at a time
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Rows:
+    """hidden [R,d] of the drafter, latent [R,r] or None, the target's final hidden states [R,d], and ids [R]."""
+
+    hidden: Tensor
+    latent: Tensor | None
+    final: Tensor
+    ids: Tensor
+
+
+def vocabulary_loss(rows: Rows, weight: Tensor, head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of ``weight`` [R] times 0.1 CE + 0.9 |p_d - p_t|_1, and the distance |p_d - p_t|_1 [R] without a gradient.
+
+    head [V,d] is the target's, bias [V,r] the sequential head's W2.
+    """
+    total, distance = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]
+        rows.hidden, rows.latent, bias, rows.final, rows.ids, weight, head
+    )
+    return total, distance
+
+
+def confidence_loss(logits: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
+    """Sum of ``weight`` times the cross entropy of confidence logits [R] against 1 - |p_d - p_t|_1 / 2 (eq. 8)."""
+    label = (1 - distance / 2).clamp(0, 1)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), label, reduction="none")
+    return (losses * weight).sum()
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        latent: Tensor | None,
+        bias: Tensor | None,
+        final: Tensor,
+        ids: Tensor,
+        weight: Tensor,
+        head: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wants = ctx.needs_input_grad[0]
+        dtype = head.dtype
+        table = head if bias is None else torch.cat([head, bias.detach().to(dtype)], dim=1)
+        features = hidden.detach() if latent is None else torch.cat([hidden, latent], dim=-1).detach()
+        to_features = torch.empty_like(features) if wants else None
+        to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants and bias is not None else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        distances = []
+        size = head.shape[1]
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            for begin in range(0, len(features), max(1, _CHUNK // len(head))):
+                part = slice(begin, begin + max(1, _CHUNK // len(head)))
+                read = features[part].to(dtype)
+                drafted = multiply(read, table).softmax(-1)
+                wanted = multiply(final[part].to(dtype), head).softmax(-1)
+                loss, distance, gradient = _chunk(drafted, wanted, ids[part], weight[part], wants)
+                total += loss
+                distances.append(distance)
+                if gradient is not None and to_features is not None:
+                    small = gradient.to(dtype)
+                    to_features[part] = (small @ table).to(to_features.dtype)
+                    if to_bias is not None:
+                        to_bias += multiply(small.T, read[:, size:].T)
+        ctx.size = size
+        ctx.latent_dtype = None if latent is None else latent.dtype
+        ctx.hidden_dtype = hidden.dtype
+        ctx.save_for_backward(to_features, to_bias)
+        distance = torch.cat(distances)
+        ctx.mark_non_differentiable(distance)
+        return total, distance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_features, to_bias = ctx.saved_tensors
+        scaled = to_features * gradients[0]
+        to_hidden = scaled[:, : ctx.size].to(ctx.hidden_dtype)
+        to_latent = None if ctx.latent_dtype is None else scaled[:, ctx.size :].to(ctx.latent_dtype)
+        return to_hidden, to_latent, None if to_bias is None else to_bias * gradients[0], None, None, None, None
+
+
+def _chunk(
+    drafted: Tensor, wanted: Tensor, ids: Tensor, weight: Tensor, wants: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss, distance [R] and gradient [R,V] with respect to the logits; overwrites both distributions [R,V].
+
+    With s the sign of p_d - p_t, the gradient is w p_d (0.1 + 0.9 (s - <s,p_d>)) - 0.1 w at the id.
+    """
+    chosen = drafted.gather(1, ids[:, None])[:, 0]
+    difference = torch.sub(drafted, wanted, out=wanted)
+    distance = torch.linalg.vector_norm(difference, 1, dim=-1)
+    loss = (weight * (CE_WEIGHT * -chosen.clamp_min(_TINY).log() + L1_WEIGHT * distance)).sum()
+    if not wants:
+        return loss, distance, None
+    sign = difference.sign_()
+    inner = torch.linalg.vecdot(sign, drafted)
+    factor = sign.mul_((L1_WEIGHT * weight)[:, None]).add_((weight * (CE_WEIGHT - L1_WEIGHT * inner))[:, None])
+    gradient = drafted.mul_(factor)
+    gradient.scatter_add_(1, ids[:, None], (-CE_WEIGHT * weight)[:, None])
+    return loss, distance, gradient

@@ -1,0 +1,53 @@
+"""The sequences heads learn from: the target's own answers to all prompts, kept part by part."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dspark_compiler.training.heads.anchors import Sequences
+from dspark_compiler.training.heads.interrupts import Interrupt
+from dspark_compiler.training.heads.options import GenerationOptions
+from dspark_compiler.training.heads.report import Report
+from dspark_compiler.training.heads.target import FrozenTarget
+from dspark_compiler.training.heads.work import Work
+from dspark_compiler.training.heads.writer import Writer
+
+_ROWS_GPU, _ROWS_CPU = 1024, 32
+_SEED_STRIDE = 100_003  # so that parts of neighbouring seeds do not share theirs
+
+
+def write_sequences(
+    target: FrozenTarget,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    work: Work,
+    interrupt: Interrupt,
+    report: Report,
+) -> Sequences:
+    """Lets the target continue each prompt ``options.samples`` times; parts that are there already stay.
+
+    Raises:
+        KeyboardInterrupt: ``interrupt`` asks for it; parts that are complete are kept.
+    """
+    order = sorted((i for i in range(len(prompts)) for _ in range(options.samples)), key=lambda i: len(prompts[i]))
+    rows = min(_ROWS_GPU if target.device.type == "cuda" else _ROWS_CPU, len(order))
+    parts = [order[begin : begin + rows] for begin in range(0, len(order), rows)]
+    report("write sequences", 0, len(parts))
+    columns = min(options.max_length, max(map(len, prompts)) + options.new_tokens)
+    writer = Writer(target, rows, columns, options.temperature, report.note)
+    generator = torch.Generator(target.device)
+    tokens, began = 0, time.monotonic()
+    for number, part in enumerate(parts):
+        if not work.has_part(number):
+            generator.manual_seed(options.seed * _SEED_STRIDE + number)
+            written = writer.write([prompts[i] for i in part], options.new_tokens, generator)
+            work.write_part(
+                number, Sequences(written.ids, written.prompt, written.length, torch.tensor(part, dtype=torch.int32))
+            )
+            tokens += int((written.length - written.prompt).sum())
+            report.note(f"{tokens} tokens written, {tokens / (time.monotonic() - began):.0f} a second")
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        report("write sequences", number + 1, len(parts))
+    return work.sequences(len(parts))

@@ -1,0 +1,164 @@
+"""Trains heads for a model: read prompts, let the model answer them, fit a drafter, judge it."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark_compiler.errors import InputError
+from dspark_compiler.frontend.checkpoint import Source
+from dspark_compiler.frontend.fingerprint import tokenizer_sha256
+from dspark_compiler.frontend.source import open_source
+from dspark_compiler.models.drafters.dspark import DSparkDrafter
+from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
+from dspark_compiler.runtime.chat import load_chat_template
+from dspark_compiler.runtime.tokenizer import Tokenizer
+from dspark_compiler.training.heads.anchors import Sequences
+from dspark_compiler.training.heads.drafter import begin, drafter_config
+from dspark_compiler.training.heads.fit import Fit
+from dspark_compiler.training.heads.interrupts import deferred
+from dspark_compiler.training.heads.options import TrainingOptions
+from dspark_compiler.training.heads.quality import judge
+from dspark_compiler.training.heads.report import Report
+from dspark_compiler.training.heads.sequences import write_sequences
+from dspark_compiler.training.heads.target import FrozenTarget
+from dspark_compiler.training.heads.work import Work
+from dspark_compiler.training.prompts import Prompt, encode_prompts, read_prompts
+
+_HELD_OUT = 32  # every so many prompts, one judges instead of teaching
+_MOST_JUDGED = 512  # sequences
+_PACKAGES = ("dspark-compile", "torch", "transformers")
+
+
+class TextFolder:
+    """Text files of a folder, as an artifact gives its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file, None if there is none."""
+        file = self.path / name
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def train_heads(model: str, files: Sequence[Path], output: Path, options: TrainingOptions, report: Report) -> Heads:
+    """Heads for the model that ``model`` names; what it needs to go on after an interrupt is in ``OUTPUT.work``.
+
+    Raises:
+        InputError: a model, file or option that cannot be used, or a work folder of other options.
+        UnsupportedModelError: a model heads cannot be trained for.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the work folder is up to date.
+    """
+    source = open_source(model)
+    device = choose_device(options.device)
+    report("read prompts")
+    prompts = read_prompts(files)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = TextFolder(Path(directory))
+        ids, identity = _encode(source, folder, prompts, options.generation.max_length)
+        config = drafter_config(source, options.drafter, folder.path / "tokenizer.json")
+    if len(ids) < 2:
+        raise InputError("--data: holds a single prompt; give two at least, since one is kept to judge by")
+    work = Work(Path(f"{output}.work"))
+    asked = options.to_json()
+    origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(ids)}
+    work.claim("generation", origin | asked["generation"], str(work.path))
+    work.claim("training", asked["drafter"] | asked["fit"], f"{work.path}/training.json and checkpoint.pt")
+    report("load model")
+    target = FrozenTarget(source, device)
+    with deferred() as interrupt:
+        sequences = write_sequences(target, ids, options.generation, work, interrupt, report)
+        teaching, judging = split(sequences, len(ids), options.fit.seed)
+        drafter = DSparkDrafter(config)
+        begin(drafter, target, options.drafter, options.fit.seed)
+        fit = Fit(drafter.to(device), target, teaching, options.fit)
+        if (state := work.checkpoint(device)) is not None:
+            fit.restore(state)
+        fit.run(interrupt, lambda: work.write_checkpoint(fit.state()), options.checkpoint_every, report)
+    report("judge")
+    drafter.eval()
+    quality = judge(drafter, target, judging, options.fit.batch, options.fit.anchors, fit.decay)
+    facts = _facts(files, options, device, fit, teaching, quality)
+    return Heads(drafter.float().cpu(), identity, training=facts)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; by default a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {name}: not here; give cpu{' or cuda' if torch.cuda.is_available() else ''}")
+    return torch.device(name)
+
+
+def split(sequences: Sequences, prompts: int, seed: int) -> tuple[Sequences, Sequences]:
+    """Sequences to teach and to judge by, of different prompts; those with nothing to predict are left out."""
+    order = torch.randperm(prompts, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(prompts, dtype=torch.bool)
+    kept[order[: max(1, prompts // _HELD_OUT)]] = True
+    useful = sequences.length - sequences.prompt >= 2
+    judges = kept[sequences.origin.long()]
+    teaching, judging = ((useful & chosen).nonzero()[:, 0] for chosen in (~judges, judges))
+    if not len(teaching) or not len(judging):
+        raise InputError("--data: the model ends most answers at once; give more prompts, or more --samples")
+    stride = max(1, len(judging) // _MOST_JUDGED)
+    return sequences.select(teaching), sequences.select(judging[::stride])
+
+
+def _encode(
+    source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int
+) -> tuple[list[list[int]], TargetIdentity]:
+    if "tokenizer.json" not in source.write_tokenizer(folder.path):
+        raise InputError(f"{source.path}: has no tokenizer, so it cannot read prompts")
+    file = folder.path / "tokenizer.json"
+    if limit > source.max_positions:
+        raise InputError(f"--max-length {limit}: {source.name} reads {source.max_positions} tokens; give at most that")
+    tokenizer = Tokenizer(file.read_text(encoding="utf-8"), str(source.path))
+    ids = encode_prompts(prompts, tokenizer, load_chat_template(folder), limit)
+    info = source.info
+    identity = TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
+    return ids, identity
+
+
+def _digest(ids: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(repr([list(row) for row in ids]).encode()).hexdigest()[:16]
+
+
+def _facts(
+    files: Sequence[Path],
+    options: TrainingOptions,
+    device: torch.device,
+    fit: Fit,
+    teaching: Sequences,
+    quality: dict[str, Any],
+) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "options": options.to_json(),
+        "data": [file.name for file in files],
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "sequences": len(teaching),
+        "tokens": int((teaching.length - teaching.prompt).sum()),
+        "steps": fit.step,
+        "seconds": round(fit.seconds, 1),
+        "device": name,
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "held_out": quality,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its source tree

@@ -1,0 +1,157 @@
+"""Draws and acceptance, against the reference operators and against the distributions they promise."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from dspark_compiler.graph import sampling_ops  # noqa: F401 - defines torch.ops.dspark
+from dspark_compiler.schedules.accept import accept
+from dspark_compiler.schedules.draw import draw
+from dspark_compiler.schedules.isa import VectorIsa
+from dspark_compiler.schedules.token_probs import token_probs
+from tests.schedules.kernels import MACHINES, WIDEST, build, normal
+
+dspark = torch.ops.dspark
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+def distributions(*shape: int, seed: int = 0, sparse: bool = False) -> np.ndarray:
+    """Random float32 distributions along the last axis, many of whose entries are 0 where ``sparse``."""
+    weights = np.exp(normal(*shape, seed=seed) * 2)
+    if sparse:
+        weights *= np.random.default_rng(seed).random(shape) < 0.1
+        weights[..., shape[-1] // 2] += 0.1
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def one_hot(tokens: np.ndarray, vocab: int) -> np.ndarray:
+    return np.eye(vocab, dtype=np.float32)[tokens]
+
+
+def drawn(probs: np.ndarray, uniform: np.ndarray, isa: VectorIsa = WIDEST) -> np.ndarray:
+    out = np.full(len(probs), -7, np.int64)
+    _draw(*probs.shape, isa)(probs, uniform, out)
+    return out
+
+
+@cache
+def _draw(batch: int, vocab: int, isa: VectorIsa) -> Callable[..., None]:
+    return build(draw("draw", batch, vocab, isa), isa)
+
+
+@cache
+def _accept(batch: int, width: int, vocab: int, drafts: int, isa: VectorIsa) -> Callable[..., None]:
+    return build(accept("accept", batch, width, vocab, isa, drafts=drafts), isa)
+
+
+def accepted(
+    tokens: np.ndarray,
+    probs: np.ndarray,
+    count: list[int],
+    uniform: np.ndarray,
+    draft_probs: np.ndarray | None = None,
+    isa: VectorIsa = WIDEST,
+) -> tuple[list[int], list[int]]:
+    """What the kernel accepts and the token that follows, which must be the operator's."""
+    batch, width, vocab = probs.shape
+    arrays = [tokens, probs, np.array(count, np.int32), uniform.astype(np.float32)]
+    arrays += [] if draft_probs is None else [draft_probs]
+    kept, following = np.full(batch, -7, np.int32), np.full(batch, -7, np.int64)
+    drafts = 0 if draft_probs is None else draft_probs.shape[1]
+    _accept(batch, width, vocab, drafts, isa)(*arrays, kept, following)
+    expected = dspark.accept(*(torch.from_numpy(array) for array in arrays))
+    np.testing.assert_array_equal(kept, expected[0].numpy())
+    np.testing.assert_array_equal(following, expected[1].numpy())
+    return list(kept), list(following)
+
+
+@pytest.mark.parametrize("isa", MACHINES)
+@pytest.mark.parametrize("vocab", [1, 8, 500, 512, 513, 3000])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_draws(isa: VectorIsa, vocab: int, sparse: bool) -> None:
+    probs = distributions(64, vocab, sparse=sparse)
+    uniform = np.random.default_rng(1).random(64, dtype=np.float32)
+    uniform[:3] = (0, BELOW_ONE, 0.5)
+    out = drawn(probs, uniform, isa)
+    np.testing.assert_array_equal(out, dspark.draw(torch.from_numpy(probs), torch.from_numpy(uniform)).numpy())
+    assert (probs[np.arange(64), out] > 0).all()
+
+
+@pytest.mark.parametrize("token", [0, 511, 512, 1199])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, BELOW_ONE])
+def test_a_certain_token_is_drawn(token: int, uniform: float) -> None:
+    assert drawn(one_hot(np.array([token]), 1200), np.array([uniform], np.float32)) == [token]
+
+
+def test_draws_have_the_distribution_they_are_drawn_from() -> None:
+    draws, vocab = 100_000, 8
+    logits = np.broadcast_to(normal(vocab), (1, 1, vocab)).copy()
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    probs = np.zeros((1, 1, vocab), np.float32)
+    kernel = build(token_probs("probs", 1, 1, vocab, WIDEST))
+    kernel(logits, one * np.float32(1.5), np.zeros(1, np.int32), one, zero, probs)
+    uniform = np.random.default_rng(5).random(draws, dtype=np.float32)
+    counts = np.bincount(drawn(np.repeat(probs[0], draws, axis=0), uniform), minlength=vocab)
+    weights = np.exp(logits[0, 0] / 1.5)
+    expected = weights / weights.sum() * draws
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # chi-square, 7 degrees of freedom: p = 0.001
+
+
+@pytest.mark.parametrize("isa", MACHINES)
+@pytest.mark.parametrize("vocab", [8, 700])
+@pytest.mark.parametrize("extra", [-1, 0, 2])
+def test_accepts(isa: VectorIsa, vocab: int, extra: int) -> None:
+    batch, width = 2, 5
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        tokens, uniform = rng.integers(0, vocab, (batch, width)), rng.random((batch, width)) ** 2
+        probs = distributions(batch, width, vocab, seed=seed, sparse=seed % 2 == 1)
+        drafts = distributions(batch, width + extra, vocab, seed=seed + 100, sparse=seed % 3 == 1)
+        for row, i in np.ndindex(batch, width - 1):
+            tokens[row, i + 1] = rng.choice(vocab, p=drafts[row, i].astype(float) / drafts[row, i].sum(dtype=float))
+        count = list(rng.integers(0, width, batch))
+        accepted(tokens, probs, count, uniform, drafts, isa)
+        accepted(tokens, probs, count, uniform, None, isa)
+
+
+def test_greedy_accepts_what_the_target_says() -> None:
+    tokens, said = np.array([[9, 1, 2, 3], [9, 1, 5, 3]]), np.array([[1, 2, 3, 4], [1, 2, 3, 4]])
+    uniform, probs, drafts = np.full((2, 4), 0.7), one_hot(said, 20), one_hot(tokens[:, 1:], 20)
+    assert accepted(tokens, probs, [3, 3], uniform, drafts) == ([3, 1], [4, 2])
+    assert accepted(tokens, probs, [3, 3], uniform) == ([3, 1], [4, 2])
+    assert accepted(tokens, probs, [2, 0], uniform, drafts) == ([2, 0], [3, 1])
+
+
+def test_a_draft_from_the_targets_own_distribution_stays() -> None:
+    probs = distributions(2, 4, 700)
+    tokens = np.array([[0, 4, 99, 699], [0, 1, 2, 3]])
+    kept, _ = accepted(tokens, probs, [3, 3], np.full((2, 4), BELOW_ONE), probs[:, :3].copy())
+    assert kept == [3, 3]
+
+
+def test_where_rounding_alone_rejects_the_target_decides() -> None:
+    # No weight of the target is above the draft's, yet the token's own is below.
+    target = np.array([[[0.5, 0.25, 0.125], [1, 0, 0]]], np.float32)
+    draft = np.array([[[0.75, 0.25, 0.125]]], np.float32)
+    assert accepted(np.array([[7, 0]]), target, [1], np.array([[0.9, 0.7]]), draft) == ([0], [1])
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_what_follows_has_the_targets_distribution(certain: bool) -> None:
+    rows, vocab = 60_000, 6
+    rng = np.random.default_rng(11)
+    p, q = distributions(1, vocab, seed=1)[0], distributions(1, vocab, seed=2)[0]
+    drafted = np.full(rows, 2) if certain else rng.choice(vocab, rows, p=q.astype(float) / q.sum(dtype=float))
+    tokens = np.stack([np.zeros(rows, np.int64), drafted], axis=1)
+    arrays = [tokens, np.broadcast_to(p, (rows, 2, vocab)).copy(), np.ones(rows, np.int32)]
+    arrays.append(rng.random((rows, 2), dtype=np.float32))
+    arrays += [] if certain else [np.broadcast_to(q, (rows, 1, vocab)).copy()]
+    kept, following = np.zeros(rows, np.int32), np.zeros(rows, np.int64)
+    build(accept("accept", rows, 2, vocab, WIDEST, drafts=0 if certain else 1))(*arrays, kept, following)
+    counts = np.bincount(np.where(kept == 1, drafted, following), minlength=vocab)
+    expected = p.astype(float) / p.sum(dtype=float) * rows
+    assert 0 < kept.mean() < 1
+    assert ((counts - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 degrees of freedom: p = 0.001
