@@ -27,7 +27,8 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
     """The result of ``dspark bench --json``.
 
     Times of tokens are taken over all tokens after the first of all prompts; a speed-up is the ratio of their
-    medians. With heads it is the ratio of tokens a second, since more tokens come from fast rounds than from slow ones.
+    medians. With heads it is the median over prompts of the ratio of the times of all of them, since more tokens come
+    from fast rounds than from slow ones.
     ``tokens_identical`` is null where there was nobody to compare with. Where heads draft, ``roofline_fraction`` is
     null: its limit is that of steps of one token.
     """
@@ -46,16 +47,21 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "read_bandwidth_bytes_per_s": measured.bandwidth,
         "busy_cores_at_rest": measured.busy_cores,
         "runs": runs,
-        "speedup": _speedups(runs, by_mean=manifest.heads is not None),
+        "speedup": _speedups(measured.contenders, by_prompt=manifest.heads is not None),
         "tokens_identical": not parted if len(runs) > 1 else None,
         "partings": [str(parting) for parting in parted],
     }
 
 
-def _speedups(runs: Sequence[Mapping[str, Any]], *, by_mean: bool) -> dict[str, float]:
+def _speedups(contenders: Sequence[Contender], *, by_prompt: bool) -> dict[str, float]:
     """Of the artifact over each other contestant."""
-    times = {run["name"]: 1 / run["tokens_per_s"] if by_mean else run["tpot_ms"]["p50"] for run in runs}
-    return {name: value / times[COMPILED] for name, value in times.items() if name != COMPILED}
+    # The times to compare, one for each prompt or one in all.
+    times: dict[str, list[float]] = {}
+    for contender in contenders:
+        steps = step_times_ms(contender)
+        times[contender.name] = [sum(s) for s in steps] if by_prompt else [float(np.median(np.concatenate(steps)))]
+    mine = np.array(times.pop(COMPILED))
+    return {name: float(np.median(np.array(theirs) / mine)) for name, theirs in times.items()}
 
 
 def installed_versions() -> dict[str, str]:
