@@ -101,12 +101,12 @@ class Pace:
             width = self._costs.best_width([estimated[:count] for count in available])
             # One that is tried again shows nothing unless something is drafted.
             width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
+            self._declined = width == 1
         else:
             pairs = zip(confidences, available, strict=True)
             values = [survival(logits, self._temperatures)[:count] for logits, count in pairs]
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
             width = self._costs.width(max(admitted, default=0))
-        self._declined = width == 1
         return [min(count, width - 1) for count in available]
 
     def drafted(self, records: Sequence[RoundRecord]) -> None:

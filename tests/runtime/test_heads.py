@@ -1,11 +1,13 @@
 """Artifacts with heads, end to end on the toy model: the same tokens in fewer rounds."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, HeadsInfo, StepTime, StepTimes
+from dspark_compiler.errors import ArtifactError
 from dspark_compiler.runtime.engine import Engine, load
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.rounds import Drafts
@@ -102,3 +104,32 @@ def test_step_times_are_measured_if_the_artifact_has_none(tmp_path: Path, drafte
     assert times.verify[0].ms > 0
     (completion,) = Engine(artifact).complete([[1, 2, 3]], SamplingParams(max_new_tokens=9, ignore_eos=True))
     assert completion.tokens == tuple(toy.Reference().greedy([1, 2, 3], 9, eos=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_size": 4}, "heads.block_size 4: the entry point draft makes 2 tokens"),
+        ({"temperatures": (1.0,)}, "heads.temperatures: not one a draft"),
+        (
+            {"times": StepTimes(1.0, 0.0, (StepTime(2, 1.0),))},
+            r"heads.times.verify: widths \(2,\), the entry points have",
+        ),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    artifact = Artifact.open(toy_heads.write(tmp_path / "a.dspark", drafter=True))
+    assert artifact.manifest.heads is not None
+    heads = dataclasses.replace(artifact.manifest.heads, **changes)
+    changed = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, heads=heads))
+    with pytest.raises(ArtifactError, match=message):
+        Engine(changed)
+    assert Engine(changed, heads=False).complete([[1, 2]])
+
+
+def test_heads_without_an_entry_point_to_accept_are_refused(tmp_path: Path) -> None:
+    artifact = Artifact.open(toy.write(tmp_path / "a.dspark", heads=HeadsInfo("ngram", "lookup", 2)))
+    with pytest.raises(ArtifactError, match="no verify of two tokens or more that has its accept"):
+        Engine(artifact)

@@ -102,8 +102,12 @@ def test_low_confidence_makes_a_plain_step_and_many_of_them_park() -> None:
     made = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0)).run(300, chance(0.0))
     assert set(made.drafts) == {0}
     assert len(made.drafts) < 15
+    # One block that is not worth it, among others that are, parks nothing.
     sometimes = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0 if tokens % 5 == 0 else 4.0))
-    assert set(sometimes.run(3000, chance(0.95)).drafts) == {0, GAMMA}
+    made = sometimes.run(3000, chance(0.95))
+    assert set(made.drafts) == {0, GAMMA}
+    assert sum(made.drafts) > 2000
+    assert made.speed > 1.8
 
 
 def test_estimates_follow_what_is_seen_and_stay_hopeful_about_the_rest() -> None:
