@@ -34,12 +34,12 @@ def read_prompts(files: Sequence[Path]) -> list[Prompt]:
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate | None, limit: int
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, template: ChatTemplate | None, context: int
 ) -> list[list[int]]:
     """Ids of each prompt, by the model's chat template or, without one, of the plain text of its messages.
 
     Raises:
-        InputError: a prompt that leaves no room within ``limit`` tokens.
+        InputError: an empty prompt, or one that leaves no room within the ``context`` tokens the model reads.
     """
     encoded = []
     for prompt in prompts:
@@ -48,10 +48,10 @@ def encode_prompts(
         else:
             # The template writes the special tokens itself.
             ids = tokenizer.encode(template.render(prompt.messages), special=False)
-        if len(ids) >= limit:
+        if len(ids) >= context:
             raise InputError(
-                f"--data {prompt.where}: a prompt of {len(ids)} tokens leaves no room for an answer within {limit} "
-                "(--max-length); shorten it, or take it out"
+                f"--data {prompt.where}: a prompt of {len(ids)} tokens, and the model reads {context}; shorten it, or "
+                "take it out"
             )
         if not ids:
             raise InputError(f"--data {prompt.where}: an empty prompt; take it out")

@@ -31,15 +31,22 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids int64 [b,S]; anchor int64 [b,A]; valid bool [b,A,g], a contiguous prefix of each block, empty if no block."""
+    """ids int64 [b,S]; anchor int64 [b,A]; valid bool [b,A,g], a contiguous prefix of each block, empty if no block.
+
+    ``chosen`` int64 [R] are the valid slots' places in ``valid`` laid out flat.
+    """
 
     ids: Tensor
     anchor: Tensor
     valid: Tensor
+    chosen: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """On another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in (self.ids, self.anchor, self.valid)))
+        parts: tuple[Tensor, ...] = (self.ids, self.anchor, self.valid, self.chosen)
+        if device.type == "cuda":  # only what is pinned is copied without the host waiting
+            parts = tuple(part.pin_memory() for part in parts)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
     @property
     def positions(self) -> Tensor:
@@ -66,7 +73,7 @@ def make_batch(sequences: Sequences, anchors: int, slots: int, generator: torch.
     best, anchor = keys.topk(min(anchors, width), dim=1)
     targets = anchor[..., None] + 1 + torch.arange(slots)
     valid = (best >= 0)[..., None] & (targets < length[..., None])
-    return Batch(ids, torch.where(best >= 0, anchor, 0), valid)
+    return Batch(ids, torch.where(best >= 0, anchor, 0), valid, valid.flatten().nonzero()[:, 0])
 
 
 def block_mask(anchor: Tensor, length: int, slots: int) -> Tensor:

@@ -52,13 +52,12 @@ def judge_blocks(
 ) -> Outcome:
     """The loss of a batch's blocks (eqs. 9 to 12); without ``sequential`` the sequential head adds nothing."""
     taps, final = target.read(batch.ids, drafter.config.target_layer_ids)
-    mixed = target.device.type == "cuda"
-    with torch.autocast(target.device.type, torch.bfloat16, enabled=mixed):
-        blocks = target.embed(drafter.block_ids(batch.anchor))
-        hidden = block_hidden(drafter, [tap.to(blocks.dtype) if not mixed else tap for tap in taps], blocks, batch)
+    # A target in bfloat16 is read by a drafter that multiplies in bfloat16; its weights stay float32.
+    with torch.autocast(target.device.type, torch.bfloat16, enabled=target.dtype is torch.bfloat16):
+        hidden = block_hidden(drafter, taps, target.embed(drafter.block_ids(batch.tokens(0)[..., 0])), batch)
         latents, confidence = drafter.teacher_forced(hidden, batch.tokens(0))
     head = drafter.markov_head if sequential else None
-    chosen = batch.valid.flatten().nonzero()[:, 0]
+    chosen = batch.chosen
     at = batch.positions.clamp(max=batch.ids.shape[1] - 1)
     index = (at + batch.ids.shape[1] * torch.arange(len(at), device=at.device)[:, None, None]).flatten()[chosen]
     slot = torch.arange(batch.valid.shape[-1], device=at.device)

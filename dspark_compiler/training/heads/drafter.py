@@ -87,7 +87,7 @@ def begin(drafter: DSparkDrafter, target: FrozenTarget, options: DrafterOptions,
 
 @torch.no_grad()
 def _copy_layers(drafter: DSparkDrafter, target: FrozenTarget) -> None:
-    """Layers evenly spread over the target's, where type and shapes agree; the context begins as the mean of the taps."""
+    """Takes layers evenly spread over the target's, if it is of a kind that fits; the context is the taps' mean."""
     config: PretrainedConfig = target.model.config.get_text_config()
     if config.model_type not in _ALIKE:
         return

@@ -125,9 +125,9 @@ def batch_order(sequences: Sequences, size: int, seed: int) -> list[torch.Tensor
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(sequences), generator=generator)
     batches = []
-    for group in order.split(size * _GROUP):
+    for group in torch.split(order, size * _GROUP):
         by_length = group[sequences.length[group].argsort(stable=True)]
-        batches += list(by_length.split(size))
+        batches += list(torch.split(by_length, size))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

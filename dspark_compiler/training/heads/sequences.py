@@ -35,7 +35,7 @@ def write_sequences(
     parts = [order[begin : begin + rows] for begin in range(0, len(order), rows)]
     report("write sequences", 0, len(parts))
     columns = min(options.max_length, max(map(len, prompts)) + options.new_tokens)
-    writer = Writer(target, rows, columns, options.temperature, report.note)
+    writer = Writer(target, rows, columns, options.temperature)
     generator = torch.Generator(target.device)
     tokens, began = 0, time.monotonic()
     for number, part in enumerate(parts):
@@ -46,7 +46,8 @@ def write_sequences(
                 number, Sequences(written.ids, written.prompt, written.length, torch.tensor(part, dtype=torch.int32))
             )
             tokens += int((written.length - written.prompt).sum())
-            report.note(f"{tokens} tokens written, {tokens / (time.monotonic() - began):.0f} a second")
+            slow = f" (steps cannot be captured as CUDA graphs: {writer.obstacle})" if writer.obstacle else ""
+            report.note(f"{tokens} tokens written, {tokens / (time.monotonic() - began):.0f} a second{slow}")
         if interrupt.asked:
             raise KeyboardInterrupt
         report("write sequences", number + 1, len(parts))

@@ -19,15 +19,15 @@ _AGREES = 0.05  # relative, which bfloat16 stays well under
 
 
 class FrozenTarget:
-    """A model without gradients: in bfloat16 on a GPU, in float32 on the CPU.
+    """A model without gradients; ``dtype`` by default is bfloat16 on a GPU, float32 on the CPU.
 
     Raises:
         UnsupportedModelError: its layers cannot be found, or its embedding or head is more than a scaled table.
     """
 
-    def __init__(self, source: Source, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         self.model: PreTrainedModel = source.load(self.dtype).to(device)
         self.eos_token_ids = source.eos_token_ids
         self.layers = _find_layers(self.model, source.info.num_layers)

@@ -61,10 +61,8 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
     prompts = read_prompts(files)
     with tempfile.TemporaryDirectory() as directory:
         folder = TextFolder(Path(directory))
-        ids, identity = _encode(source, folder, prompts, options.generation.max_length)
+        ids, identity = _encode(source, folder, prompts, options.generation.max_length, report)
         config = drafter_config(source, options.drafter, folder.path / "tokenizer.json")
-    if len(ids) < 2:
-        raise InputError("--data: holds a single prompt; give two at least, since one is kept to judge by")
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()
     origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(ids)}
@@ -116,7 +114,7 @@ def split(sequences: Sequences, prompts: int, seed: int) -> tuple[Sequences, Seq
 
 
 def _encode(
-    source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int
+    source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int, report: Report
 ) -> tuple[list[list[int]], TargetIdentity]:
     if "tokenizer.json" not in source.write_tokenizer(folder.path):
         raise InputError(f"{source.path}: has no tokenizer, so it cannot read prompts")
@@ -124,7 +122,15 @@ def _encode(
     if limit > source.max_positions:
         raise InputError(f"--max-length {limit}: {source.name} reads {source.max_positions} tokens; give at most that")
     tokenizer = Tokenizer(file.read_text(encoding="utf-8"), str(source.path))
-    ids = encode_prompts(prompts, tokenizer, load_chat_template(folder), limit)
+    encoded = encode_prompts(prompts, tokenizer, load_chat_template(folder), source.max_positions)
+    ids = [row for row in encoded if len(row) < limit]
+    if len(ids) < len(encoded):
+        report.note(f"{len(encoded) - len(ids)} of {len(encoded)} prompts fill --max-length {limit} and are left out")
+    if len(ids) < 2:
+        raise InputError(
+            f"--data: {len(ids)} prompts leave room for an answer within --max-length {limit}; two are needed, since "
+            "one is kept to judge by"
+        )
     info = source.info
     identity = TargetIdentity(info.name, info.hidden_size, info.vocab_size, info.num_layers, tokenizer_sha256(source))
     return ids, identity

@@ -5,7 +5,7 @@ aligned; what a pad wrote is overwritten before a token looks at it.
 b rows, L columns, G key/value heads, D head size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +31,20 @@ class Written:
 
 
 class Writer:
-    """Writes batches of up to ``rows`` sequences of up to ``columns`` tokens; ``say`` hears if graphs do not work."""
+    """Writes batches of up to ``rows`` sequences of up to ``columns`` tokens.
 
-    def __init__(
-        self, target: FrozenTarget, rows: int, columns: int, temperature: float, say: Callable[[str], None]
-    ) -> None:
+    ``obstacle`` says why steps are not captured, if that was tried.
+    """
+
+    def __init__(self, target: FrozenTarget, rows: int, columns: int, temperature: float) -> None:
         self.rows, self.columns = rows, -(-columns // _COLUMNS) * _COLUMNS
         self._limit = columns
-        self._target, self._temperature, self._say = target, temperature, say
+        self._target, self._temperature = target, temperature
+        self.obstacle: str | None = None
         device = target.device
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self._biases: dict[int, Tensor] = {}  # by window, the same for all layers of a step
         self._row = torch.arange(rows, device=device)
         self._column = torch.arange(self.columns, device=device)
         self._ids = torch.zeros(rows, self.columns, dtype=torch.int64, device=device)
@@ -60,8 +63,8 @@ class Writer:
         longest = max(map(len, prompts))
         lengths = torch.tensor([len(ids) for ids in prompts] + [1] * (self.rows - len(prompts)))
         padded = torch.zeros(self.rows, self.columns, dtype=torch.int64)
-        for row, ids in enumerate(prompts):
-            padded[row, : len(ids)] = torch.tensor(ids)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = torch.tensor(prompt)
         self._ids.copy_(padded)
         self._position.copy_(lengths - 1)
         self._last.copy_((lengths + new_tokens - 1).clamp(max=self._limit - 1))
@@ -119,17 +122,22 @@ class Writer:
         self._keys[layer][self._row, :, self._position] = k[:, :, 0]
         self._values[layer][self._row, :, self._position] = v[:, :, 0]
         keys, values = self._keys[layer][:, :, : self._bound], self._values[layer][:, :, : self._bound]
-        column = self._column[: self._bound]
-        mask = column <= self._position[:, None]
-        if window:
-            mask = mask & (column > self._position[:, None] - window)
         if softcap or sinks is not None:
-            seen = mask[:, None, None].expand(-1, keys.shape[1], 1, -1)
+            seen = self._seen(window)[:, None, None].expand(-1, keys.shape[1], 1, -1)
             return masked_attention(q, keys, values, seen, scale, softcap, sinks)
+        if window not in self._biases:
+            seen = self._seen(window)
+            self._biases[window] = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
         # The queries that share a key/value head stand where several tokens would, so that keys are read once.
         grouped = q.reshape(self.rows, k.shape[1], -1, q.shape[3])
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask[:, None, None], scale=scale)
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._biases[window], scale=scale)
         return out.reshape(self.rows, 1, q.shape[1], v.shape[3])
+
+    def _seen(self, window: int) -> Tensor:
+        """The columns each row's next token looks at, bool [b,L]."""
+        column, position = self._column[: self._bound], self._position[:, None]
+        seen = column <= position
+        return seen & (column > position - window) if window else seen
 
     def _step(self, tokens: int, generator: torch.Generator) -> None:
         """One more token a row, where no row has more than ``tokens``."""
@@ -143,6 +151,7 @@ class Writer:
             self._graphs[self._bound].replay()
 
     def _decode(self) -> None:
+        self._biases.clear()
         with target_attention(self._target.model, self._attend_token):
             hidden = run_target(self._target.model, self._token, self._position[:, None])
         self._choose(hidden[:, 0])
@@ -168,7 +177,7 @@ class Writer:
         state = (self._ids, self._token, self._position, self._ended)
         saved = [tensor.clone() for tensor in state]
         try:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UP):
@@ -179,9 +188,7 @@ class Writer:
                 self._decode()
             self._graphs[self._bound] = graph
         except RuntimeError as error:
-            self._say(
-                f"steps cannot be captured as CUDA graphs, each is launched by itself ({str(error).splitlines()[0]})"
-            )
+            self.obstacle = str(error).splitlines()[0]
             self._graphs = None
         # Keys and values warming up wrote lie at places that the next real steps write again.
         for tensor, before in zip(state, saved, strict=True):
