@@ -22,22 +22,24 @@ GENERATE_KEYS = (
 # Sprawl needs a decision: an option is added here on purpose or not at all.
 OPTIONS = {
     "dspark-compile": [
-        *("--arch", "--check", "--debug", "--dtype", "--dump-ir", "--kv-budget", "--kv-dtype", "--kv-policy"),
+        *(
+            "--arch",
+            "--check",
+            "--debug",
+            "--dtype",
+            "--dump-ir",
+            "--heads",
+            "--kv-budget",
+            "--kv-dtype",
+            "--kv-policy",
+        ),
         *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
         *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-heads", "--no-verify", "--prompt"),
-        *(
-            "--prompt-ids",
-            "--repetition-penalty",
-            "--seed",
-            "--stop",
-            "--temperature",
-            "--threads",
-            "--top-k",
-            "--top-p",
-        ),
+        *("--prompt-ids", "--repetition-penalty", "--seed", "--stop", "--temperature", "--threads"),
+        *("--top-k", "--top-p"),
     ],
     "bench": [
         *("--against", "--debug", "--json", "--model", "--new-tokens", "--no-verify", "--plot", "--prompt-len"),
@@ -64,6 +66,7 @@ OPTIONS = {
             "--arch",
             "--debug",
             "--dtype",
+            "--heads",
             "--kv-budget",
             "--kv-dtype",
             "--kv-policy",
