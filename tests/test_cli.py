@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from dspark_compiler import cli
 from dspark_compiler.commands.base import Command, Group
 from dspark_compiler.errors import CheckFailedError, InputError
-from tests.runtime import toy
+from tests.runtime import toy, toy_heads
 
 GENERATE_KEYS = (
     *("prompt_tokens", "tokens", "text", "ttft_ms", "tpot_ms", "rounds"),
@@ -37,8 +37,9 @@ OPTIONS = {
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
-        *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-verify", "--prompt", "--prompt-ids"),
-        *("--repetition-penalty", "--seed", "--stop", "--temperature", "--threads", "--top-k", "--top-p"),
+        *("--chat", "--debug", "--json", "--max-new-tokens", "--min-p", "--no-heads", "--no-verify", "--prompt"),
+        *("--prompt-ids", "--repetition-penalty", "--seed", "--stop", "--temperature", "--threads"),
+        *("--top-k", "--top-p"),
     ],
     "bench": [
         *("--against", "--debug", "--json", "--model", "--new-tokens", "--no-verify", "--plot", "--prompt-len"),
@@ -309,3 +310,27 @@ def test_a_reader_that_leaves_early_is_no_error(artifact: str) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def with_heads(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(toy_heads.write(tmp_path_factory.mktemp("cli-heads") / "toy.dspark", drafter=True))
+
+
+def test_generate_with_heads_and_without(with_heads: str) -> None:
+    args = ["generate", with_heads, "--prompt", "hello", "--max-new-tokens", "9", "--json"]
+    drafted, plain = json.loads(dspark(*args).stdout), json.loads(dspark(*args, "--no-heads").stdout)
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["accepted_length"] == (len(drafted["tokens"]) - 1) / drafted["rounds"]
+    assert plain["accepted_length"] is None
+
+
+def test_inspect_shows_heads(with_heads: str, artifact: str, tmp_path: Path) -> None:
+    shown = dspark("inspect", with_heads).stdout
+    for text in ("toy-dspark", "2 tokens a round", "not calibrated", "1.00 to decode, 0.10 to draft, 1.20 to verify 3"):
+        assert text in shown
+    assert json.loads(dspark("inspect", with_heads, "--json").stdout)["heads"]["type"] == "dspark"
+    unmeasured = dspark("inspect", str(toy_heads.write(tmp_path / "a.dspark", drafter=False, times=None))).stdout
+    assert "not measured; the first load does" in unmeasured
+    assert "confidence" not in unmeasured
+    assert "tokens a round" not in dspark("inspect", artifact).stdout

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.bench.contestants import COMPILED, OPPONENTS, Setup
+from dspark_compiler.bench.contestants import COMPILED, NO_HEADS, OPPONENTS, SOURCE_OPPONENTS, Setup
 from dspark_compiler.bench.process import ContestantProcess, Generation
 from dspark_compiler.compare.origin import source_of, tokenizer_of
 from dspark_compiler.compare.prompts import TextSampler
@@ -108,8 +108,11 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
             f"--prompt-len {config.prompt_len} and --new-tokens {config.new_tokens}: {total} tokens together, "
             f"the artifact holds {manifest.max_seq_len}; ask for fewer or compile with --max-seq-len {total}"
         )
+    if NO_HEADS in config.against and manifest.heads is None:
+        raise InputError(f"--against {NO_HEADS}: {config.artifact} has no heads; compile it with --heads")
     names = (COMPILED, *dict.fromkeys(config.against))
-    model = source_of(artifact, config.model) if config.against else None
+    needs_source = any(name in SOURCE_OPPONENTS for name in names)
+    model = source_of(artifact, config.model) if needs_source else None
     threads = config.threads or cores()
     setup = Setup(str(config.artifact), model, manifest.dtype, threads, config.prompt_len, config.new_tokens)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)

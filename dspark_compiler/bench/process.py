@@ -19,10 +19,14 @@ from dspark_compiler.errors import DSparkError
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer: its tokens, and when each was known, in milliseconds after the prompt was given."""
+    """One answer: its tokens, and when each was known, in milliseconds after the prompt was given.
+
+    ``steps`` that made them, the prompt's among them; tokens of one step share its time evenly.
+    """
 
     tokens: list[int]
     times_ms: list[float]
+    steps: int
 
 
 class ContestantProcess:

@@ -27,11 +27,13 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
     """The result of ``dspark bench --json``.
 
     Times of tokens are taken over all tokens after the first of all prompts; a speed-up is the ratio of their
-    medians. ``tokens_identical`` is null where there was nobody to compare with.
+    medians. With heads it is the median over prompts of the ratio of the times of all of them, since more tokens come
+    from fast rounds than from slow ones.
+    ``tokens_identical`` is null where there was nobody to compare with. Where heads draft, ``roofline_fraction`` is
+    null: its limit is that of steps of one token.
     """
     manifest = measured.artifact.manifest
     runs = [_run(contender, measured) for contender in measured.contenders]
-    tpot = {run["name"]: run["tpot_ms"]["p50"] for run in runs}
     return {
         "model": manifest.model.name,
         "target": manifest.target.kind,
@@ -45,10 +47,21 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "read_bandwidth_bytes_per_s": measured.bandwidth,
         "busy_cores_at_rest": measured.busy_cores,
         "runs": runs,
-        "speedup": {name: value / tpot[COMPILED] for name, value in tpot.items() if name != COMPILED},
+        "speedup": _speedups(measured.contenders, by_prompt=manifest.heads is not None),
         "tokens_identical": not parted if len(runs) > 1 else None,
         "partings": [str(parting) for parting in parted],
     }
+
+
+def _speedups(contenders: Sequence[Contender], *, by_prompt: bool) -> dict[str, float]:
+    """Of the artifact over each other contestant."""
+    # The times to compare, one for each prompt or one in all.
+    times: dict[str, list[float]] = {}
+    for contender in contenders:
+        steps = step_times_ms(contender)
+        times[contender.name] = [sum(s) for s in steps] if by_prompt else [float(np.median(np.concatenate(steps)))]
+    mine = np.array(times.pop(COMPILED))
+    return {name: float(np.median(np.array(theirs) / mine)) for name, theirs in times.items()}
 
 
 def installed_versions() -> dict[str, str]:
@@ -68,18 +81,25 @@ def _run(contender: Contender, measured: Measurements) -> dict[str, Any]:
     prompt_len, new_tokens = len(measured.prompts[0]), len(contender.generations[0].tokens)
     # The step that makes token i attends to prompt_len + i tokens, i from 1 to new_tokens - 1.
     needed = token_traffic(measured.artifact.manifest).bytes_at(prompt_len + new_tokens / 2)
+    speculates = contender.name == COMPILED and measured.artifact.manifest.heads is not None
     tpot = _percentiles(steps)
     return {
         "name": contender.name,
         "ttft_ms": _percentiles(first),
         "tpot_ms": tpot,
         "tokens_per_s": len(steps) * 1e3 / sum(steps),
-        "accepted_length": None,
+        "accepted_length": _accepted_length(contender) if speculates else None,
         "peak_memory_bytes": contender.peak_memory_bytes,
-        "roofline_fraction": _roofline_fraction(needed, contender),
+        "roofline_fraction": None if speculates else _roofline_fraction(needed, contender),
         "prepare_s": contender.prepare_s,
         "options": dict(contender.options),
     }
+
+
+def _accepted_length(contender: Contender) -> float:
+    """Tokens a step, after the first token."""
+    made = sum(len(generation.tokens) - 1 for generation in contender.generations)
+    return made / sum(generation.steps - 1 for generation in contender.generations)
 
 
 def _roofline_fraction(needed: float, contender: Contender) -> float:
@@ -112,7 +132,9 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
     )  # lean enough for 80 columns
     table.add_column("", no_wrap=True)
     times = ("first token\nms p50 / p90", "next tokens\nms p50 / p90", "tokens\n/s")
-    for heading in (*times, "of the\nlimit", "memory\nMB", "speed-\nup over"):
+    drafts = any(run["accepted_length"] is not None for run in result["runs"])
+    heads = ["tokens\na step"] if drafts else []
+    for heading in (*times, "of the\nlimit", *heads, "memory\nMB", "speed-\nup over"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in result["runs"]:
         speedup = result["speedup"].get(run["name"])
@@ -120,7 +142,8 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
             run["name"],
             *(f"{_short(run[time]['p50'])} / {_short(run[time]['p90'])}" for time in ("ttft_ms", "tpot_ms")),
             f"{run['tokens_per_s']:.1f}",
-            f"{run['roofline_fraction']:.0%}",
+            "" if run["roofline_fraction"] is None else f"{run['roofline_fraction']:.0%}",
+            *(["" if run["accepted_length"] is None else f"{run['accepted_length']:.2f}"] if drafts else []),
             f"{run['peak_memory_bytes'] / 1e6:.0f}",
             "" if speedup is None else f"{speedup:.2f}x",
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark_compiler.bench.contestants import COMPILED
+from dspark_compiler.bench.contestants import COMPILED, NO_HEADS
 from dspark_compiler.bench.harness import Measurements
 from dspark_compiler.compare.agreement import Disagreement, promises_equal_tokens
 from dspark_compiler.errors import CheckFailedError
@@ -36,8 +36,10 @@ def partings(measured: Measurements) -> list[Parting]:
     """All of them; ties as well as others, where the artifact promises equal tokens.
 
     Raises:
-        CheckFailedError: tokens differ by more than rounding though the artifact promises they are the same.
+        CheckFailedError: tokens differ by more than rounding though the artifact promises they are the same, or at all
+            with heads and without.
     """
+    _require_equal_with_heads(measured)
     found = _first_differences(measured)
     longest = max(len(prompt) for prompt in measured.prompts) + max(
         len(generation.tokens) for contender in measured.contenders for generation in contender.generations
@@ -51,6 +53,19 @@ def partings(measured: Measurements) -> list[Parting]:
         if parting.detail is not None and not parting.detail.is_tie:
             raise CheckFailedError(f"no speed-up to report, since the tokens are not the same: {parting}")
     return judged
+
+
+def _require_equal_with_heads(measured: Measurements) -> None:
+    """Drafts are verified by the very model that decodes without them: nothing is rounded another way."""
+    sides = [contender for contender in measured.contenders if contender.name in (COMPILED, NO_HEADS)]
+    for prompt, answers in enumerate(zip(*(side.generations for side in sides), strict=True)):
+        if any(answer.tokens != answers[0].tokens for answer in answers):
+            places = zip(*(answer.tokens for answer in answers), strict=True)
+            position = next(place for place, made in enumerate(places) if len(set(made)) > 1)
+            raise CheckFailedError(
+                f"no speed-up to report, since heads change the tokens: prompt {prompt}, from token {position} on; "
+                "this is a bug of the compiler"
+            )
 
 
 def _first_differences(measured: Measurements) -> list[tuple[str, int, int]]:

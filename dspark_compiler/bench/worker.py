@@ -35,23 +35,30 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             if request["do"] == "memory":
                 answer(peak_memory_bytes=peak_memory_bytes())
             else:
-                tokens, times = timed(contestant, request["prompt"], request["new_tokens"])
-                answer(tokens=tokens, times_ms=times)
+                tokens, times, steps = timed(contestant, request["prompt"], request["new_tokens"])
+                answer(tokens=tokens, times_ms=times, steps=steps)
             if request.get("settled"):
                 forget_peak()
     except (DSparkError, OSError, ImportError) as error:
         answer(error=str(error), kind=type(error).__name__)
 
 
-def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
-    """Tokens of one generation, and when each was known, in milliseconds after the prompt was given."""
+def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float], int]:
+    """Tokens of one generation, when each was known in milliseconds after the prompt was given, and steps.
+
+    Several tokens of one step share its time evenly, as if they had come one by one.
+    """
     gc.collect()
-    tokens, times = [], []
+    tokens: list[int] = []
+    times: list[float] = []
+    steps, previous = 0, 0.0
     began = time.perf_counter()
-    for token in contestant.generate(prompt, new_tokens):
-        times.append((time.perf_counter() - began) * 1e3)
-        tokens.append(token)
-    return tokens, times
+    for made in contestant.generate(prompt, new_tokens):
+        now = (time.perf_counter() - began) * 1e3
+        times += [previous + (now - previous) * (place + 1) / len(made) for place in range(len(made))]
+        tokens += made
+        steps, previous = steps + 1, now
+    return tokens, times, steps
 
 
 def forget_peak() -> None:

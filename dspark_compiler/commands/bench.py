@@ -16,7 +16,7 @@ from dspark_compiler.errors import InputError
     "--against",
     multiple=True,
     metavar="NAME",
-    help="eager, torch-compile or onnxruntime; may be given several times.",
+    help="eager, torch-compile, onnxruntime or no-heads; may be given several times.",
 )
 @click.option("--model", metavar="SOURCE", help="Source model of the opponents; default: what was compiled.")
 @click.option("--prompt-len", type=int, metavar="N", default=128, show_default=True, help="Tokens of a prompt.")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, metavar="X", default=1.0, show_default=True)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--seed", type=int, metavar="N", help="Reproduces a sampled answer.")
+@click.option("--no-heads", is_flag=True, help="Decode token by token though the artifact has heads.")
 @click.option("--threads", type=int, metavar="N", help="Default: all cores.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text as it comes.")
@@ -45,6 +46,7 @@ def generate_command(
     prompt: str | None,
     prompt_ids: Path | None,
     chat: bool,
+    no_heads: bool,
     threads: int | None,
     no_verify: bool,
     as_json: bool,
@@ -60,7 +62,7 @@ def generate_command(
 
     params = SamplingParams(**sampling)
     ids = None if prompt_ids is None else read_ids(prompt_ids)
-    engine = load(artifact, verify=not no_verify, threads=threads)
+    engine = load(artifact, verify=not no_verify, threads=threads, heads=not no_heads)
     if ids is not None:
         stream = engine.generate(ids, params)
     elif chat:

@@ -80,6 +80,8 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
             "compiled by": f"dspark-compile {summary['compiler_version']}, TVM {summary['tvm_version']}",
         },
     )
+    if summary["heads"] is not None:
+        yield _pairs("heads", _heads(summary["heads"]))
     yield _entry_points(summary["entry_points"])
     yield _pairs(
         "size",
@@ -98,6 +100,19 @@ def _policy(pruning: dict[str, Any] | None) -> str:
     if pruning is None:
         return "; a slot for each token"
     return f"; {pruning['policy']} evicts {pruning['block']} at a time"
+
+
+def _heads(heads: dict[str, Any]) -> dict[str, str]:
+    """The drafter for people."""
+    shown = {"type": heads["type"], "name": heads["name"], "drafts": f"{heads['block_size']} tokens a round"}
+    if heads["confidence"]:
+        temperatures = ", ".join(f"{value:g}" for value in heads["temperatures"])
+        shown["confidence"] = f"calibrated, temperatures {temperatures}" if temperatures else "not calibrated"
+    times = heads["times"]
+    if times is None:
+        return shown | {"step times": "not measured; the first load does"}
+    verify = "".join(f", {step['ms']:.2f} to verify {step['tokens']}" for step in times["verify"])
+    return shown | {"step times": f"ms: {times['decode_ms']:.2f} to decode, {times['draft_ms']:.2f} to draft{verify}"}
 
 
 def _pairs(title: str, pairs: dict[str, Any]) -> "Table":

@@ -21,6 +21,7 @@ from dspark_compiler.compare.greedy import Answer, agreement, judged_answers
 from dspark_compiler.compare.likelihood import negative_log_likelihood, perplexity
 from dspark_compiler.compare.origin import tokenizer_of
 from dspark_compiler.compare.prompts import TextSampler, builtin_prompts
+from dspark_compiler.compare.rounds import require_same_tokens_with_heads
 from dspark_compiler.errors import CheckFailedError
 from dspark_compiler.runtime.executor import Executor
 
@@ -40,6 +41,7 @@ class CheckReport:
 
     ``agreement`` is the fraction of greedy tokens that are eager's; ``ties`` counts those that differ within
     rounding, which are no failure. ``perplexity_ratio`` is the artifact's over eager's, on a built-in text.
+    ``accepted_length`` is the tokens a step with heads, None without them.
     """
 
     prompts: int
@@ -47,6 +49,7 @@ class CheckReport:
     ties: int
     agreement: float
     perplexity_ratio: float
+    accepted_length: float | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def check(
 
     With float32 weights and cache each greedy token must be eager's, given the same tokens before it, or tie with it.
     With 16-bit weights or a quantized cache at least MIN_AGREEMENT of them must be, and the perplexity of a text at
-    most MAX_PERPLEXITY_RATIO times eager's.
+    most MAX_PERPLEXITY_RATIO times eager's. With heads the tokens must be the same as without, whatever the types.
 
     Raises:
         CheckFailedError: names prompt, position, tokens and margin, or the budget that was exceeded.
@@ -86,6 +89,7 @@ def check(
         ties=sum(found.is_tie for answer in answers for found in answer.disagreements),
         agreement=agreement(answers),
         perplexity_ratio=_perplexity_ratio(artifact, executor, model),
+        accepted_length=require_same_tokens_with_heads(artifact, executor, answers),
         seconds=round(time.perf_counter() - began, 3),
     )
     _require_budget(manifest, report)

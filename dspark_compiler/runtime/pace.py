@@ -20,12 +20,16 @@ _LOST_ROUNDS, _LOST_SHARE = 3, 0.01
 # Plain steps' worth of what it gained that is remembered.
 _CREDIT = 16
 
-_MEMORY = 0.95  # weight of an observation after the next one
-_GAIN_MEMORY = 0.8
+# Weight of an observation after the next one; of a draft that was not looked at; of what a round gained.
+_MEMORY, _UNSEEN_MEMORY, _GAIN_MEMORY = 0.95, 0.99, 0.8
 
 
 class Acceptance:
-    """Running estimates of how often draft j stays if those before it do; optimistic where little was seen."""
+    """Running estimates of how often draft j stays if those before it do.
+
+    A draft that was seldom looked at is taken to be as good as the one before it, and what was not looked at for long
+    is forgotten; so longer blocks are tried again from time to time.
+    """
 
     _PRIOR, _PRIOR_WEIGHT = 0.7, 2.0
 
@@ -35,9 +39,13 @@ class Acceptance:
 
     def observe(self, drafted: int, accepted: int) -> None:
         """One sequence's round: the first rejected draft ends what it tells."""
-        seen = slice(0, min(drafted, accepted + 1))
-        self._seen[seen] = self._seen[seen] * _MEMORY + 1
-        self._stayed[seen] *= _MEMORY
+        if not drafted:
+            return
+        seen = min(drafted, accepted + 1)
+        memory = np.where(np.arange(len(self._seen)) < seen, _MEMORY, _UNSEEN_MEMORY)
+        self._seen *= memory
+        self._stayed *= memory
+        self._seen[:seen] += 1
         self._stayed[:accepted] += 1
 
     def forget(self) -> None:
@@ -47,7 +55,10 @@ class Acceptance:
 
     def survival(self) -> Survival:
         """Estimated survivals [g]."""
-        rates = (self._stayed + self._PRIOR * self._PRIOR_WEIGHT) / (self._seen + self._PRIOR_WEIGHT)
+        rate, rates = self._PRIOR, []
+        for stayed, seen in zip(self._stayed, self._seen, strict=True):
+            rate = (stayed + rate * self._PRIOR_WEIGHT) / (seen + self._PRIOR_WEIGHT)
+            rates.append(rate)
         result: Survival = np.cumprod(rates, dtype=np.float64)
         return result
 
@@ -90,12 +101,12 @@ class Pace:
             width = self._costs.best_width([estimated[:count] for count in available])
             # One that is tried again shows nothing unless something is drafted.
             width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
+            self._declined = width == 1
         else:
             pairs = zip(confidences, available, strict=True)
             values = [survival(logits, self._temperatures)[:count] for logits, count in pairs]
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
             width = self._costs.width(max(admitted, default=0))
-        self._declined = width == 1
         return [min(count, width - 1) for count in available]
 
     def drafted(self, records: Sequence[RoundRecord]) -> None:

@@ -63,20 +63,21 @@ class Speculative:
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
-        numbers, sampling = self._numbers(active), _sampling(self._executor.batch, active)
+        numbers = self._numbers(active)
         limits = {sequence.row: self._limit(sequence) for sequence in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
         wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
-        drafts = None
+        drafts, sampling = None, None
         if wanting:
+            sampling = _sampling(self._executor.batch, active)
             drafting = [sequence for group in wanting for sequence in group.sequences]
             drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
             for group in wanting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
-        if drafts is not None and counts.max() > 0:
+        if drafts is not None and sampling is not None and counts.max() > 0:
             accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
         else:
             accepted = self._decode(active, numbers[:, -1])

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.cli import main
 from tests.bench.tiny import CONTEXT
+from tests.runtime import toy_heads
 
 
 def dspark(*args: object) -> Result:
@@ -47,6 +48,20 @@ def test_bench_alone_needs_no_source(toy_artifact: Path) -> None:
     assert "compiled" in result.stdout
 
 
+def test_bench_with_heads_and_without_needs_no_source(tmp_path: Path) -> None:
+    path, file = toy_heads.write(tmp_path / "toy.dspark", drafter=False), tmp_path / "bench.json"
+    lengths = ("--prompt-len", 4, "--new-tokens", 9, "--repeats", 2)
+    result = dspark("bench", path, "--against", "no-heads", *lengths, "--json", file)
+    assert result.exit_code == 0, result.output
+    data = json.loads(file.read_text())
+    drafting, plain = data["runs"]
+    assert (drafting["name"], plain["name"], plain["accepted_length"]) == ("compiled", "no-heads", None)
+    assert drafting["accepted_length"] >= 1
+    assert drafting["options"]["heads"] == "toy-ngram (ngram, 2 drafts)"
+    assert data["tokens_identical"] is True
+    assert set(data["speedup"]) == {"no-heads"}
+
+
 def test_bench_fails_when_tokens_differ(tiny_artifact: Artifact, tiny_source: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -66,7 +81,9 @@ def test_bench_fails_when_tokens_differ(tiny_artifact: Artifact, tiny_source: Pa
 
 def test_bench_refuses(toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("no such artifact", "bench", tmp_path / "none")
-    refused("--against onnx: not one of eager, torch-compile, onnxruntime", "bench", toy_artifact, "--against", "onnx")
+    contestants = "no-heads, eager, torch-compile, onnxruntime"
+    refused(f"--against onnx: not one of {contestants}", "bench", toy_artifact, "--against", "onnx")
+    refused("has no heads; compile it with --heads", "bench", toy_artifact, "--against", "no-heads", *SHORT)
     refused(
         "nowhere: no such file or folder", "bench", toy_artifact, "--against", "eager", "--model", "nowhere", *SHORT
     )

@@ -56,8 +56,9 @@ class Slow:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def generate(self, prompt: list[int], new_tokens: int) -> Iterator[int]:
-        yield from range(prompt[0], prompt[0] + new_tokens)
+    def generate(self, prompt: list[int], new_tokens: int) -> Iterator[list[int]]:
+        yield prompt
+        yield [prompt[0] + place for place in range(1, new_tokens)]
 
 
 def test_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,11 +66,11 @@ def test_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 100.5, 100.75])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
     first = {"contestant": "slow", "artifact": "a", "model": None, "dtype": "float32"}
-    first |= {"threads": 1, "prompt_len": 1, "new_tokens": 2}
-    second = {"do": "generate", "prompt": [7], "new_tokens": 2, "settled": False}
+    first |= {"threads": 1, "prompt_len": 1, "new_tokens": 3}
+    second = {"do": "generate", "prompt": [7], "new_tokens": 3, "settled": False}
     answers = StringIO()
     worker.serve(StringIO(json.dumps(first) + "\n" + json.dumps(second) + "\n"), answers)
     assert [json.loads(line) for line in answers.getvalue().splitlines()] == [
         {"options": {"kind": "fake"}},
-        {"tokens": [7, 8], "times_ms": [500.0, 750.0]},
+        {"tokens": [7, 8, 9], "times_ms": [500.0, 625.0, 750.0], "steps": 2},
     ]

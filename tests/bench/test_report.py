@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, HeadsInfo
 from dspark_compiler.bench import verdict
 from dspark_compiler.bench.harness import Contender, Measurements
 from dspark_compiler.bench.plot import plot
@@ -43,7 +43,7 @@ def contender(name: str, step_ms: float, tokens: list[list[int]]) -> Contender:
     for index, answer in enumerate(tokens):
         times = step_ms * (10 + np.arange(len(answer), dtype=float))
         times[-1] += 2 * step_ms * index
-        generations.append(Generation(answer, times.tolist()))
+        generations.append(Generation(answer, times.tolist(), len(answer)))
     return Contender(name, {"a": "b"}, 1.5, generations, [1e9] * len(tokens), 1000)
 
 
@@ -160,3 +160,32 @@ def test_plot(artifact: Artifact, tmp_path: Path) -> None:
     measured = measurements(artifact, contender("compiled", 2, TOKENS), contender("eager", 6, TOKENS))
     plot(measured, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+HEADS = HeadsInfo("ngram", "lookup", 7)
+
+
+def test_heads_are_judged_prompt_by_prompt(artifact: Artifact) -> None:
+    drafting = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, heads=HEADS))
+    fast = contender("compiled", 2, TOKENS)
+    fast.generations = [dataclasses.replace(made, steps=3) for made in fast.generations]
+    fast.generations[1].times_ms[-1] += 4  # 14 ms against 30 for the same three tokens
+    measured = measurements(drafting, fast, contender("no-heads", 6, TOKENS))
+    result = report(measured, partings(measured))
+    compiled, plain = result["runs"]
+    assert (compiled["accepted_length"], compiled["roofline_fraction"]) == (3 / 2, None)
+    assert plain["accepted_length"] is None
+    assert plain["roofline_fraction"] > 0
+    assert result["speedup"] == {"no-heads": pytest.approx((3 + 30 / 14) / 2)}
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in tables(result):
+        console.print(table)
+    assert "1.50" in console.export_text()
+
+
+def test_heads_never_change_tokens(artifact: Artifact) -> None:
+    rounded = dataclasses.replace(artifact.manifest, heads=HEADS, dtype="bfloat16")
+    drafting = dataclasses.replace(artifact, manifest=rounded)
+    measured = measurements(drafting, contender("compiled", 2, DIFFERENT), contender("no-heads", 6, TOKENS))
+    with pytest.raises(CheckFailedError, match="heads change the tokens: prompt 1, from token 1 on"):
+        partings(measured)

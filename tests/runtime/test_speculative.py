@@ -73,3 +73,110 @@ def test_greedy_tokens_are_those_of_plain_decoding(drafter: str, paced: bool, ro
         assert [s.finish_reason for s in found] == [s.finish_reason for s in expected]
     if room > 1:
         assert any(call.startswith("verify") for call in executor.calls)
+
+
+def test_nothing_comes_after_an_end_token_inside_a_block() -> None:
+    cut = 0
+    for eos in range(V):
+        executor = MarkovExecutor(*tables(4, closeness=1.0))
+        (whole,) = generate(executor, speculative(executor), sequences(executor, [[1]], SamplingParams(20)))
+        (ended,) = generate(executor, speculative(executor), sequences(executor, [[1]], SamplingParams(20), eos=eos))
+        if eos in whole.tokens:
+            assert ended.tokens == whole.tokens[: whole.tokens.index(eos) + 1]
+            assert ended.finish_reason == "eos"
+            cut += len(executor.rows[0]) > ended.length  # it had confirmed more
+    assert cut
+
+
+def test_rounds_and_accepted_length() -> None:
+    executor = MarkovExecutor(*tables(4, closeness=1.0))
+    (made,) = generate(executor, speculative(executor), sequences(executor, [[1]], SamplingParams(14)))
+    result = made.completion()
+    # 13 tokens after the first, 4 a round: the last round needs no draft.
+    assert (result.rounds, result.accepted_length) == (4, 13 / 4)
+    assert executor.calls == [*["draft", "verify 4"] * 3, "decode"]
+    (one,) = generate(executor, speculative(executor), sequences(executor, [[1]], SamplingParams(1)))
+    assert (one.completion().rounds, one.completion().accepted_length) == (0, None)
+
+
+SAMPLED = SamplingParams(max_new_tokens=40, temperature=0.8, seed=3)
+
+
+@pytest.mark.parametrize("paced", [False, True])
+@pytest.mark.parametrize("drafter", ["compiled", "lookup"])
+def test_a_seed_reproduces_a_sequence_alone_and_in_a_batch(drafter: str, paced: bool) -> None:
+    executor = MarkovExecutor(*tables(4), batch=3, confidence=True)
+    others = SamplingParams(max_new_tokens=70, temperature=1.3), SamplingParams(max_new_tokens=25)
+    strategy = speculative(executor, drafter, paced=paced)
+    together = generate(executor, strategy, sequences(executor, PROMPTS, SAMPLED, *others))
+    alone = generate(executor, strategy, sequences(executor, PROMPTS[:1], SAMPLED))
+    assert together[0].tokens == alone[0].tokens
+    assert (
+        together[2].tokens
+        == generate(executor, Autoregressive(executor), sequences(executor, [PROMPTS[2]], others[1]))[0].tokens
+    )
+
+
+def test_a_repetition_penalty_is_decoded_without_drafts_among_others_that_draft() -> None:
+    params = SamplingParams(max_new_tokens=30, temperature=0.9, repetition_penalty=1.3, seed=1)
+    plain = MarkovExecutor(*tables(4), batch=3)
+    (expected,) = generate(plain, Autoregressive(plain), sequences(plain, PROMPTS[:1], params))
+    executor = MarkovExecutor(*tables(4, closeness=1.0), batch=3)
+    records: list[RoundRecord] = []
+    strategy = Speculative(executor, CompiledDrafter(executor), 3, observer=records.append)
+    made = generate(executor, strategy, sequences(executor, PROMPTS, params, *[SamplingParams(max_new_tokens=40)] * 2))
+    assert made[0].tokens == expected.tokens
+    assert made[0].rounds == 29
+    assert made[1].rounds == 10
+    assert {record.row for record in records} == {1, 2}
+    assert all(record.accepted == record.drafted for record in records)
+
+
+def test_the_observer_hears_what_became_of_drafts() -> None:
+    executor = MarkovExecutor(*tables(4, closeness=0.3), confidence=True)
+    records: list[RoundRecord] = []
+    strategy = Speculative(executor, CompiledDrafter(executor), 3, observer=records.append)
+    (made,) = generate(executor, strategy, sequences(executor, [[1]], SamplingParams(60, temperature=1.0, seed=0)))
+    verified = [record for record in records if record.drafted]
+    assert len(verified) == sum(call.startswith("verify") for call in executor.calls)
+    assert sum(record.accepted for record in records) + made.rounds == 59
+    assert 0 < sum(record.accepted for record in records) < sum(record.drafted for record in records)
+    assert records[0].confidence_logits is not None
+    assert records[0].confidence_logits.shape == (3,)
+
+
+def transitions(made: Iterable[SequenceState]) -> np.ndarray:
+    """How often each token followed each, of what was generated."""
+    counts = np.zeros((V, V))
+    for sequence in made:
+        np.add.at(counts, (sequence.tokens[:-1], sequence.tokens[1:]), 1)
+    return counts
+
+
+@pytest.mark.parametrize(("drafter", "tokens"), [("compiled", 100_000), ("lookup", 40_000)])
+def test_sampled_tokens_follow_the_target(drafter: str, tokens: int) -> None:
+    """Chi-square over many tokens of batches of unequal lengths, paced by confidence, with an end token in blocks.
+
+    An end token ends its sequence, so it leads nowhere; and what precedes it is not disturbed by that.
+    """
+    target, draft = tables(7, 1.0, 0.6)
+    eos = 5
+    target[:, eos] -= 3  # or sequences are too short
+    executor = MarkovExecutor(target, draft, batch=4, confidence=True)
+    strategy = speculative(executor, drafter, paced=True)
+    counts = np.zeros((V, V))
+    length = 37
+    seed = 0
+    while counts.sum() < tokens:
+        params = [SamplingParams(length + 90 * row, temperature=1.0, seed=seed + row) for row in range(4)]
+        seed += 4
+        made = generate(executor, strategy, sequences(executor, [[seed % V], [1, 2], [3], [4]], *params, eos=eos))
+        counts += transitions(made)
+    probs = np.exp(target) / np.exp(target).sum(1, keepdims=True)
+    rows = [row for row in range(V) if row != eos]
+    assert counts[eos].sum() == 0
+    expected = probs[rows] * counts[rows].sum(1, keepdims=True)
+    chi2 = ((counts[rows] - expected) ** 2 / expected).sum()
+    freedom = len(rows) * (V - 1)
+    assert chi2 < freedom + 4 * np.sqrt(2 * freedom)
+    assert sum(call.startswith("verify") for call in executor.calls) > 2000

@@ -8,7 +8,7 @@ or sequence shows in the logits. All values are small integers times 1/8: sums a
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +217,13 @@ def _function(builder, name: str, spec: EntrySpec, kernel) -> None:
 
 
 @functools.cache
-def library() -> bytes:
-    """The compiled shared library."""
+def library(extend: Callable[[object], None] = lambda builder: None) -> bytes:
+    """The compiled shared library; ``extend`` adds functions to its Relax builder."""
     import tvm
     from tvm import relax
 
     builder = relax.BlockBuilder()
+    extend(builder)
     kernels = {"decode": _decode_kernel, f"verify_{VERIFY}": _verify_kernel, "commit": _commit_kernel}
     for name, spec in _entries().items():
         kernel = kernels[name]() if name in kernels else _prefill_kernel(spec.width)
@@ -266,7 +267,9 @@ def manifest(**changes: object) -> Manifest:
     return Manifest(**(fields | changes))
 
 
-def write(path: Path, *, text: bool = True, extra: dict[str, str] | None = None, **changes: object) -> Path:
+def write(
+    path: Path, *, text: bool = True, extra: dict[str, str] | None = None, code: bytes | None = None, **changes: object
+) -> Path:
     """Writes the toy artifact; ``text`` adds the tokenizer files, ``extra`` more files by their paths."""
     import tvm
 
@@ -281,7 +284,7 @@ def write(path: Path, *, text: bool = True, extra: dict[str, str] | None = None,
         }
     with ArtifactWriter(path) as writer:
         writer.add_params(zip(_PARAMS, tables(), strict=True))
-        writer.add_bytes("lib/model.so", library())
+        writer.add_bytes("lib/model.so", code or library())
         writer.add_file(runtime, "lib/libtvm_runtime.so")
         for name, content in (files | (extra or {})).items():
             writer.add_bytes(name, content)

@@ -11,6 +11,12 @@ def _compiled(setup: Setup) -> Contestant:
     return Compiled(setup)
 
 
+def _no_heads(setup: Setup) -> Contestant:
+    from dspark_compiler.bench.contestants.compiled import Compiled
+
+    return Compiled(setup, heads=False)
+
+
 def _eager(setup: Setup) -> Contestant:
     from dspark_compiler.bench.contestants.eager import Eager
 
@@ -29,16 +35,19 @@ def _onnxruntime(setup: Setup) -> Contestant:
     return OnnxRuntime(setup)
 
 
-__all__ = ["COMPILED", "CONTESTANTS", "OPPONENTS", "Contestant", "Setup"]
+__all__ = ["COMPILED", "CONTESTANTS", "NO_HEADS", "OPPONENTS", "SOURCE_OPPONENTS", "Contestant", "Setup"]
 
-COMPILED = "compiled"
+COMPILED, NO_HEADS = "compiled", "no-heads"
 
 CONTESTANTS: dict[str, Callable[[Setup], Contestant]] = {
     COMPILED: _compiled,
+    NO_HEADS: _no_heads,
     "eager": _eager,
     "torch-compile": _torch_compile,
     "onnxruntime": _onnxruntime,
 }
 
-# Those that need the source model, and with it the compile extra.
 OPPONENTS = tuple(name for name in CONTESTANTS if name != COMPILED)
+
+# Those that need the source model, and with it the compile extra.
+SOURCE_OPPONENTS = tuple(name for name in OPPONENTS if name != NO_HEADS)

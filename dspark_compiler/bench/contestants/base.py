@@ -34,5 +34,5 @@ class Contestant(Protocol):
     def options(self) -> Mapping[str, str]:
         """Settings and versions that a reader needs to judge the result."""
 
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
-        """Greedy tokens one by one, each as soon as it is known; end-of-sequence ids do not end it."""
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
+        """Greedy tokens step by step, those of a step as soon as they are known; end-of-sequence ids do not end it."""

@@ -6,30 +6,34 @@ from pathlib import Path
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.bench.contestants.base import Setup
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.heads import make_strategy
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.sequence import SequenceState
-from dspark_compiler.runtime.strategy import Autoregressive, run
+from dspark_compiler.runtime.strategy import run
 
 
 class Compiled:
-    """See Contestant."""
+    """See Contestant; ``heads`` False leaves the artifact's drafter unused."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, heads: bool = True) -> None:
         # The parent has compared the hashes already.
         artifact = Artifact.open(Path(setup.artifact), verify=False)
         self._executor = Executor(artifact, threads=setup.threads)
+        self._strategy = make_strategy(self._executor, artifact.manifest, heads=heads)
         target = artifact.manifest.target
         self.options: Mapping[str, str] = {
             "compiler": artifact.manifest.compiler_version,
             "tvm": artifact.manifest.tvm_version,
             "target": f"{target.kind} {target.arch}",
         }
+        if heads and (info := artifact.manifest.heads) is not None:
+            self.options = {**self.options, "heads": f"{info.name} ({info.type}, {info.block_size} drafts)"}
 
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """See Contestant."""
         params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
         sequence = SequenceState(0, list(prompt), params, room=new_tokens, eos_ids=frozenset(), tokenizer=None)
         taken = 0
-        for _ in run(self._executor, Autoregressive(self._executor), [sequence]):
-            yield from sequence.tokens[taken:]
+        for _ in run(self._executor, self._strategy, [sequence]):
+            yield sequence.tokens[taken:]
             taken = len(sequence.tokens)

@@ -22,6 +22,6 @@ class Eager:
             "cache": "DynamicCache",
         }
 
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """See Contestant."""
         return greedy(self._model, self._model, DynamicCache(config=self._model.config), prompt, new_tokens)

@@ -46,7 +46,7 @@ class OnnxRuntime:
             "export": "torch.onnx.export(dynamo=True), past bound to present",
         }
 
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """See Contestant."""
         empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in self._past}
         past = [OrtValue.ortvalue_from_numpy(array) for array in empty.values()]
@@ -65,7 +65,7 @@ class OnnxRuntime:
             token = int(logits.numpy()[0, -1].argmax())
             start += ids.shape[1]
             ids = np.asarray([[token]], np.int64)
-            yield token
+            yield [token]
 
 
 def _export(model: str, path: Path) -> None:

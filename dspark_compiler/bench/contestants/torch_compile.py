@@ -28,7 +28,7 @@ class TorchCompile:
             "dynamic": "False",
         }
 
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """See Contestant."""
         with torch.inference_mode():  # in which its tensors were made
             self._cache.reset()

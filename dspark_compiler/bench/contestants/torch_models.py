@@ -23,7 +23,7 @@ def load_model(model: str, dtype: str, threads: int) -> PreTrainedModel:
 @torch.inference_mode()  # on a generator: only while it runs, not while it waits
 def greedy(
     forward: Callable[..., Any], model: PreTrainedModel, cache: Cache, prompt: Sequence[int], new_tokens: int
-) -> Iterator[int]:
+) -> Iterator[Sequence[int]]:
     """Prefill and decode through ``forward`` (``model``, or a compiled form of it) with ``cache``, which is empty."""
     keyword = cache_keyword(model)
     ids = torch.tensor([list(prompt)])  # [1, len(prompt)], then [1, 1]
@@ -34,4 +34,4 @@ def greedy(
         logits = forward(ids, position_ids=positions, **options).logits
         start += ids.shape[1]
         ids = logits[:, -1:].argmax(-1)
-        yield int(ids)
+        yield [int(ids)]

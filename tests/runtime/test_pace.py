@@ -1,0 +1,143 @@
+"""Drafting pays or is parked: simulated rounds with times by the table."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dspark_compiler.artifact import StepTime, StepTimes
+from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.pace import Acceptance, Pace
+from dspark_compiler.runtime.rounds import RoundRecord
+from dspark_compiler.runtime.scheduler import admit
+
+GAMMA = 7
+COSTS = RoundCosts(StepTimes(10.0, 3.0, (StepTime(4, 13.0), StepTime(8, 19.0))))
+LOOKUP = RoundCosts(StepTimes(10.0, 0.0, (StepTime(8, 19.0),)))
+
+Accepted = Callable[[int, int], int]  # tokens so far, drafts looked at -> drafts that stay
+
+
+class Simulation:
+    """Rounds of one sequence: tokens made and milliseconds taken."""
+
+    def __init__(self, costs: RoundCosts, confidence: Callable[[int], np.ndarray] | None = None) -> None:
+        self.costs = costs
+        self.pace = Pace(costs, GAMMA, (), admit)
+        self.confidence = confidence
+        self.tokens, self.ms = 0, 0.0
+        self.drafts: list[int] = []
+
+    def run(self, tokens: int, accepted: Accepted) -> "Simulation":
+        end = self.tokens + tokens
+        while self.tokens < end:
+            if not self.pace.wants_drafts():
+                self.pace.decoded()
+                self.tokens, self.ms = self.tokens + 1, self.ms + self.costs.decode_ms
+                continue
+            logits = None if self.confidence is None else [self.confidence(self.tokens)]
+            (count,) = self.pace.lengths([GAMMA], logits)
+            stay = min(count, accepted(self.tokens, count))
+            self.ms += self.costs.round_ms(self.costs.width(count))
+            self.pace.drafted([RoundRecord(0, count, stay, None)])
+            self.tokens += 1 + stay
+            self.drafts.append(count)
+        return self
+
+    @property
+    def speed(self) -> float:
+        """Over plain decoding."""
+        return self.tokens * self.costs.decode_ms / self.ms
+
+
+def chance(rate: float, seed: int = 0) -> Accepted:
+    rng = np.random.default_rng(seed)
+    return lambda tokens, count: int(np.cumprod(rng.random(count) < rate).sum())
+
+
+def spiteful(tokens: int, count: int) -> int:
+    """Lets drafts stay just often enough to make it worth trying."""
+    return count if (tokens // 40) % 3 == 0 else 0
+
+
+@pytest.mark.parametrize("costs", [COSTS, LOOKUP], ids=["drafter", "lookup"])
+@pytest.mark.parametrize("tokens", [400, 4000])
+@pytest.mark.parametrize(
+    "accepted", [*(chance(rate) for rate in (0, 0.2, 0.4, 0.5, 0.6)), spiteful], ids=[0, 2, 4, 5, 6, "spite"]
+)
+def test_never_slower_than_plain_decoding(costs: RoundCosts, tokens: int, accepted: Accepted) -> None:
+    assert Simulation(costs).run(tokens, accepted).speed >= 0.98
+
+
+@pytest.mark.parametrize("sure", [-3.0, 0.0, 3.0])
+def test_confidences_that_lie_cost_little(sure: float) -> None:
+    made = Simulation(COSTS, lambda tokens: np.full(GAMMA, sure)).run(4000, chance(0.0))
+    assert made.speed >= 0.98
+    assert set(made.drafts) <= {0, 3, 7}
+
+
+def test_what_pays_is_used_fully() -> None:
+    made = Simulation(COSTS).run(4000, chance(0.9))
+    assert made.speed > 0.95 * (sum(0.9**j for j in range(GAMMA + 1)) * 10 / 22)
+    assert np.mean(np.array(made.drafts) == GAMMA) > 0.95
+
+
+def test_the_block_is_as_long_as_pays() -> None:
+    """The first three drafts stay, and no others."""
+    made = Simulation(COSTS).run(4000, lambda tokens, count: min(count, 3))
+    assert made.speed > 0.97 * (4 * 10 / 16)
+    assert made.drafts[-1] == 3
+
+
+def test_a_group_is_parked_longer_and_longer_and_comes_back_when_drafting_pays_again() -> None:
+    made = Simulation(COSTS).run(2000, chance(0.0))
+    tried = len(made.drafts)
+    assert tried < 20
+    before, ms = made.tokens, made.ms
+    made.run(3000, chance(0.9, 1))
+    assert (made.tokens - before) * 10 / (made.ms - ms) > 1.6
+
+
+def test_low_confidence_makes_a_plain_step_and_many_of_them_park() -> None:
+    made = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0)).run(300, chance(0.0))
+    assert set(made.drafts) == {0}
+    assert len(made.drafts) < 15
+    # One block that is not worth it, among others that are, parks nothing.
+    sometimes = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0 if tokens % 5 == 0 else 4.0))
+    made = sometimes.run(3000, chance(0.95))
+    assert set(made.drafts) == {0, GAMMA}
+    assert sum(made.drafts) > 2000
+    assert made.speed > 1.8
+
+
+def test_estimates_follow_what_is_seen_and_stay_hopeful_about_the_rest() -> None:
+    acceptance = Acceptance(3)
+    np.testing.assert_allclose(acceptance.survival(), 0.7 ** np.arange(1, 4))
+    for _ in range(200):
+        acceptance.observe(3, 1)
+    first, second, third = acceptance.survival()
+    assert first > 0.95
+    assert second < 0.1 * first
+    assert third == pytest.approx(second * second / first)  # never seen: as good as the one before
+    acceptance.observe(0, 0)  # tells nothing
+    assert acceptance.survival()[0] == first
+    for _ in range(300):
+        acceptance.observe(1, 1)
+    assert acceptance.survival()[1] > 0.5  # not seen for long
+
+
+def test_longer_blocks_are_tried_again() -> None:
+    made = Simulation(COSTS).run(1000, lambda tokens, count: min(count, 3))
+    made.run(600, chance(0.97))
+    assert made.drafts[-1] == GAMMA
+
+
+def test_costs_of_rounds() -> None:
+    assert [COSTS.width(drafts) for drafts in (0, 1, 3, 4, 7)] == [1, 4, 4, 8, 8]
+    assert (COSTS.round_ms(1), COSTS.round_ms(8), COSTS.widest_ms) == (13, 22, 22)
+    assert COSTS.rate(2, 2) == 1 / 13
+    assert COSTS.rate(8, 2) == 1 / 16
+    assert COSTS.rate(12, 2) == pytest.approx(1 / 19)
+    assert COSTS.best_width([np.zeros(7)]) == 1
+    assert COSTS.best_width([np.ones(3)]) == 4
+    assert COSTS.best_width([np.ones(7), np.ones(7)]) == 8

@@ -1,0 +1,129 @@
+"""The toy model with heads: prompt lookup, or a drafter that knows the model's first table and nothing else.
+
+Its accept is greedy, and takes a draft only if that is among what it was drawn from.
+"""
+
+import functools
+from pathlib import Path
+
+from dspark_compiler.artifact import EntrySpec, HeadsInfo, NamedTensor, StepTime, StepTimes
+from tests.runtime import toy
+from tests.runtime.toy import BATCH, VERIFY, V
+
+GAMMA = VERIFY - 1
+TIMES = StepTimes(1.0, 0.1, (StepTime(VERIFY, 1.2),))
+
+
+def _draft_kernel():
+    from tvm.script import tirx as T
+
+    @T.prim_func(private=True)
+    def kernel(
+        table: T.Buffer((V, V), "float32"),
+        anchor: T.Buffer((BATCH,), "int64"),
+        tokens: T.Buffer((BATCH, GAMMA), "int64"),
+        probs: T.Buffer((BATCH, GAMMA, V), "float32"),
+        confidence: T.Buffer((BATCH, GAMMA), "float32"),
+    ):
+        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64")
+        for b in range(BATCH):
+            previous[b, 0] = anchor[b]
+            for i in range(GAMMA):
+                tokens[b, i] = T.int64(0)
+                confidence[b, i] = T.float32(4)
+                for v in range(V):
+                    if table[previous[b, i], v] > table[previous[b, i], tokens[b, i]]:
+                        tokens[b, i] = T.Cast("int64", v)
+                previous[b, i + 1] = tokens[b, i]
+                for v in range(V):
+                    probs[b, i, v] = T.Cast("float32", tokens[b, i] == T.Cast("int64", v))
+
+    return kernel
+
+
+def _accept_kernel():
+    from tvm.script import tirx as T
+
+    @T.prim_func(private=True)
+    def kernel(
+        ids: T.Buffer((BATCH, VERIFY), "int64"),
+        logits: T.Buffer((BATCH, VERIFY, V), "float32"),
+        count: T.Buffer((BATCH,), "int32"),
+        uniform: T.Buffer((BATCH, VERIFY), "float32"),
+        q: T.Buffer((BATCH, GAMMA, V), "float32"),
+        accepted: T.Buffer((BATCH,), "int32"),
+        following: T.Buffer((BATCH,), "int64"),
+    ):
+        best = T.alloc_buffer((BATCH, VERIFY), "int64")
+        for b in range(BATCH):
+            accepted[b] = 0
+            for i in range(VERIFY):
+                best[b, i] = T.int64(0)
+                for v in range(V):
+                    if logits[b, i, v] > logits[b, i, best[b, i]]:
+                        best[b, i] = T.Cast("int64", v)
+            for i in range(GAMMA):
+                drawn = q[b, i, ids[b, i + 1]] > T.float32(0) and uniform[b, i] < T.float32(1)
+                if accepted[b] == i and i < count[b] and ids[b, i + 1] == best[b, i] and drawn:
+                    accepted[b] = i + 1
+            following[b] = best[b, accepted[b]]
+
+    return kernel
+
+
+def _entries(drafter: bool) -> dict[str, EntrySpec]:
+    real = [NamedTensor(name, (BATCH,), "float32") for name in ("temperature", "top_p", "min_p")]
+    numbers = (real[0], NamedTensor("top_k", (BATCH,), "int32"), *real[1:])
+    probs = NamedTensor("draft_probs", (BATCH, GAMMA, V), "float32")
+    accept = (
+        NamedTensor("tokens", (BATCH, VERIFY), "int64"),
+        NamedTensor("logits", (BATCH, VERIFY, V), "float32"),
+        NamedTensor("count", (BATCH,), "int32"),
+        NamedTensor("uniform", (BATCH, VERIFY), "float32"),
+        *numbers,
+        *([probs] if drafter else []),
+    )
+    verdict = NamedTensor("accepted", (BATCH,), "int32"), NamedTensor("next", (BATCH,), "int64")
+    entries = {f"accept_{VERIFY}": EntrySpec("accept", BATCH, VERIFY, accept, (), (), verdict)}
+    if not drafter:
+        return entries
+    draft = (
+        NamedTensor("anchor", (BATCH,), "int64"),
+        NamedTensor("position", (BATCH,), "int64"),
+        NamedTensor("length", (BATCH,), "int32"),
+        NamedTensor("uniform", (BATCH, GAMMA), "float32"),
+        *numbers,
+    )
+    outputs = (
+        NamedTensor("tokens", (BATCH, GAMMA), "int64"),
+        NamedTensor("probs", (BATCH, GAMMA, V), "float32"),
+        NamedTensor("confidence", (BATCH, GAMMA), "float32"),
+    )
+    return entries | {"draft": EntrySpec("draft", BATCH, GAMMA, draft, (), ("table",), outputs)}
+
+
+def _extend(builder, drafter: bool) -> None:
+    from tvm import relax
+
+    uses = {"draft": ("table", "anchor"), f"accept_{VERIFY}": ("tokens", "logits", "count", "uniform", "draft_probs")}
+    kernels = {"draft": _draft_kernel, f"accept_{VERIFY}": _accept_kernel}
+    for name, spec in _entries(drafter).items():
+        variables = {t.name: relax.Var(t.name, relax.TensorType(t.shape, t.dtype)) for t in spec.inputs}
+        variables |= {p: relax.Var(p, relax.TensorType((V, V), "float32")) for p in spec.params}
+        with builder.function(name, list(variables.values()), attrs={"relax.force_pure": True}):
+            sure = relax.op.ones((BATCH, GAMMA, V), "float32")
+            arguments = [variables[use] if use in variables else builder.emit(sure) for use in uses[name]]
+            types = [relax.TensorType(output.shape, output.dtype) for output in spec.outputs]
+            kernel = builder.add_func(kernels[name](), f"{name}_kernel")
+            builder.emit_func_output(builder.emit(relax.call_tir(kernel, arguments, out_ty=types)))
+
+
+_EXTEND = {drafter: functools.partial(_extend, drafter=drafter) for drafter in (False, True)}
+
+
+def write(path: Path, *, drafter: bool, times: StepTimes | None = TIMES, **changes: object) -> Path:
+    """Writes the toy artifact with heads."""
+    kind = "dspark" if drafter else "ngram"
+    heads = HeadsInfo(kind, f"toy-{kind}", GAMMA, confidence=drafter, times=times)
+    entries = toy.manifest().entry_points | _entries(drafter)
+    return toy.write(path, code=toy.library(_EXTEND[drafter]), entry_points=entries, heads=heads, **changes)
