@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
 from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.costs import RoundCosts
 from dspark_compiler.runtime.drafts import CompiledDrafter, PromptLookup
 from dspark_compiler.runtime.pace import Pace
+from dspark_compiler.runtime.rounds import RoundRecord
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.scheduler import admit
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.speculative import Speculative
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
-from tests.runtime.markov import MarkovExecutor, tables
+from tests.runtime.markov import MarkovExecutor, V, tables
 
 COSTS = RoundCosts(StepTimes(1.0, 0.1, (StepTime(2, 1.1), StepTime(4, 1.3))))
 
