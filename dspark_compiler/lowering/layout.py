@@ -44,20 +44,28 @@ class PhysicalTensor:
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """Forms of parameters and physical tensors of parameters and states."""
+    """Forms and stored types of parameters, physical tensors of parameters and states.
+
+    ``stores`` names the types of those that are packed or read by rows.
+    """
 
     isa: VectorIsa
-    store: DType
+    stores: dict[str, DType]
     forms: dict[str, Form]
     params: dict[str, PhysicalTensor]
     states: dict[str, PhysicalTensor]
 
 
 def plan_layouts(program: Program, isa: VectorIsa, store: DType) -> LayoutPlan:
-    """Matrix weights are packed and stored as ``store``; keys get panels of one vector's slots."""
+    """Matrix weights are packed and stored as ``store``; keys get panels of one vector's slots.
+
+    Where float32 is asked for and bfloat16 holds every value, as for weights trained or shipped in it, that is what is
+    stored: kernels widen it as they read, so results are the same bits from half the memory.
+    """
     uses = _uses(program)
     forms = {name: _form(program.params[name], uses.get(name, set())) for name in program.params}
-    params = {name: _physical(tensor, forms[name], isa, store) for name, tensor in program.params.items()}
+    stores = {name: _stored(program.params[name], store) for name, form in forms.items() if form is not Form.PLAIN}
+    params = {name: _physical(tensor, forms[name], isa, stores.get(name)) for name, tensor in program.params.items()}
     states = {}
     for name, spec in program.states.items():
         shape = spec.shape
@@ -65,7 +73,7 @@ def plan_layouts(program: Program, isa: VectorIsa, store: DType) -> LayoutPlan:
             batch, kv_heads, slots, dim = shape
             shape = key_cache_shape(batch, kv_heads, slots, dim, isa)
         states[name] = PhysicalTensor(shape, _STATE_DTYPE.get(spec.dtype, dtype_name(spec.dtype)))
-    return LayoutPlan(isa, store, forms, params, states)
+    return LayoutPlan(isa, stores, forms, params, states)
 
 
 def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, np.ndarray]]:
@@ -75,7 +83,7 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
         if form is Form.PLAIN:
             yield name, _plain_array(tensor)
             continue
-        array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.store])
+        array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.stores[name]])
         yield name, pack(array, plan.isa) if form is Form.PACKED else array
 
 
@@ -131,8 +139,14 @@ def _form(tensor: torch.Tensor, uses: set[str]) -> Form:
     return Form.PACKED if "linear" in uses else Form.ROWS
 
 
-def _physical(tensor: torch.Tensor, form: Form, isa: VectorIsa, store: DType) -> PhysicalTensor:
-    if form is Form.PLAIN:
+def _stored(tensor: torch.Tensor, store: DType) -> DType:
+    if store == "float32" and torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
+        return "bfloat16"
+    return store
+
+
+def _physical(tensor: torch.Tensor, form: Form, isa: VectorIsa, store: DType | None) -> PhysicalTensor:
+    if store is None:
         return PhysicalTensor(tuple(tensor.shape), dtype_name(tensor.dtype))
     shape = tuple(tensor.shape)
     if form is Form.PACKED:
