@@ -30,10 +30,10 @@ from dspark_compiler.errors import InputError
 @click.option("--confidence/--no-confidence", default=True, show_default=True, help="Train a confidence head.")
 @click.option(
     "--init",
-    type=click.Choice(["target", "random"]),
+    metavar="target|random|HEADS",
     default="target",
     show_default=True,
-    help="Weights to begin with.",
+    help="Weights to begin with: layers of MODEL, none, or those of other heads.",
 )
 @click.option("--samples", type=int, metavar="N", default=1, show_default=True, help="Answers MODEL gives a prompt.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of these answers.")

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
+from dspark_compiler.models.drafters.checkpoint import read_heads
 from dspark_compiler.models.drafters.config import Backbone, DrafterConfig
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.training.heads.options import DrafterOptions
@@ -70,8 +71,35 @@ def mask_token(source: Source, tokenizer_file: Path | None) -> int:
     return int(max(inside)) if inside else int(source.info.bos_token_id or 0)
 
 
-def begin(drafter: DSparkDrafter, target: FrozenTarget, options: DrafterOptions, seed: int) -> None:
-    """Sets the weights training starts from, on the CPU, the same for the same seed."""
+def read_start(init: str, config: DrafterConfig) -> Mapping[str, torch.Tensor] | None:
+    """The weights of the heads that ``init`` names; None if it names none.
+
+    Raises:
+        InputError: a folder without heads, or heads of another make than ``config``.
+    """
+    if init in ("target", "random"):
+        return None
+    start = read_heads(Path(init)).drafter
+    for name, wanted in config.to_json().items():
+        found = start.config.to_json()[name]
+        if found != wanted:
+            raise InputError(
+                f"--init {init}: these heads have {name} {found}, not {wanted}; ask for the same, or give --init target"
+            )
+    return start.state_dict()
+
+
+def begin(
+    drafter: DSparkDrafter,
+    target: FrozenTarget,
+    options: DrafterOptions,
+    seed: int,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Sets the weights training starts from, on the CPU: ``start``, or the same for the same seed."""
+    if start is not None:
+        drafter.load_state_dict(start)
+        return
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in drafter.named_parameters():
         if parameter.ndim == 2:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.config import SEQUENTIAL_HEADS, SequentialHead
@@ -28,7 +28,10 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class DrafterOptions:
-    """What is trained; ``taps`` None spreads four over the target's layers."""
+    """What is trained; ``taps`` None spreads four over the target's layers.
+
+    ``init`` is "target", "random" or a folder of heads to go on from.
+    """
 
     drafter_type: str = "dspark"
     layers: int = 2
@@ -37,7 +40,7 @@ class DrafterOptions:
     markov_rank: int = 64
     head_type: SequentialHead = "vanilla"
     confidence: bool = True
-    init: Literal["target", "random"] = "target"
+    init: str = "target"
 
     def __post_init__(self) -> None:
         if self.drafter_type != "dspark":

@@ -19,7 +19,7 @@ from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
 from dspark_compiler.runtime.chat import load_chat_template
 from dspark_compiler.runtime.tokenizer import Tokenizer
 from dspark_compiler.training.heads.anchors import Sequences
-from dspark_compiler.training.heads.drafter import begin, drafter_config
+from dspark_compiler.training.heads.drafter import begin, drafter_config, read_start
 from dspark_compiler.training.heads.fit import Fit
 from dspark_compiler.training.heads.interrupts import deferred
 from dspark_compiler.training.heads.options import TrainingOptions
@@ -63,6 +63,7 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
         folder = TextFolder(Path(directory))
         ids, identity = _encode(source, folder, prompts, options.generation.max_length, report)
         config = drafter_config(source, options.drafter, folder.path / "tokenizer.json")
+    start = read_start(options.drafter.init, config)
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()
     origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(ids)}
@@ -74,7 +75,7 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
         sequences = write_sequences(target, ids, options.generation, work, interrupt, report)
         teaching, judging = split(sequences, len(ids), options.fit.seed)
         drafter = DSparkDrafter(config)
-        begin(drafter, target, options.drafter, options.fit.seed)
+        begin(drafter, target, options.drafter, options.fit.seed, start)
         fit = Fit(drafter.to(device), target, teaching, options.fit)
         if (state := work.checkpoint(device)) is not None:
             fit.restore(state)

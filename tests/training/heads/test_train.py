@@ -54,6 +54,17 @@ def test_heads_learn(model: Path, prompts: Path, tmp_path: Path) -> None:
     assert facts["options"]["generation"]["samples"] == 2
 
 
+def test_training_goes_on_from_other_heads(model: Path, prompts: Path, tmp_path: Path) -> None:
+    first, more = tmp_path / "first", tmp_path / "more"
+    assert run(model, prompts, first, "--steps", "60").exit_code == 0
+    assert run(model, prompts, more, "--steps", "1", "--lr", "1e-9", "--init", str(first)).exit_code == 0
+    for name, tensor in weights(first).items():
+        torch.testing.assert_close(weights(more)[name], tensor, rtol=1e-2, atol=1e-6)
+    result = run(model, prompts, tmp_path / "other", "--steps", "1", "--markov-rank", "2", "--init", str(first))
+    assert result.exit_code == 2
+    assert "these heads have markov_rank 4, not 2; ask for the same" in result.output
+
+
 def test_interrupted_training_ends_alike(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
