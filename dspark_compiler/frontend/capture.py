@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from transformers import PreTrainedModel
 
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.layers import marked_layers
 from dspark_compiler.frontend.quiet import quiet
@@ -97,7 +97,7 @@ def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
     shapes = _shapes(config)
     max_seq_len = config.max_seq_len or text.max_position_embeddings
     program = Program(entries={}, params={})
-    marks = nullcontext() if config.heads is None else marked_layers(model)
+    marks = nullcontext() if config.heads in (None, NGRAM) else marked_layers(model)
     family = family_of(model.config.model_type)
     with _named_failure(model), seam(model, family), settled_rope(model, max_seq_len), marks:
         captured = _export(model, _EXAMPLE_BATCH, _EXAMPLE_WIDTH, open_lengths=True)

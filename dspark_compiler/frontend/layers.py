@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import dspark_compiler.graph.ops  # noqa: F401  (defines torch.ops.dspark)
 from dspark_compiler.errors import UnsupportedModelError
-
-EMBEDDING = -1  # stands for what the first layer is given
+from dspark_compiler.graph.draft_ops import EMBEDDING
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -25,7 +23,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if len(found) != 1:
         raise UnsupportedModelError(
             f"{type(model).__name__}: has {len(found)} lists of {count} decoder layers where one is expected, so no "
-            "drafter can read its hidden states; compile without --heads"
+            "drafter can read its hidden states"
         )
     return found[0]
 

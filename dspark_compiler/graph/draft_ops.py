@@ -17,6 +17,8 @@ from dspark_compiler.graph.reference import masked_attention
 
 Optional = Tensor | None
 
+EMBEDDING = -1  # the "layer" whose output is what the first decoder layer is given
+
 
 @torch.library.custom_op("dspark::write_ring", mutates_args=("ring",))
 def write_ring(rows: Tensor, ring: Tensor, length: Tensor, sequence: Optional = None, count: Optional = None) -> None:
@@ -80,7 +82,7 @@ def _(q, k, v, *_):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("dspark::layer_output", mutates_args=())
 def layer_output(x: Tensor, layer: int) -> Tensor:
-    """Marks x [b,S,K] as what decoder layer ``layer`` hands on (-1: what the first layer is given)."""
+    """Marks x [b,S,K] as what decoder layer ``layer`` hands on (or EMBEDDING)."""
     return x.clone()
 
 

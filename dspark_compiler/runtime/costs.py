@@ -1,15 +1,21 @@
-"""What steps and rounds cost, by the artifact's table of measured times. R: sequences, g: drafts of one."""
+"""What steps and rounds cost: by the artifact's table of measured times, or as they have been lately.
+
+R: sequences, g: drafts of one.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dspark_compiler.artifact import StepTimes
 from dspark_compiler.runtime.scheduler import Survival
 
+# Weight of a time just measured, and how many times the usual one it may be: whoever took the processor gives it back.
+_WEIGHT, _OUTLIER = 0.1, 2.0
 
-@dataclass(frozen=True)
+
+@dataclass
 class RoundCosts:
     """Costs of a round in milliseconds; the batch is static, so they do not depend on how many sequences take part."""
 
@@ -54,3 +60,27 @@ class RoundCosts:
 
     def _step_ms(self, width: int) -> float:
         return self.decode_ms if width == 1 else next(t.ms for t in self.times.verify if t.tokens == width)
+
+
+@dataclass
+class LiveCosts(RoundCosts):
+    """Costs that follow what this process measures: memory gets slower and faster, contexts longer.
+
+    Begins with the artifact's table.
+    """
+
+    def drafted(self, ms: float) -> None:
+        """Drafting took so long."""
+        self.times = replace(self.times, draft_ms=_blend(self.times.draft_ms, ms))
+
+    def stepped(self, width: int, ms: float) -> None:
+        """A step of this width took so long; 1 is a plain one."""
+        if width == 1:
+            self.times = replace(self.times, decode_ms=_blend(self.times.decode_ms, ms))
+            return
+        verify = (replace(t, ms=_blend(t.ms, ms)) if t.tokens == width else t for t in self.times.verify)
+        self.times = replace(self.times, verify=tuple(verify))
+
+
+def _blend(usual: float, ms: float) -> float:
+    return usual + _WEIGHT * (min(ms, _OUTLIER * usual) - usual)

@@ -2,12 +2,12 @@
 
 from dspark_compiler.artifact import HeadsInfo, Manifest
 from dspark_compiler.errors import ArtifactError
-from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.drafts import make_proposer
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.pace import Pace
 from dspark_compiler.runtime.scheduler import Admission, AsyncScheduler, admit
-from dspark_compiler.runtime.speculative import Observer, Speculative
+from dspark_compiler.runtime.speculative import Live, Observer, Speculative
 from dspark_compiler.runtime.step_times import measure
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy
 
@@ -36,14 +36,15 @@ def make_strategy(
     proposer = make_proposer(executor, info)
     if not paced:
         return Speculative(executor, proposer, info.block_size, observer=observer)
-    costs = RoundCosts(info.times or measure(executor))
+    times = info.times or measure(executor)
+    table, live = RoundCosts(times), LiveCosts(times)
 
-    def make_pace() -> Pace:
+    def make_pace(costs: RoundCosts = table) -> Pace:
         # Reading confidences is a second wait for a device that has its own clock.
         admission: Admission = admit if manifest.target.kind == "cpu" else AsyncScheduler()
         return Pace(costs, info.block_size, info.temperatures, admission)
 
-    return Speculative(executor, proposer, info.block_size, make_pace, observer)
+    return Speculative(executor, proposer, info.block_size, make_pace, observer, Live(make_pace(live), live))
 
 
 def _check(executor: Executor, heads: HeadsInfo) -> None:

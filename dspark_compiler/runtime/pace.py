@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.rounds import RoundRecord
 from dspark_compiler.runtime.scheduler import Admission, Survival, survival
 
@@ -16,6 +16,9 @@ _FIRST_PAUSE, _LAST_PAUSE = 8, 256
 
 # Time that drafting may have lost in all: so many of the dearest rounds, and this share of the time of plain decoding.
 _LOST_ROUNDS, _LOST_SHARE = 3, 0.01
+
+# Rounds with drafts after which a plain step shows what one takes now.
+_REFRESH = 64
 
 # Plain steps' worth of what it gained that is remembered.
 _CREDIT = 16
@@ -71,7 +74,10 @@ class Pace:
     """
 
     def __init__(self, costs: RoundCosts, block_size: int, temperatures: Sequence[float], admission: Admission) -> None:
-        """``temperatures`` calibrate confidences; ``admission`` is the rule where there are some."""
+        """``temperatures`` calibrate confidences; ``admission`` is the rule where there are some.
+
+        With ``LiveCosts`` a plain step is taken now and then, or nobody would know what one takes.
+        """
         self._costs = costs
         self._temperatures = temperatures
         self._admission = admission
@@ -83,13 +89,16 @@ class Pace:
         self._parked = 0
         self._trying = False
         self._declined = False
+        self._refresh = _REFRESH if isinstance(costs, LiveCosts) else 0
+        self._in_a_row = 0
 
     def wants_drafts(self) -> bool:
         """Whether the next round should have drafts."""
         costs = self._costs
         worst = costs.widest_ms - costs.decode_ms
         allowed = _LOST_ROUNDS * worst + _LOST_SHARE * self._plain
-        return self._parked == 0 and self._lost + worst <= allowed
+        refreshing = 0 < self._refresh <= self._in_a_row
+        return self._parked == 0 and self._lost + worst <= allowed and not refreshing
 
     def lengths(self, available: Sequence[int], confidences: Sequence[np.ndarray] | None) -> list[int]:
         """How many of each sequence's ``available`` drafts to verify, given the logits of their confidence, if any.
@@ -112,6 +121,7 @@ class Pace:
     def drafted(self, records: Sequence[RoundRecord]) -> None:
         """A round with drafts is over, with one record for each sequence of the group."""
         costs = self._costs
+        self._in_a_row += 1
         tokens = sum(record.accepted + 1 for record in records) / len(records)
         plain = tokens * costs.decode_ms
         gain = plain - costs.round_ms(costs.width(max(record.drafted for record in records)))
@@ -140,6 +150,7 @@ class Pace:
     def decoded(self) -> None:
         """A round without drafts is over."""
         self._plain += self._costs.decode_ms
+        self._in_a_row = 0
         if self._parked:
             self._parked -= 1
             self._trying = self._parked == 0

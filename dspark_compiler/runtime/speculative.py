@@ -6,6 +6,7 @@ the tokens of plain decoding.
 B: sequences the artifact holds, g: drafts of one.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark_compiler.runtime.costs import LiveCosts
 from dspark_compiler.runtime.drafts import Proposer
 from dspark_compiler.runtime.executor import Executor, Logits
 from dspark_compiler.runtime.pace import Pace
@@ -21,6 +23,14 @@ from dspark_compiler.runtime.sampling import SamplingInputs, pick, probabilities
 from dspark_compiler.runtime.sequence import SequenceState
 
 Observer = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A pace by costs that are measured as rounds go."""
+
+    pace: Pace
+    costs: LiveCosts
 
 
 @dataclass
@@ -39,8 +49,9 @@ class Speculative:
     """A Strategy: each round all sequences together take a plain step, or draft and verify.
 
     A sequence with a repetition penalty is decoded without drafts, since these would have to be penalized one by one.
-    A sampled one with a seed is paced by itself and takes as many random numbers a round whatever is drafted, so that
-    its seed reproduces it alone and in a batch. All others share one pace, from answer to answer.
+    A sampled one with a seed is paced by itself, by the artifact's times, and takes as many random numbers a round
+    whatever is drafted, so that its seed reproduces it alone and in a batch. All others share one pace, from answer to
+    answer; ``live`` times are theirs.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class Speculative:
         block_size: int,
         make_pace: Callable[[], Pace] | None = None,
         observer: Observer | None = None,
+        live: Live | None = None,
     ) -> None:
         """``block_size`` is g. ``observer`` hears what became of each sequence's drafts."""
         self._executor = executor
@@ -57,7 +69,8 @@ class Speculative:
         self._block_size = block_size
         self._most = min(block_size, executor.round_widths[-1] - 1)
         self._make_pace = make_pace
-        self._shared = None if make_pace is None else make_pace()
+        self._shared = live.pace if live is not None else None if make_pace is None else make_pace()
+        self._costs = None if live is None else live.costs
         self._own: WeakKeyDictionary[SequenceState, Pace] = WeakKeyDictionary()
         self._observer = observer or (lambda _: None)
 
@@ -73,14 +86,21 @@ class Speculative:
         if wanting:
             sampling = _sampling(self._executor.batch, active)
             drafting = [sequence for group in wanting for sequence in group.sequences]
+            began = time.perf_counter()
             drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
+            if self._costs is not None:
+                self._costs.drafted(_since(began))
             for group in wanting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
+        began, width = time.perf_counter(), 1
         if drafts is not None and sampling is not None and counts.max() > 0:
+            width = next(width for width in self._executor.round_widths if width > counts.max())
             accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
         else:
             accepted = self._decode(active, numbers[:, -1])
+        if self._costs is not None:
+            self._costs.stepped(width, _since(began))
         for group in groups:
             self._settle(group, drafts if group in wanting else None, counts, accepted)
 
@@ -166,6 +186,10 @@ class Speculative:
             group.pace.drafted(records)
         for record in records:
             self._observer(record)
+
+
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1e3
 
 
 def _lengths(group: _Group, available: list[int], drafts: Drafts) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspark_compiler.artifact import StepTime, StepTimes
-from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.pace import Acceptance, Pace
 from dspark_compiler.runtime.rounds import RoundRecord
 from dspark_compiler.runtime.scheduler import admit
@@ -141,3 +141,35 @@ def test_costs_of_rounds() -> None:
     assert COSTS.best_width([np.zeros(7)]) == 1
     assert COSTS.best_width([np.ones(3)]) == 4
     assert COSTS.best_width([np.ones(7), np.ones(7)]) == 8
+
+
+def test_live_costs_follow_what_is_measured_but_no_outlier() -> None:
+    live = LiveCosts(COSTS.times)
+    for _ in range(100):
+        live.stepped(1, 6.0)
+        live.stepped(8, 12.0)
+        live.drafted(2.0)
+    assert live.decode_ms == pytest.approx(6.0, rel=0.01)
+    assert live.round_ms(8) == pytest.approx(14.0, rel=0.01)
+    assert live.round_ms(4) == pytest.approx(15.0, rel=0.01), "a width nobody took keeps its time"
+    live.stepped(1, 6000.0)
+    assert live.decode_ms < 7.0, "the processor was somebody else's for a moment"
+
+
+def test_with_live_costs_a_plain_step_is_taken_now_and_then() -> None:
+    simulation = Simulation(LiveCosts(COSTS.times)).run(2000, lambda tokens, count: count)
+    plain = simulation.tokens - sum(count + 1 for count in simulation.drafts)
+    assert plain == len(simulation.drafts) // 64 > 0
+
+
+def test_what_paid_by_the_table_is_parked_where_it_does_not_here() -> None:
+    """By the table a round is cheap; on this machine it takes three plain steps, and two tokens come of it."""
+    live = LiveCosts(StepTimes(10.0, 1.0, (StepTime(8, 11.0),)))
+    simulation = Simulation(live)
+    for _ in range(40):
+        simulation.run(8, lambda tokens, count: 1)
+        live.stepped(8, 29.0)
+        live.drafted(1.0)
+    before = len(simulation.drafts)
+    simulation.run(400, lambda tokens, count: 1)
+    assert len(simulation.drafts) - before < 10

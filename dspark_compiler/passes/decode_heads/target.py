@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, fx
 
 from dspark_compiler.errors import PassError
+from dspark_compiler.graph.draft_ops import EMBEDDING
 from dspark_compiler.graph.extract import Extract, extract
 from dspark_compiler.graph.program import EntryPoint
 from dspark_compiler.passes.last_position_logits import find_head, logits_of
-
-EMBEDDING = -1  # the "layer" whose output is what the first decoder layer is given
 
 
 @dataclass(frozen=True)

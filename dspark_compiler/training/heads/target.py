@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.checkpoint import Source
+from dspark_compiler.frontend.layers import decoder_layers
 from dspark_compiler.training.heads.attention import run_target, target_attention
 
 _PROBE = 4  # tokens
@@ -30,7 +31,7 @@ class FrozenTarget:
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         self.model: PreTrainedModel = source.load(self.dtype).to(device)
         self.eos_token_ids = source.eos_token_ids
-        self.layers = _find_layers(self.model, source.info.num_layers)
+        self.layers = decoder_layers(self.model)
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         self.vocab_size = int(head.weight.shape[0])
         embedded, given, final, logits = self._probe()
@@ -95,13 +96,6 @@ def multiply(rows: Tensor, table: Tensor) -> Tensor:
         out: Tensor = torch.ops.aten.mm.dtype(rows, table.T, torch.float32)
         return out
     return rows.float() @ table.float().T
-
-
-def _find_layers(model: PreTrainedModel, count: int) -> nn.ModuleList:
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UnsupportedModelError(f"{type(model).__name__}: has no list of {count} decoder layers that could be tapped")
 
 
 def _scale(plain: Tensor, scaled: Tensor, otherwise: str) -> float:
