@@ -115,7 +115,7 @@ def test_interrupted_writing_goes_on(
 def test_minutes_instead_of_steps(model: Path, prompts: Path, tmp_path: Path) -> None:
     assert run(model, prompts, tmp_path / "h", "--minutes", "0.02", "--steps", "1").exit_code == 0
     assert read_heads(tmp_path / "h").training["steps"] > 1
-    assert read_heads(tmp_path / "h").training["seconds"] == pytest.approx(1.2, abs=0.5)
+    assert read_heads(tmp_path / "h").training["seconds"] >= 1.2
 
 
 def test_dflash_has_no_sequential_head(model: Path, prompts: Path, tmp_path: Path) -> None:
