@@ -38,7 +38,7 @@ def test_command_lines_have_options_that_exist() -> None:
     for line in lines:
         program, *words = shlex.split(line)
         command: click.Command = commands[Path(program).name]
-        if isinstance(command, click.Group):
+        while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known, line
