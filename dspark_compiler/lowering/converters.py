@@ -33,6 +33,7 @@ def cpu_converters() -> dict[str, Converter]:
     return {
         "linear.default": linear,
         "reshape.default": reshape,
+        "select.int": select,
         "embedding.default": embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
@@ -50,6 +51,15 @@ def cpu_converters() -> dict[str, Converter]:
 def reshape(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.reshape(x, shape)."""
     return importer.reshape(importer.env[args_of(node)[0]], shape_of(node))
+
+
+def select(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.select(x, dim, index): a slice, where TVM's own converter would look each element up."""
+    x, dim, index = args_of(node)
+    extent = shape_of(x)[dim]
+    begin = index % extent
+    piece = relax.op.strided_slice(importer.env[x], [dim % len(shape_of(x))], [begin], [begin + 1])
+    return importer.reshape(importer.block_builder.emit(piece), shape_of(node))
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:

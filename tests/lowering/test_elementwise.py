@@ -1,4 +1,4 @@
-"""Elementwise operators written out by us compute what torch does, through the whole lowering."""
+"""Elementwise operators and selection, written out by us, compute what torch does, through the whole lowering."""
 
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ _CASES: dict[str, Any] = {
     "gelu tanh": lambda b, x: b.call(aten.gelu.default, x, approximate="tanh"),
     "square": lambda b, x: b.call(aten.pow.Tensor_Scalar, x, 2),
     "cube": lambda b, x: b.call(aten.pow.Tensor_Scalar, x, 3.0),
+    "select": lambda b, x: b.call(aten.select.int, x, 1, 2),
+    "select from the end": lambda b, x: b.call(aten.select.int, x, -1, -3),
     "power": lambda b, x: b.call(aten.pow.Tensor_Scalar, b.call(aten.abs.default, x), 0.7),
 }
 
