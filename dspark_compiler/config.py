@@ -12,10 +12,10 @@ KVDType = Literal["float32", "int8", "float8_e4m3"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
+KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
+
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")
-
-KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ longer the target's (the paper's appendix A). Confidence k is known before draft
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,15 @@ Survival = NDArray[np.float64]
 Rate = Callable[[int], float]  # steps a unit of time, given the tokens that a step verifies, anchors included
 
 
-def survival(logits: NDArray[np.float32], temperatures: Sequence[float]) -> Survival:
+def sigmoid(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """1 / (1 + e^-x), without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x.astype(np.float64))), dtype=np.float64)
+
+
+def survival(logits: NDArray[np.floating[Any]], temperatures: Sequence[float]) -> Survival:
     """Products of the calibrated confidences sigmoid(logit / T) along the last axis; no temperatures: all are 1."""
-    scaled = logits.astype(np.float64) / (np.asarray(temperatures) if len(temperatures) else 1.0)
-    result: Survival = np.cumprod(1 / (1 + np.exp(-scaled)), axis=-1, dtype=np.float64)
-    return result
+    scale = np.asarray(temperatures, dtype=np.float64) if len(temperatures) else np.float64(1)
+    return np.asarray(np.cumprod(sigmoid(logits / scale), axis=-1), dtype=np.float64)
 
 
 def admit(survivals: Sequence[Survival], rate: Rate) -> list[int]:

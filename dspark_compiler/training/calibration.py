@@ -9,10 +9,10 @@ import numpy as np
 
 from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.heads import Calibration
+from dspark_compiler.runtime.scheduler import sigmoid
 from dspark_compiler.training.reliability import (
     Rollouts,
     discrimination,
-    sigmoid,
     survival_error,
     survival_errors,
 )

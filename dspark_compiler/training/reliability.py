@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark_compiler.runtime.scheduler import survival
+
 BINS = 20
 
 Floats = NDArray[np.float64]
@@ -48,12 +50,6 @@ def acceptance(rollouts: Rollouts, block: int) -> tuple[float | None, ...]:
         reached = rollouts.reached(position)
         found.append(float((rollouts.accepted[reached] > position).mean()) if reached.any() else None)
     return tuple(found)
-
-
-def survival(logits: Floats, temperatures: Sequence[float]) -> Floats:
-    """Probabilities [n,g] that a block stays up to each position: the product of confidences so far."""
-    scale = np.asarray(temperatures, dtype=np.float64) if len(temperatures) else np.float64(1)
-    return np.asarray(np.cumprod(sigmoid(logits / scale), axis=1), dtype=np.float64)
 
 
 def survival_errors(rollouts: Rollouts, temperatures: Sequence[float]) -> tuple[float, ...]:
@@ -102,8 +98,3 @@ def auc(scores: Floats, happened: Bools) -> float:
     last = np.cumsum(counts)
     ranks = (last - (counts - 1) / 2)[group]
     return float((ranks[happened].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + e^-x), without overflow."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), dtype=np.float64)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dspark_compiler.runtime.scheduler import sigmoid, survival
 from dspark_compiler.training import reliability
 from dspark_compiler.training.reliability import Rollouts
 
@@ -25,9 +26,9 @@ def test_acceptance_is_conditional_and_knows_cut_blocks() -> None:
 
 def test_survival_is_the_product_of_confidences() -> None:
     logits = np.asarray([[0.0, np.log(3.0)]])
-    np.testing.assert_allclose(reliability.survival(logits, ()), [[0.5, 0.375]])
-    np.testing.assert_allclose(reliability.survival(logits, (2.0, 0.5)), [[0.5, 0.45]])
-    np.testing.assert_allclose(reliability.sigmoid(np.asarray([-1e4, 0.0, 1e4])), [0, 0.5, 1])
+    np.testing.assert_allclose(survival(logits, ()), [[0.5, 0.375]])
+    np.testing.assert_allclose(survival(logits, (2.0, 0.5)), [[0.5, 0.45]])
+    np.testing.assert_allclose(sigmoid(np.asarray([-1e4, 0.0, 1e4])), [0, 0.5, 1])
 
 
 def test_calibration_error_bin_by_bin() -> None:

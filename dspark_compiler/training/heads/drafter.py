@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.models.drafters.checkpoint import read_heads
-from dspark_compiler.models.drafters.config import Backbone, DrafterConfig
+from dspark_compiler.models.drafters.config import DEFAULT_WINDOW, Backbone, DrafterConfig
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.training.heads.options import DrafterOptions
 from dspark_compiler.training.heads.target import FrozenTarget
@@ -23,8 +23,10 @@ _ALIKE: Mapping[str, Backbone] = {"llama": "llama", "mistral": "llama", "qwen3":
 _LATENT_SPREAD = 0.25  # of W1 to begin with; W2 begins at 0, so the head adds nothing yet
 
 
-def drafter_config(source: Source, options: DrafterOptions, tokenizer_file: Path | None) -> DrafterConfig:
-    """The drafter's sizes are its target's; options say the rest.
+def drafter_config(
+    source: Source, options: DrafterOptions, tokenizer_file: Path | None, window: int = DEFAULT_WINDOW
+) -> DrafterConfig:
+    """The drafter's sizes are its target's; options say the rest, ``window`` how many tokens it may look back at.
 
     Raises:
         InputError: a tapped layer the target does not have, or its last one.
@@ -52,6 +54,7 @@ def drafter_config(source: Source, options: DrafterOptions, tokenizer_file: Path
         markov_head_type=options.head_type,
         enable_confidence_head=options.confidence,
         confidence_head_with_markov=options.confidence and options.markov_rank > 0,
+        context_window=min(window, DEFAULT_WINDOW),
     )
 
 
@@ -82,7 +85,7 @@ def read_start(init: str, config: DrafterConfig) -> Mapping[str, torch.Tensor] |
     start = read_heads(Path(init)).drafter
     for name, wanted in config.to_json().items():
         found = start.config.to_json()[name]
-        if found != wanted:
+        if name != "context_window" and found != wanted:
             raise InputError(
                 f"--init {init}: these heads have {name} {found}, not {wanted}; ask for the same, or give --init target"
             )

@@ -62,7 +62,9 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
     with tempfile.TemporaryDirectory() as directory:
         folder = TextFolder(Path(directory))
         ids, identity = _encode(source, folder, prompts, options.generation.max_length, report)
-        config = drafter_config(source, options.drafter, folder.path / "tokenizer.json")
+        # It must not look back at more than it was trained on.
+        window = options.generation.max_length
+        config = drafter_config(source, options.drafter, folder.path / "tokenizer.json", window)
     start = read_start(options.drafter.init, config)
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()

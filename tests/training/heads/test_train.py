@@ -46,6 +46,7 @@ def test_heads_learn(model: Path, prompts: Path, tmp_path: Path) -> None:
     assert f"with sequential head: loss {taught['loss']:.3f}, tau {taught['tau']:.2f}, acceptance 0." in result.stdout
     heads = read_heads(after)
     assert heads.drafter.config.target_layer_ids == (0, 2)
+    assert heads.drafter.config.context_window == 80, "no more than it was trained on"
     assert heads.target.name == "tiny"
     facts = heads.training
     assert facts["steps"] == 250
