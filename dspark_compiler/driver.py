@@ -76,7 +76,14 @@ def _find_cache(model: str, config: CompileConfig, progress: Progress | None) ->
         raise InputError(f"--max-quality-loss measures on this machine, which cannot run --arch {config.arch}")
     assert config.max_quality_loss is not None
     whole = dataclasses.replace(
-        config, kv_budget=None, kv_policy=None, kv_weights=None, max_quality_loss=None, tune_trials=0, check=False
+        config,
+        kv_budget=None,
+        kv_policy=None,
+        kv_weights=None,
+        max_quality_loss=None,
+        heads=None,  # quality is the model's own, whatever is drafted
+        tune_trials=0,
+        check=False,
     )
 
     def measure(config: CompileConfig, unpruned: QualityReport | None) -> QualityReport:
