@@ -5,6 +5,7 @@ A warp takes one head of one token. What attention reads afterwards is the compu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product as product_of
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -118,24 +119,34 @@ class _Head:
         """Norm and rotation of the head that begins at column ``start``."""
         half = self._shape.head_dim // 2
         turns = -(-half // (2 * WARP))
-        values = registers(turns * 4)  # of each turn: two of the first half, two of the second
+        # Of each turn: two of the first half, two of the second; likewise their cosines and sines.
+        values, cos, sin = registers(turns * 4), registers(turns * 4), registers(turns * 4)
         for i in range(turns * 4):
             T.buffer_store(values, T.float32(0.0), [i])
-        for turn in range(turns):
-            d = turn * 2 * WARP + self._lane * 2
+        row, token = self._token
+        for turn, part in product_of(range(turns), range(2)):
+            d = T.Bind(turn * 2 * WARP + self._lane * 2)
+            at = turn * 4 + part * 2
             with when(d < half):
-                for part in range(2):
-                    pointer = address(self._tensors["x"], self._row, start + part * half + d)
-                    load_floats(values, turn * 4 + part * 2, pointer, 2)
+                load_floats(values, at, address(self._tensors["x"], self._row, start + part * half + d), 2)
+                for table, target in (("cos", cos), ("sin", sin)) if self._work.rope else ():
+                    load_floats(target, at, address(self._tensors[table], row, 0, token, part * half + d), 2)
         scale = self._inverse_root(values)
         for turn in range(turns):
             d = T.Bind(turn * 2 * WARP + self._lane * 2)
             with when(d < half):
-                parts = [[self._scaled(values[turn * 4 + p * 2 + i], scale, name, p * half + d + i) for i in range(2)] for p in range(2)]
-                low = [self._turned(parts[0][i], -parts[1][i], d + i) for i in range(2)]
-                high = [self._turned(parts[1][i], parts[0][i], half + d + i) for i in range(2)]
-                store(d, *low)
-                store(d + half, *high)
+                scaled = [
+                    self._scaled(values[turn * 4 + part * 2 + i], scale, name, part * half + d + i)
+                    for part, i in product_of(range(2), range(2))
+                ]
+                if self._work.rope:
+                    others = (-scaled[2], -scaled[3], scaled[0], scaled[1])
+                    scaled = [
+                        T.Bind(fused(value, cos[turn * 4 + i], product(other, sin[turn * 4 + i])))
+                        for i, (value, other) in enumerate(zip(scaled, others, strict=True))
+                    ]
+                store(d, scaled[0], scaled[1])
+                store(d + half, scaled[2], scaled[3])
 
     def copy(self, start: Expr, store: Store) -> None:
         """A value head as it is."""
@@ -163,10 +174,3 @@ class _Head:
         if self._work.eps is None:
             return value
         return T.Bind(product(product(value, scale), self._tensors[f"{name}_weight"][d]))
-
-    def _turned(self, value: Expr, other: Expr, d: Expr) -> Expr:
-        if not self._work.rope:
-            return value
-        row, token = self._token
-        cos, sin = (self._tensors[each][row, 0, token, d] for each in ("cos", "sin"))
-        return T.Bind(fused(value, cos, product(other, sin)))
