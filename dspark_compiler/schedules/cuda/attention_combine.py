@@ -10,11 +10,12 @@ from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import fused, product
-from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
 from dspark_compiler.schedules.cuda.memory import load_floats
+from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 WARPS = 8
+_TOGETHER = 4  # chunks a warp loads at once
 
 
 def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
@@ -24,8 +25,8 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
     quads = -(-dim // (4 * WARP))
     with launch((problem.rows, shape.kv_heads, shape.rows), WARPS * WARP) as (m, head, row, thread):
         warp, lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
-        sums, maximum, total, given = registers(quads * 4), registers(1), registers(1), registers(quads * 4)
-        ratio = registers(2)  # of a chunk: maximum, total
+        sums, maximum, total = registers(quads * 4), registers(1), registers(1)
+        given, ratios = registers(_TOGETHER * quads * 4), registers(_TOGETHER * 2)  # of chunks; (maximum, total)
         all_sums, all_maxima, all_totals = shared((WARPS, dim)), shared(WARPS), shared(WARPS)
         await_previous()
         release_next()
@@ -37,19 +38,27 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
             T.buffer_store(sums, T.float32(0.0), [i])
         T.buffer_store(maximum, T.float32(HIDDEN), [0])
         T.buffer_store(total, T.float32(0.0), [0])
-        with T.serial(0, T.max(last - first - warp + (WARPS - 1), 0) // WARPS) as turn:
-            chunk = first + warp + turn * WARPS
-            at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
-            load_floats(ratio, 0, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
-            for quad in range(quads):
-                with when((quad * WARP + lane) * 4 < dim):
-                    load_floats(given, quad * 4, address(workspace, at * dim + (quad * WARP + lane) * 4), 4)
-            peak = T.Bind(T.max(maximum[0], ratio[0]))
-            old, new = weight_of(maximum[0], peak, rate), weight_of(ratio[0], peak, rate)
-            T.buffer_store(maximum, peak, [0])
-            T.buffer_store(total, fused(ratio[1], new, product(total[0], old)), [0])
-            for i in range(quads * 4):
-                T.buffer_store(sums, fused(given[i], new, product(sums[i], old)), [i])
+        with T.serial(0, T.max(last - first + (WARPS * _TOGETHER - 1), 0) // (WARPS * _TOGETHER)) as turn:
+            for n in range(_TOGETHER):  # loads are under way together
+                chunk = T.Bind(first + warp + (turn * _TOGETHER + n) * WARPS)
+                at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
+                T.buffer_store(ratios, T.float32(HIDDEN), [n * 2])
+                T.buffer_store(ratios, T.float32(0.0), [n * 2 + 1])
+                for i in range(quads * 4):
+                    T.buffer_store(given, T.float32(0.0), [n * quads * 4 + i])
+                with when(chunk < last):
+                    load_floats(ratios, n * 2, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
+                    for quad in range(quads):
+                        d = (quad * WARP + lane) * 4
+                        with when(d < dim):
+                            load_floats(given, (n * quads + quad) * 4, address(workspace, at * dim + d), 4)
+            for n in range(_TOGETHER):
+                peak = T.Bind(T.max(maximum[0], ratios[n * 2]))
+                old, new = weight_of(maximum[0], peak, rate), weight_of(ratios[n * 2], peak, rate)
+                T.buffer_store(maximum, peak, [0])
+                T.buffer_store(total, fused(ratios[n * 2 + 1], new, product(total[0], old)), [0])
+                for i in range(quads * 4):
+                    T.buffer_store(sums, fused(given[n * quads * 4 + i], new, product(sums[i], old)), [i])
         for i in range(quads * 4):
             d = (i // 4 * WARP + lane) * 4 + i % 4
             with when(d < dim):

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, weight_of
-from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Tensors, load_queries, padded, row_bytes, span_of
+from dspark_compiler.schedules.cuda.attention_rows import (
+    Problem,
+    QueryRows,
+    SlotRows,
+    Tensors,
+    padded,
+    row_bytes,
+    span_of,
+)
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory import commit_copies, wait_copies
@@ -83,9 +91,11 @@ class _Rows:
         steps = T.Bind(T.max(stop - start + (stretch - 1), 0) // stretch)
         if padded(shape.head_dim) != shape.head_dim:
             self._clear_padding(memory)
+        rows = QueryRows(problem, self._tensors["q"], self._place, plan.height)
+        rows.start(memory, queries, self._thread, plan.threads)
         for step in range(plan.stages - 1):
             self._fetch(memory, T.int32(step), start, steps)
-        load_queries(problem, self._tensors["q"], memory, queries, self._place, plan.height, self._thread, plan.threads)
+        rows.finish(memory, queries, self._thread, plan.threads)
         warp.start()
         own_queries = queries + self._thread // WARP * (plan.tiles * 16 * self._key_row)
         with T.serial(0, steps) as step:
@@ -120,7 +130,9 @@ class _Rows:
         """Hides what rows do not see, where a stretch has any of it."""
         problem, span = self._problem, self._span
         window, group = problem.scoring.window, problem.shape.group
-        tokens = [T.Bind((self._warp_row + self._lane // 4 + 8 * half) // group) for half in range(2 * self._plan.tiles)]
+        tokens = [
+            T.Bind((self._warp_row + self._lane // 4 + 8 * half) // group) for half in range(2 * self._plan.tiles)
+        ]
 
         def visible(number: Expr, half: int) -> Expr:
             own = span.used + tokens[half]
