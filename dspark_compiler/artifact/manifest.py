@@ -20,6 +20,8 @@ DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
+# On a device's own memory, which numpy does not see, it is a type like others.
+DEVICE_DTYPES = (*DTYPES, "bfloat16")
 
 EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict", "draft", "accept"]
 DrafterName = Literal["dspark", "medusa", "eagle3", "ngram"]
@@ -243,12 +245,13 @@ class Manifest:
             if value < 1
         ]
         problems += [(f"files.{path}", "path leaves the folder") for path in self.files if not _stays_inside(path)]
+        known = self._dtypes
         for name, param in self.params.items():
-            problems += _tensor_problems(f"params.{name}", param.shape, param.dtype)
+            problems += _tensor_problems(f"params.{name}", param.shape, param.dtype, known)
             if param.file not in self.files:
                 problems.append((f"params.{name}.file", f"{param.file} is not in files"))
         for name, state in self.states.items():
-            problems += _tensor_problems(f"states.{name}", state.shape, state.dtype)
+            problems += _tensor_problems(f"states.{name}", state.shape, state.dtype, known)
         for name, entry in self.entry_points.items():
             problems += self._entry_problems(f"entry_points.{name}", entry)
         kinds = {entry.kind for entry in self.entry_points.values()}
@@ -264,19 +267,28 @@ class Manifest:
         problems += [(path, f"state {name} is not in states") for name in entry.states if name not in self.states]
         problems += [(path, f"parameter {name} is not in params") for name in entry.params if name not in self.params]
         for tensor in (*entry.inputs, *entry.outputs):
-            problems += _tensor_problems(f"{path}.{tensor.name}", tensor.shape, tensor.dtype)
+            problems += _tensor_problems(f"{path}.{tensor.name}", tensor.shape, tensor.dtype, self._dtypes)
         return problems
+
+    @property
+    def _dtypes(self) -> tuple[str, ...]:
+        return DTYPES if self.target.kind == "cpu" else DEVICE_DTYPES
 
 
 def nbytes(tensor: TensorInfo | NamedTensor | ParamInfo) -> int:
     """Size in bytes."""
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+    return int(np.prod(tensor.shape, dtype=np.int64)) * storage(tensor.dtype).itemsize
 
 
-def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str) -> list[tuple[str, str]]:
+def storage(dtype: str) -> np.dtype[Any]:
+    """The type in which numpy holds the bytes of a tensor of this one."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str, known: tuple[str, ...]) -> list[tuple[str, str]]:
     problems = []
-    if dtype not in DTYPES:
-        problems.append((path, f"type {dtype} is not one of {', '.join(DTYPES)}"))
+    if dtype not in known:
+        problems.append((path, f"type {dtype} is not one of {', '.join(known)}"))
     if any(extent < 0 for extent in shape):
         problems.append((path, f"shape {list(shape)} has a negative extent"))
     return problems

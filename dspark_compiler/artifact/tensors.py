@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark_compiler.artifact.manifest import ParamInfo
+from dspark_compiler.artifact.manifest import ParamInfo, storage
 from dspark_compiler.errors import ArtifactError
 
 ALIGNMENT = 64  # compiled kernels use aligned vector loads
@@ -124,12 +124,16 @@ class _Shard:
 
 
 def write_params(
-    folder: Path, params: Iterable[tuple[str, NDArray[Any]]], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    params: Iterable[tuple[str, NDArray[Any]]],
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    bfloat16: Literal["uint16", "bfloat16"] = "uint16",
 ) -> Iterator[tuple[str, ParamInfo]]:
     """Streams (name, array) pairs to ``params/NNNNN.safetensors`` below ``folder``; holds one tensor at a time.
 
-    Yields each name with where it went. bfloat16 arrays (ml_dtypes) are stored as such and described as uint16, the
-    type compiled functions take them as.
+    Yields each name with where it went. bfloat16 arrays (ml_dtypes) are stored as such and described as ``bfloat16``
+    says: the type compiled functions take them as.
 
     Raises:
         ValueError: a name given twice, or a type safetensors or DLPack does not have.
@@ -155,7 +159,7 @@ def write_params(
                 shard = _Shard(folder / _file_name(number))
             # ascontiguousarray makes a scalar one-dimensional; the header keeps the shape as given.
             shard.append(name, np.ascontiguousarray(array).reshape(array.shape))
-            dtype = "uint16" if array.dtype == _BFLOAT16 else array.dtype.name
+            dtype = bfloat16 if array.dtype == _BFLOAT16 else array.dtype.name
             yield name, ParamInfo(_file_name(number), tuple(array.shape), dtype)
         if shard is not None:
             shard.close()
@@ -170,7 +174,7 @@ def _file_name(number: int) -> str:
 
 
 def read_params(folder: Path, params: dict[str, ParamInfo], prefault: bool) -> dict[str, NDArray[Any]]:
-    """Memory-mapped arrays, 64-byte aligned, by name, each with the manifest's shape and type.
+    """Memory-mapped arrays, 64-byte aligned, by name, each with the manifest's shape and type (bfloat16 as uint16).
 
     They are writable only because DLPack from numpy takes no others: the pages are private copies-on-write, so a
     write would never reach the file. ``prefault`` maps the pages now rather than at first use.
@@ -223,7 +227,7 @@ def _view(
     if not isinstance(entry, dict):
         raise ArtifactError(f"{path}: has no tensor {name}, which the manifest promises; damaged, compile again")
     codes = {_CODES[info.dtype], "BF16"} if info.dtype == "uint16" else {_CODES[info.dtype]}
-    dtype = np.dtype(info.dtype)
+    dtype = storage(info.dtype)
     length = int(np.prod(info.shape, dtype=np.int64)) * dtype.itemsize
     match entry:
         case {"dtype": code, "shape": shape, "data_offsets": [int(begin), int(end)]}:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
@@ -74,16 +74,19 @@ class ArtifactWriter:
             self._lock = None
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add_params(self, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    def add_params(
+        self, params: Iterable[tuple[str, NDArray[Any]]], *, bfloat16: Literal["uint16", "bfloat16"] = "uint16"
+    ) -> None:
         """Streams weights to ``params/``; one is held in memory at a time.
 
-        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as uint16. Call it once.
+        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as what compiled functions take: uint16
+        on the host, where numpy has no other type for them. Call it once.
 
         Raises:
             ValueError: a name given twice, or a type an artifact cannot hold.
         """
         with self._writing():
-            self._params.update(write_params(self.folder, params))
+            self._params.update(write_params(self.folder, params, bfloat16=bfloat16))
 
     def add_file(self, source: str | os.PathLike[str], path: str) -> None:
         """Copies a file (its content, following links) to ``path`` inside the artifact."""

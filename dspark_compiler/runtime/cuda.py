@@ -85,7 +85,7 @@ class CudaRuntime:
         address = self._made("cudaHostAlloc", size, _HOST_ALLOC_DEFAULT)
         block = (ctypes.c_uint8 * size).from_address(address)
         weakref.finalize(block, self._library.cudaFreeHost, address).atexit = False
-        array = np.frombuffer(block, np.uint8)
+        array: NDArray[np.uint8] = np.ctypeslib.as_array(block)
         array[:] = 0
         return array
 

@@ -35,7 +35,7 @@ class Sized(Protocol):
 
 def size_of(tensor: Sized) -> int:
     """Bytes it takes."""
-    bits = import_tvm_ffi().dtype(tensor.dtype).bits
+    bits: int = import_tvm_ffi().dtype(tensor.dtype).bits
     return int(np.prod(tensor.shape, dtype=np.int64)) * max(bits, 8) // 8
 
 

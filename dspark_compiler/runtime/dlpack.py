@@ -12,9 +12,7 @@ from dspark_compiler.runtime.library import import_tvm_ffi
 
 
 class _Tensor(ctypes.Structure):
-    """DLManagedTensor: data, device type and number, rank, type code, bits, lanes, shape, strides, offset; its owner
-    and deleter, which are absent.
-    """
+    """DLManagedTensor; strides, owner and deleter are absent."""
 
     _fields_ = (
         ("data", c_void_p),

@@ -266,8 +266,8 @@ class Executor:
         self.commit(lengths, np.where(counts < 0, 0, accepted + 1))
         return Verdict(accepted, following, lambda row: self._read(logits)[row, 0])
 
-    def _read(self, tensor: Any) -> Any:
-        (array,) = self.device.fetch(tensor).arrays()
+    def _read(self, logits: Any) -> Logits:
+        (array,) = self.device.fetch(logits).arrays()
         return array
 
     def _make_room(self, row: int, length: int, count: int, evict: Call | None) -> dict[str, Any]:
