@@ -47,6 +47,13 @@ def test_bfloat16_is_stored_as_such_and_handed_over_as_its_bits(tmp_path: Path) 
         assert file.get_slice("w").get_dtype() == "BF16"
 
 
+def test_bfloat16_is_called_so_where_compiled_functions_take_it(tmp_path: Path) -> None:
+    tensor = np.array([[1.5, -2], [0, 3e38]], ml_dtypes.bfloat16)
+    infos = dict(write_params(tmp_path, [("w", tensor)], bfloat16="bfloat16"))
+    assert infos["w"] == ParamInfo("params/00001.safetensors", (2, 2), "bfloat16")
+    np.testing.assert_array_equal(read_params(tmp_path, infos, prefault=False)["w"], tensor)
+
+
 def test_views_in_any_order_are_stored_as_they_look(tmp_path: Path) -> None:
     tensor = np.arange(24, dtype=np.float32).reshape(4, 6)
     infos = dict(write_params(tmp_path, [("t", tensor.T), ("s", tensor[::2, 1:4])]))
