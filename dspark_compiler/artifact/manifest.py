@@ -14,14 +14,12 @@ from dspark_compiler.errors import ArtifactError
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
-# Types a tensor can have where compiled code meets numpy. bfloat16 is not among them: DLPack from numpy has no
-# such type, so compiled functions take those bits as uint16.
+# Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from
+# numpy has no such type, so functions compiled for it take those bits as uint16.
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
+    *("bfloat16", "float16", "float32", "float64"),
 )
-# On a device's own memory, which numpy does not see, it is a type like others.
-DEVICE_DTYPES = (*DTYPES, "bfloat16")
 
 EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict", "draft", "accept"]
 DrafterName = Literal["dspark", "medusa", "eagle3", "ngram"]
@@ -245,13 +243,12 @@ class Manifest:
             if value < 1
         ]
         problems += [(f"files.{path}", "path leaves the folder") for path in self.files if not _stays_inside(path)]
-        known = self._dtypes
         for name, param in self.params.items():
-            problems += _tensor_problems(f"params.{name}", param.shape, param.dtype, known)
+            problems += _tensor_problems(f"params.{name}", param.shape, param.dtype)
             if param.file not in self.files:
                 problems.append((f"params.{name}.file", f"{param.file} is not in files"))
         for name, state in self.states.items():
-            problems += _tensor_problems(f"states.{name}", state.shape, state.dtype, known)
+            problems += _tensor_problems(f"states.{name}", state.shape, state.dtype)
         for name, entry in self.entry_points.items():
             problems += self._entry_problems(f"entry_points.{name}", entry)
         kinds = {entry.kind for entry in self.entry_points.values()}
@@ -267,12 +264,8 @@ class Manifest:
         problems += [(path, f"state {name} is not in states") for name in entry.states if name not in self.states]
         problems += [(path, f"parameter {name} is not in params") for name in entry.params if name not in self.params]
         for tensor in (*entry.inputs, *entry.outputs):
-            problems += _tensor_problems(f"{path}.{tensor.name}", tensor.shape, tensor.dtype, self._dtypes)
+            problems += _tensor_problems(f"{path}.{tensor.name}", tensor.shape, tensor.dtype)
         return problems
-
-    @property
-    def _dtypes(self) -> tuple[str, ...]:
-        return DTYPES if self.target.kind == "cpu" else DEVICE_DTYPES
 
 
 def nbytes(tensor: TensorInfo | NamedTensor | ParamInfo) -> int:
@@ -285,10 +278,10 @@ def storage(dtype: str) -> np.dtype[Any]:
     return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
-def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str, known: tuple[str, ...]) -> list[tuple[str, str]]:
+def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str) -> list[tuple[str, str]]:
     problems = []
-    if dtype not in known:
-        problems.append((path, f"type {dtype} is not one of {', '.join(known)}"))
+    if dtype not in DTYPES:
+        problems.append((path, f"type {dtype} is not one of {', '.join(DTYPES)}"))
     if any(extent < 0 for extent in shape):
         problems.append((path, f"shape {list(shape)} has a negative extent"))
     return problems

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -128,12 +128,12 @@ def write_params(
     params: Iterable[tuple[str, NDArray[Any]]],
     shard_bytes: int = SHARD_BYTES,
     *,
-    bfloat16: Literal["uint16", "bfloat16"] = "uint16",
+    bfloat16: str = "uint16",
 ) -> Iterator[tuple[str, ParamInfo]]:
     """Streams (name, array) pairs to ``params/NNNNN.safetensors`` below ``folder``; holds one tensor at a time.
 
     Yields each name with where it went. bfloat16 arrays (ml_dtypes) are stored as such and described as ``bfloat16``
-    says: the type compiled functions take them as.
+    says, the type compiled functions take them as.
 
     Raises:
         ValueError: a name given twice, or a type safetensors or DLPack does not have.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -74,13 +74,11 @@ class ArtifactWriter:
             self._lock = None
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add_params(
-        self, params: Iterable[tuple[str, NDArray[Any]]], *, bfloat16: Literal["uint16", "bfloat16"] = "uint16"
-    ) -> None:
+    def add_params(self, params: Iterable[tuple[str, NDArray[Any]]], *, bfloat16: str = "uint16") -> None:
         """Streams weights to ``params/``; one is held in memory at a time.
 
-        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as what compiled functions take: uint16
-        on the host, where numpy has no other type for them. Call it once.
+        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as ``bfloat16`` says: as the type
+        that compiled functions take them as. Call it once.
 
         Raises:
             ValueError: a name given twice, or a type an artifact cannot hold.

@@ -23,9 +23,9 @@ def cpu_findings() -> Iterator[Finding]:
     if importlib.util.find_spec("tvm") is None:
         yield Finding(section, "vectors", Status.ABSENT, "known once the packages for compiling are installed")
         return
-    from dspark_compiler.backends import create_backend
+    from dspark_compiler.backends.cpu import CpuBackend
 
-    backend = create_backend("cpu", None)
+    backend = CpuBackend()
     bits = backend.isa.lanes * 32
     yield Finding(section, "vectors", Status.OK, f"{bits} bits, for {backend.spec.arch} ({backend.spec.triple})")
 

@@ -37,7 +37,7 @@ def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple
     """
     if config.max_seq_len is None:
         raise InputError("--max-seq-len: not given, and the model names no maximum; give one")
-    stored = _KV_STORED.get(config.kv_dtype)
+    stored = _KV_STORED.get(config.cache_dtype)
     return (
         Canonicalize(),  # first: every later pattern counts on one form for each thing
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
