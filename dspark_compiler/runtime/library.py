@@ -15,7 +15,7 @@ MODEL_LIBRARY = "lib/model.so"
 
 _RUNTIME = "lib/libtvm_runtime.so"
 _THREADS_VARIABLE = "TVM_NUM_THREADS"
-_CUDART = "lib/libcudart.so.13"
+_CUDART = "lib/libcudart.so"  # the beginning of its name
 _POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
 
 # By target: device type (DLPack's number), index and allocator of each device compiled code uses, the host's last.
@@ -71,11 +71,17 @@ def load_cudart(artifact: Artifact) -> ctypes.CDLL:
     Raises:
         ArtifactError: it cannot be loaded.
     """
-    path = artifact.path.absolute() / _CUDART
-    try:
-        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be loaded: {error}; compile again") from error
+    for name in _beginning(artifact, _CUDART):
+        path = artifact.path.absolute() / name
+        try:
+            return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be loaded: {error}; compile again") from error
+    raise ArtifactError(f"{artifact.path}: lacks CUDA's runtime library, {_CUDART}.*; compile again")
+
+
+def _beginning(artifact: Artifact, start: str) -> list[str]:
+    return [name for name in artifact.manifest.files if name.startswith(start)]
 
 
 def _runtime_libraries(artifact: Artifact) -> list[str]:
@@ -84,10 +90,11 @@ def _runtime_libraries(artifact: Artifact) -> list[str]:
     A process has one runtime: loading a second copy would register its functions twice and abort.
     """
     find = import_tvm_ffi().get_global_func
-    devices = [name for name in artifact.manifest.files if name.startswith("lib/libtvm_runtime") and name != _RUNTIME]
+    devices = [name for name in _beginning(artifact, "lib/libtvm_runtime") if name != _RUNTIME]
     missing = [_RUNTIME] if find("runtime.NumThreads", allow_missing=True) is None else []
     if artifact.manifest.target.kind == "cuda":
-        return [*missing, _CUDART, *devices] if find("device_api.cuda", allow_missing=True) is None else missing
+        lacks = find("device_api.cuda", allow_missing=True) is None
+        return [*missing, *_beginning(artifact, _CUDART), *devices] if lacks else missing
     return [*missing, *devices] if missing else []
 
 

@@ -260,7 +260,7 @@ def _on_one_thread(module):
                 index = tirx.Var(tag[:5], "int32")
                 thread = tirx.IterVar((0, 1), index, tirx.IterVar.ThreadIndex, tag)
                 body = tirx.AttrStmt(thread, "thread_extent", 1, body)
-            module[variable] = function.with_body(body)
+            module[variable] = function.with_body(body).with_attr("tirx.is_scheduled", True)
     return module
 
 
@@ -298,12 +298,23 @@ def manifest(**changes: object) -> Manifest:
 
 
 def write(
-    path: Path, *, text: bool = True, extra: dict[str, str] | None = None, code: bytes | None = None, **changes: object
+    path: Path,
+    *,
+    text: bool = True,
+    extra: dict[str, str] | None = None,
+    code: bytes | None = None,
+    cuda: bool = False,
+    **changes: object,
 ) -> Path:
     """Writes the toy artifact; ``text`` adds the tokenizer files, ``extra`` more files by their paths."""
     import tvm
 
-    runtime = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+    runtimes = [Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"]
+    if cuda:
+        from dspark_compiler.backends import cuda_toolkit
+
+        runtimes += cuda_toolkit.runtime_libraries()
+        changes = {"target": TargetInfo("cuda", CUDA_ARCH, manifest().target.triple)} | changes
     report = {"total_seconds": 1.5, "stages": {"capture": 1.0}, "passes": [{"name": "fold"}, {"name": "fuse"}]}
     files = {"report.json": json.dumps(report)}
     if text:
@@ -314,8 +325,9 @@ def write(
         }
     with ArtifactWriter(path) as writer:
         writer.add_params(zip(_PARAMS, tables(), strict=True))
-        writer.add_bytes("lib/model.so", code or library())
-        writer.add_file(runtime, "lib/libtvm_runtime.so")
+        writer.add_bytes("lib/model.so", code or library(cuda=cuda))
+        for runtime in runtimes:
+            writer.add_file(runtime, f"lib/{runtime.name}")
         for name, content in (files | (extra or {})).items():
             writer.add_bytes(name, content)
         return writer.finish(manifest(**changes))

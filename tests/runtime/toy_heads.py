@@ -27,7 +27,7 @@ def _draft_kernel():
         probs: T.Buffer((BATCH, GAMMA, V), "float32"),
         confidence: T.Buffer((BATCH, GAMMA), "float32"),
     ):
-        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64")
+        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64", scope="local")
         for b in range(BATCH):
             previous[b, 0] = anchor[b]
             for i in range(GAMMA):
@@ -56,7 +56,7 @@ def _accept_kernel(width: int):
         accepted: T.Buffer((BATCH,), "int32"),
         following: T.Buffer((BATCH,), "int64"),
     ):
-        best = T.alloc_buffer((BATCH, width), "int64")
+        best = T.alloc_buffer((BATCH, width), "int64", scope="local")
         for b in range(BATCH):
             accepted[b] = 0
             for i in range(width):
@@ -129,10 +129,23 @@ def _extension(drafter: bool, draws: bool) -> Callable[[object], None]:
 
 
 def write(
-    path: Path, *, drafter: bool, draws: bool = False, times: StepTimes | None = TIMES, **changes: object
+    path: Path,
+    *,
+    drafter: bool,
+    draws: bool = False,
+    times: StepTimes | None = TIMES,
+    cuda: bool = False,
+    **changes: object,
 ) -> Path:
     """Writes the toy artifact with heads."""
     kind = "dspark" if drafter else "ngram"
     heads = HeadsInfo(kind, f"toy-{kind}", GAMMA, confidence=drafter, times=times)
     entries = toy.manifest().entry_points | _entries(drafter, draws)
-    return toy.write(path, code=toy.library(_extension(drafter, draws)), entry_points=entries, heads=heads, **changes)
+    return toy.write(
+        path,
+        code=toy.library(_extension(drafter, draws), cuda=cuda),
+        cuda=cuda,
+        entry_points=entries,
+        heads=heads,
+        **changes,
+    )
