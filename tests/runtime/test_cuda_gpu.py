@@ -1,6 +1,5 @@
 """Running on a GPU: the toy model's kernels on one thread of it, through graphs, with and without drafts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,12 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     driver = find_driver()
     if driver is None or not driver.gpus or not runs_on(toy.CUDA_ARCH, driver.gpus[0].capability):
         pytest.skip("needs an NVIDIA GPU")
     folder = tmp_path_factory.mktemp("gpu")
-    yield Artifact.open(toy_heads.write(folder / "toy.dspark", drafter=True, draws=True, cuda=True))
+    return Artifact.open(toy_heads.write(folder / "toy.dspark", drafter=True, draws=True, cuda=True))
 
 
 @pytest.fixture(scope="module")
