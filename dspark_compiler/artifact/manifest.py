@@ -270,7 +270,12 @@ class Manifest:
 
 def nbytes(tensor: TensorInfo | NamedTensor | ParamInfo) -> int:
     """Size in bytes."""
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+    return int(np.prod(tensor.shape, dtype=np.int64)) * storage(tensor.dtype).itemsize
+
+
+def storage(dtype: str) -> np.dtype[Any]:
+    """The type in which numpy holds the bytes of a tensor of this one."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
 def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str) -> list[tuple[str, str]]:

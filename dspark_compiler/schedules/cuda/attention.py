@@ -78,9 +78,7 @@ def written_attention(
     return _attention(name, problem, in_dtype or dtype, control, writes=False)
 
 
-def _problem(
-    shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm, out_dtype: str | None
-) -> Problem:
+def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm, out_dtype: str | None) -> Problem:
     if form.storage.scaled:
         raise LoweringError(f"--target cuda: no attention over a cache of {form.storage.dtype} yet")
     if shape.head_dim % ELEMENTS or shape.value_dim % ELEMENTS:

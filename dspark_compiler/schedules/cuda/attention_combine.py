@@ -64,7 +64,10 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
             everything = T.Bind(everything)
             inverse = T.Bind(T.Select(everything > T.float32(0.0), T.float32(1.0) / everything, T.float32(0.0)))
             low, high = (
-                T.Bind(reduce(lambda a, b: a + b, (all_sums[w, thread * 2 + i] * weights[w] for w in range(WARPS))) * inverse)
+                T.Bind(
+                    reduce(lambda a, b: a + b, (all_sums[w, thread * 2 + i] * weights[w] for w in range(WARPS)))
+                    * inverse
+                )
                 for i in range(2)
             )
             target = address(tensors["out"], row, token, head * shape.group + m % shape.group, thread * 2)

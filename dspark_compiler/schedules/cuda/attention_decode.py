@@ -61,9 +61,7 @@ def decode_plan(problem: Problem) -> DecodePlan:
     chunk = 64 if problem.slots <= 4096 else 256 if problem.slots <= 16384 else 512
     wide = shape.head_dim + shape.value_dim > 256
     tiles = min(2 if wide else 4, -(-problem.rows // 16))
-    return DecodePlan(
-        chunk, -(-problem.slots // chunk), tiles, -(-problem.rows // (16 * tiles)), 2 if wide else 3
-    )
+    return DecodePlan(chunk, -(-problem.slots // chunk), tiles, -(-problem.rows // (16 * tiles)), 2 if wide else 3)
 
 
 def partial_sizes(problem: Problem) -> tuple[int, int]:
@@ -125,7 +123,14 @@ class _Chunk:
         for stage in range(plan.stages - 1):
             self._fetch(memory, T.int32(stage), steps)
         load_queries(
-            self._problem, self._tensors["q"], memory, self._queries, self._place, plan.tiles * 16, self._thread, plan.threads
+            self._problem,
+            self._tensors["q"],
+            memory,
+            self._queries,
+            self._place,
+            plan.tiles * 16,
+            self._thread,
+            plan.threads,
         )
         barrier()
         queries = self._queries + self._tile * (16 * self._key_row)

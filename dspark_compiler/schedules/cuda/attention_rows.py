@@ -140,7 +140,14 @@ class SlotRows:
 
 
 def load_queries(
-    problem: Problem, q: Buffer, target: Buffer, at: int, place: tuple[Expr, Expr, Expr], count: int, thread: Expr, threads: int
+    problem: Problem,
+    q: Buffer,
+    target: Buffer,
+    at: int,
+    place: tuple[Expr, Expr, Expr],
+    count: int,
+    thread: Expr,
+    threads: int,
 ) -> None:
     """Writes ``count`` query rows to target[at:] in the compute dtype, zeros in padding and for rows there are not.
 
@@ -160,4 +167,6 @@ def load_queries(
             return T.Select(inside, value, T.float32(0.0))
 
         with when(unit < count * pairs):
-            store_word(address(target, at + number * stride + pair * 4), pack_pair(element(0), element(1), problem.dtype))
+            store_word(
+                address(target, at + number * stride + pair * 4), pack_pair(element(0), element(1), problem.dtype)
+            )

@@ -65,7 +65,8 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
 
             def move(which: str, d: Expr) -> None:
                 copy_word(
-                    address(of[f"{which}_cache"], row, head, slot, d), address(of[f"{which}_scratch"], row, head, token, d)
+                    address(of[f"{which}_cache"], row, head, slot, d),
+                    address(of[f"{which}_scratch"], row, head, token, d),
                 )
 
             with when(T.And(token < of["accepted"][row], slot < shape.slots)):

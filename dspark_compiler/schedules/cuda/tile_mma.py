@@ -76,9 +76,7 @@ def emit_mma_tiles(x: Buffer, w: Buffer, rest: Sequence[Buffer], output: TileOut
                 load_shared(b, 0, address(memory, base + x_bytes + group * _GROUP_BYTES))
                 for block in range(2):
                     for product in range(2):
-                        multiply_add(
-                            sums[block], a, b, dtype, at=(4 * group, 4 * (2 * block + product), 2 * product)
-                        )
+                        multiply_add(sums[block], a, b, dtype, at=(4 * group, 4 * (2 * block + product), 2 * product))
         for block in range(2):
             row = tile_row * cut.rows + warp * WARP_ROWS + block * 16 + g
             output.store(sums[block], rest, row, tile_column * columns + 2 * t, columns)

@@ -110,9 +110,7 @@ def _load(
     place = T.bitwise_xor(octet, first % 8) * 16
     for start in range(0, cut.rows, wgmma.WARPGROUP // 8):
         row, column = tile % row_tiles * cut.rows + first + start, k * _DEPTH + octet * 8
-        target = address(
-            ring.memory, step % cut.stages * ring.stage_bytes + (first + start) * 2 * _DEPTH + place
-        )
+        target = address(ring.memory, step % cut.stages * ring.stage_bytes + (first + start) * 2 * _DEPTH + place)
         async_copy.copy16(target, address(x, row, column), T.And(row < work.rows, column < work.depth))
     async_copy.commit_copies()
     with when(step > 0):
