@@ -67,7 +67,7 @@ class CudaBackend:
 
     def layouts(self, dtype: str) -> FragmentLayouts:
         """Weights in tensor core tiles."""
-        return FragmentLayouts(dtype)
+        return FragmentLayouts(dtype, self.spec.arch)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""

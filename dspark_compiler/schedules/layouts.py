@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from dspark_compiler.schedules.attention_shape import key_cache_shape
+from dspark_compiler.schedules.gated_linear import can_gate
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import packed_shape
 
@@ -24,6 +25,9 @@ class Layouts(Protocol):
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """W [N, K] packed; each of W [E, N, K] likewise."""
+
+    def can_gate(self, features: int) -> bool:
+        """Whether the two halves of a gated weight, so many rows each, meet in the packed form."""
 
     def weight_dtype(self, store: str) -> str:
         """What compiled functions call the type of a weight stored as ``store``."""
@@ -53,6 +57,10 @@ class PanelLayouts:
         if panels * width != features:
             weight = np.concatenate([weight, np.zeros((panels * width - features, depth), weight.dtype)])
         return np.ascontiguousarray(weight.reshape(panels, width, depth).swapaxes(1, 2))
+
+    def can_gate(self, features: int) -> bool:
+        """See Layouts."""
+        return can_gate(features, self.isa)
 
     def weight_dtype(self, store: str) -> str:
         """See Layouts."""

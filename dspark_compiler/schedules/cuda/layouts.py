@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dspark_compiler.schedules.cuda.fragments import fragment_shape, pack_fragments
+from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape, pack_fragments
 
 _CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
 
@@ -12,8 +12,8 @@ class FragmentLayouts:
 
     widens = False
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str, arch: str) -> None:
+        self.dtype, self.arch = dtype, arch
 
     def packed_shape(self, features: int, depth: int) -> tuple[int, ...]:
         """See Layouts."""
@@ -24,6 +24,10 @@ class FragmentLayouts:
         if weight.ndim == 3:
             return np.stack([pack_fragments(expert) for expert in weight])
         return pack_fragments(weight)
+
+    def can_gate(self, features: int) -> bool:
+        """See Layouts."""
+        return features % TILE_ROWS == 0
 
     def weight_dtype(self, store: str) -> str:
         """See Layouts."""

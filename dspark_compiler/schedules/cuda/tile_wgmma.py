@@ -134,7 +134,7 @@ def _multiply(sums: Buffer, ring: _Ring, thread: Expr, first: Expr, depth: int, 
             async_copy.arrive(ring.empty(step))
 
     # What x has beyond the depth is zero in shared memory, and packed W up to a multiple of 32; more is not there.
-    whole, tail = depth // _DEPTH, -(-depth % _DEPTH // TILE_DEPTH) * 2
+    whole, tail = depth // _DEPTH, -(-(depth % _DEPTH) // TILE_DEPTH) * 2
     with T.serial(0, whole) as k:
         stage(first + k, k, 4)
         wgmma.wait_products(sums, 1)
