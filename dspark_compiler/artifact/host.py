@@ -49,7 +49,7 @@ def check_host(target: TargetInfo, where: str) -> None:
     if target.kind not in RUNNABLE_KINDS:
         raise ArtifactError(
             f"{where}: was compiled for {target.kind}, this version runs {', '.join(RUNNABLE_KINDS)}; "
-            "compile again with --target cpu"
+            "compile again with one of these as --target"
         )
     machine = platform.machine()
     if target.triple.split("-")[0] != machine:
@@ -58,7 +58,7 @@ def check_host(target: TargetInfo, where: str) -> None:
     if flags is not None and (missing := missing_features(target.cpu_features, flags)):
         raise ArtifactError(
             f"{where}: was compiled for {target.arch}, this processor lacks {', '.join(missing)}; "
-            "compile again with --arch x86-64-v3"
+            + ("compile again with --arch x86-64-v3" if target.kind == "cpu" else "a newer one is needed")
         )
     if target.kind == "cuda":
         _check_gpu(target.arch, where)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+import ml_dtypes  # noqa: F401, numpy knows bfloat16 by it
 import numpy as np
 
 from dspark_compiler import schema
@@ -270,12 +271,7 @@ class Manifest:
 
 def nbytes(tensor: TensorInfo | NamedTensor | ParamInfo) -> int:
     """Size in bytes."""
-    return int(np.prod(tensor.shape, dtype=np.int64)) * storage(tensor.dtype).itemsize
-
-
-def storage(dtype: str) -> np.dtype[Any]:
-    """The type in which numpy holds the bytes of a tensor of this one."""
-    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
 
 
 def _tensor_problems(path: str, shape: tuple[int, ...], dtype: str) -> list[tuple[str, str]]:

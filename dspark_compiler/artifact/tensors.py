@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark_compiler.artifact.manifest import ParamInfo, storage
+from dspark_compiler.artifact.manifest import ParamInfo
 from dspark_compiler.errors import ArtifactError
 
 ALIGNMENT = 64  # compiled kernels use aligned vector loads
@@ -174,7 +174,7 @@ def _file_name(number: int) -> str:
 
 
 def read_params(folder: Path, params: dict[str, ParamInfo], prefault: bool) -> dict[str, NDArray[Any]]:
-    """Memory-mapped arrays, 64-byte aligned, by name, each with the manifest's shape and type (bfloat16 as uint16).
+    """Memory-mapped arrays, 64-byte aligned, by name, each with the manifest's shape and type.
 
     They are writable only because DLPack from numpy takes no others: the pages are private copies-on-write, so a
     write would never reach the file. ``prefault`` maps the pages now rather than at first use.
@@ -227,7 +227,7 @@ def _view(
     if not isinstance(entry, dict):
         raise ArtifactError(f"{path}: has no tensor {name}, which the manifest promises; damaged, compile again")
     codes = {_CODES[info.dtype], "BF16"} if info.dtype == "uint16" else {_CODES[info.dtype]}
-    dtype = storage(info.dtype)
+    dtype = np.dtype(info.dtype)
     length = int(np.prod(info.shape, dtype=np.int64)) * dtype.itemsize
     match entry:
         case {"dtype": code, "shape": shape, "data_offsets": [int(begin), int(end)]}:

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dspark_compiler.artifact import EntrySpec
+from dspark_compiler.artifact import EntrySpec, nbytes
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.cpu_device import named_results
 from dspark_compiler.runtime.cuda import Rows
-from dspark_compiler.runtime.cuda_memory import size_of
 from dspark_compiler.runtime.library import Function, import_tvm_ffi
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class CudaCall:
         self._pinned_address: int = self._pinned.ctypes.data
         self._sent = self._cuda.event()
         self.inputs = self._slab.tensors
-        self._sizes = {tensor.name: size_of(tensor) for tensor in spec.inputs}
+        self._sizes = {tensor.name: nbytes(tensor) for tensor in spec.inputs}
         self._buffers = {
             tensor.name: self._pinned[offset : offset + self._sizes[tensor.name]]
             .view(tensor.dtype)

@@ -1,6 +1,6 @@
 """Running on an Nvidia GPU: one stream, on which calls and copies follow each other without the host's waiting."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -13,7 +13,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
-from dspark_compiler.runtime.cuda_memory import Sized, Slab, slab_bytes, upload
+from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
 from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_cudart
 
 _FIRST_GPU = (2, 0)
@@ -49,7 +49,7 @@ class CudaDevice:
         self.cuda.zero(states.address, states.size, self.stream)
         return weights.tensors | states.tensors
 
-    def _require(self, params: Mapping[str, Sized], states: Mapping[str, Sized]) -> None:
+    def _require(self, params: Described, states: Described) -> None:
         weights, caches = slab_bytes(params), slab_bytes(states)
         free, total = self.cuda.memory()
         if weights + caches > free:
@@ -59,7 +59,7 @@ class CudaDevice:
                 "with a smaller --max-seq-len or --max-batch, or quantized"
             )
 
-    def slab(self, described: Mapping[str, Sized]) -> Slab:
+    def slab(self, described: Described) -> Slab:
         """Memory for some tensors."""
         with self.counted():
             return Slab(self.cuda, described, self.where)

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark_compiler.artifact import NamedTensor, ParamInfo, TensorInfo, nbytes
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.dlpack import Wrapping
-from dspark_compiler.runtime.library import import_tvm_ffi
 
 ALIGNMENT = 256  # bytes; kernels load up to 128 at a time
 
@@ -21,22 +21,7 @@ _PIECE_BYTES = 32 << 20
 _READERS = 4  # one core reads from the page cache about a quarter as fast as the bus takes it
 
 
-class Sized(Protocol):
-    """What a tensor's description says of it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Extents."""
-
-    @property
-    def dtype(self) -> str:
-        """Type of the elements, as compiled code takes them."""
-
-
-def size_of(tensor: Sized) -> int:
-    """Bytes it takes."""
-    bits: int = import_tvm_ffi().dtype(tensor.dtype).bits
-    return int(np.prod(tensor.shape, dtype=np.int64)) * max(bits, 8) // 8
+Described = Mapping[str, NamedTensor | ParamInfo | TensorInfo]
 
 
 class Slab:
@@ -49,9 +34,9 @@ class Slab:
         offsets: where each begins in it.
     """
 
-    def __init__(self, cuda: CudaRuntime, described: Mapping[str, Sized], device: tuple[int, int]) -> None:
+    def __init__(self, cuda: CudaRuntime, described: Described, device: tuple[int, int]) -> None:
         """``device``: DLPack's type and number."""
-        sizes = [_padded(size_of(tensor)) for tensor in described.values()]
+        sizes = [_padded(nbytes(tensor)) for tensor in described.values()]
         *offsets, self.size = accumulate(sizes, initial=0)
         self.offsets = dict(zip(described, offsets, strict=True))
         self.address = cuda.allocate(max(self.size, ALIGNMENT))
@@ -63,9 +48,9 @@ class Slab:
         self.tensors = {name: wrapping.tensor for name, wrapping in self._wrappings.items()}
 
 
-def slab_bytes(described: Mapping[str, Sized]) -> int:
+def slab_bytes(described: Described) -> int:
     """What a slab of these takes."""
-    return sum(_padded(size_of(tensor)) for tensor in described.values())
+    return sum(_padded(nbytes(tensor)) for tensor in described.values())
 
 
 def _padded(size: int) -> int:

@@ -1,11 +1,9 @@
 """Running on a GPU: the toy model's kernels on one thread of it, through graphs, with and without drafts."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, TensorInfo
 from dspark_compiler.artifact.nvidia import find_driver, runs_on
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cuda_device import CudaDevice, open_cuda
@@ -73,19 +71,12 @@ def test_uploads_arrive_whole(executor: Executor, artifact: Artifact) -> None:
     device = open_cuda(artifact)
     rng = np.random.default_rng()
     arrays = {f"w{i}": rng.integers(0, 255, size, np.uint8) for i, size in enumerate((1, 255, 70 << 20, 1 << 20))}
-    described = {name: _Described(array.shape) for name, array in arrays.items()}
+    described = {name: TensorInfo(array.shape, "uint8") for name, array in arrays.items()}
     slab = Slab(device.cuda, described, device.where)
     upload(device.cuda, arrays, slab)
     for name, array in arrays.items():
         (found,) = device.fetch(slab.tensors[name]).arrays()
         np.testing.assert_array_equal(found, array)
-
-
-class _Described:
-    dtype = "uint8"
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
 
 
 def test_too_much_memory_is_one_line_with_numbers(executor: Executor, artifact: Artifact) -> None:
@@ -94,11 +85,4 @@ def test_too_much_memory_is_one_line_with_numbers(executor: Executor, artifact: 
     with pytest.raises(
         DeviceError, match=r"^cudaMalloc: out of memory \(error 2\); \d+\.\d\d of \d+\.\d\d GB are free$"
     ):
-        Slab(device.cuda, {"huge": _Described((1 << 42,))}, device.where)
-
-
-def test_the_artifact_without_a_gpu_for_it_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    assert runs_on("sm_90a", (9, 0))
-    assert not runs_on("sm_90a", (10, 0))
-    assert runs_on("sm_80", (8, 9))
-    assert not runs_on("sm_80", (9, 0))
+        Slab(device.cuda, {"huge": TensorInfo((1 << 42,), "uint8")}, device.where)
