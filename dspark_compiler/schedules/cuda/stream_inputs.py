@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH
+from dspark_compiler.schedules.cuda.memory_reads import load_written
 from dspark_compiler.schedules.cuda.mma import PTX_TYPE, load_shared
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, device, registers, run, shared
+from dspark_compiler.schedules.cuda.warps import reduce_float
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 GROUP = 8  # rows of x in one product, the narrow operand's width
+X_WORDS = 4  # uint32 of a group's 32 columns in each lane
 _OCTETS = TILE_DEPTH // 8
+_STATIC = 48 * 1024  # bytes of shared memory a kernel has without asking
+_OTHER = 14 * 1024  # bytes that the rest of a kernel may use
 
 # (where to, first element, tile of the depth, group of rows, row of the group, octet of the tile)
 Load = Callable[[Buffer, int, Expr, int, Expr, Expr], None]
@@ -32,29 +37,37 @@ class Inputs:
         return -(-self.rows // GROUP)
 
 
-def written_inputs(x: Buffer) -> Inputs:
-    """x as an earlier kernel wrote it."""
+def written_inputs(x: Buffer, padded: int) -> Inputs:
+    """x as an earlier kernel wrote it; W's tiles reach to column ``padded``."""
     rows, depth = (int(extent) for extent in x.shape)
 
     def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
         column = tile * TILE_DEPTH + octet * 8
         # W is zero where its last tile reaches past the depth: there x may be anything finite.
-        column = column if depth % TILE_DEPTH == 0 else T.min(column, depth - 8)
+        column = column if depth == padded else T.min(column, depth - 8)
         load_written(target, at, address(x, group * GROUP + _within(row, group, rows), column))
 
     return Inputs(rows, depth, load, near=False)
 
 
-def normed_inputs(x: Buffer, weight: Buffer, epsilon: float, thread: Expr, threads: int, dtype: str) -> Inputs:
+def normed_inputs(
+    x: Buffer, weight: Buffer, epsilon: float, padded: int, thread: Expr, threads: int, dtype: str
+) -> Inputs:
     """x * rsqrt(mean(x^2) + epsilon) * weight in ``dtype``, of x [M, K] and weight [K] float32; Zhang & Sennrich 2019.
 
     The block's threads work it out together, into shared memory and in the order its fragments are read in:
     [tile][row][octet][8].
     """
     rows, depth = (int(extent) for extent in x.shape)
-    tiles = -(-depth // TILE_DEPTH)
+    tiles = padded // TILE_DEPTH
     fours, warps = depth // 4, threads // WARP
-    result = shared((tiles, rows, _OCTETS, 8), dtype, dynamic=True)
+    size = tiles * rows * TILE_DEPTH
+    # TVM asks CUDA for more than it has without asking only where the dynamic part alone is.
+    result = shared(max(size, _STATIC // 2) if 2 * size > _STATIC - _OTHER else size, dtype, dynamic=True)
+
+    def place(tile: Expr, row: Expr, octet: Expr, element: Expr) -> Expr:
+        return ((tile * rows + row) * _OCTETS + octet) * 8 + element
+
     partial = shared((rows, warps))
     total = registers(1)
     turns = -(-fours // threads)
@@ -73,7 +86,7 @@ def normed_inputs(x: Buffer, weight: Buffer, epsilon: float, thread: Expr, threa
             each_four(
                 turn, lambda four, row=row: T.buffer_store(total, total[0] + _squares(address(x, row, four * 4)), [0])
             )
-        T.buffer_store(total, _warp_sum(total[0]), [0])
+        T.buffer_store(total, reduce_float(total[0]), [0])
         with when(thread % WARP == 0):
             T.buffer_store(partial, total[0], [row, thread // WARP])
     barrier()
@@ -85,19 +98,19 @@ def normed_inputs(x: Buffer, weight: Buffer, epsilon: float, thread: Expr, threa
         T.buffer_store(scale, T.rsqrt(total[0] * T.float32(1.0 / depth) + T.float32(epsilon)), [0])
 
         def put(four: Expr, row: int = row, scale: Buffer = scale) -> None:
-            place = address(result, four // 8, row, four // 2 % _OCTETS, four % 2 * 4)
-            _scale_four(place, address(x, row, four * 4), address(weight, four * 4), scale[0], dtype)
+            target = address(result, place(four // 8, row, four // 2 % _OCTETS, four % 2 * 4))
+            _scale_four(target, address(x, row, four * 4), address(weight, four * 4), scale[0], dtype)
 
         for turn in range(turns):
             each_four(turn, put)
-    for column in range(depth, tiles * TILE_DEPTH, 8):
+    for column in range(depth, padded, 8):
         with when(thread < rows * 8):
-            place = [column // TILE_DEPTH, thread // 8, column % TILE_DEPTH // 8, thread % 8]
-            T.buffer_store(result, T.cast(0, dtype), place)
+            zero = place(column // TILE_DEPTH, thread // 8, column % TILE_DEPTH // 8, thread % 8)
+            T.buffer_store(result, T.cast(T.float32(0), dtype), [zero])
     barrier()
 
     def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
-        load_shared(target, at, address(result, tile, group * GROUP + _within(row, group, rows), octet, 0))
+        load_shared(target, at, address(result, place(tile, group * GROUP + _within(row, group, rows), octet, 0)))
 
     return Inputs(rows, depth, load, near=True)
 
@@ -106,27 +119,6 @@ def _within(row: Expr, group: int, rows: int) -> Expr:
     """The row of the group, or its last one again, whose products nobody stores."""
     last = min(rows - group * GROUP, GROUP) - 1
     return row if last == GROUP - 1 else T.min(row, last)
-
-
-def load_written(target: Buffer, at: int, pointer: Expr) -> None:
-    """Loads 16 bytes that an earlier kernel wrote into target[at : at+4], uint32; never before ``await_previous``."""
-    source = """
-__device__ __forceinline__ void dspark_load_written(unsigned* d, const void* p) {
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p) : "memory");
-}
-"""
-    run(device("dspark_load_written", address(target, at), pointer, source=source))
-
-
-def written_float(pointer: Expr) -> Expr:
-    """A float32 that an earlier kernel wrote; never read before ``await_previous``."""
-    source = """
-__device__ __forceinline__ float dspark_written_float(const void* p) {
-  float v; asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory"); return v;
-}
-"""
-    return device("dspark_written_float", pointer, source=source, returns="float32")
 
 
 def _squares(pointer: Expr) -> Expr:
@@ -157,14 +149,3 @@ __device__ __forceinline__ void {name}(void* d, const void* x, const void* w, fl
 }}
 """
     run(device(name, target, x, weight, scale, source=source))
-
-
-def _warp_sum(value: Expr) -> Expr:
-    """The sum over the warp, in every lane."""
-    source = """
-__device__ __forceinline__ float dspark_warp_sum(float v) {
-  for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
-  return v;
-}
-"""
-    return device("dspark_warp_sum", value, source=source, returns="float32")

@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+
 
 @dataclass(frozen=True)
 class StreamSchedule:
     """How a streaming linear kernel cuts W; the number of rows of x has no part in it, so no row's sums depend on it."""
 
     stripes: int  # of 16 features that a block computes
-    splits: int  # blocks of a cluster that share the stripes' depth
-    warps: int  # of a block that share the block's part of it
+    warps: int  # of a block, which share the stripes' depth
     ahead: int  # tiles of each stripe that a warp has asked for before it uses the first
+    fetch: bool = False  # whether a block asks for all of its stripes, as far as the L2, before it waits for x
 
 
-def default_stream_schedule(work: object) -> StreamSchedule:
-    return StreamSchedule(1, 1, 8, 4)
+def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
+    """The schedule without a record."""
+    return StreamSchedule(1, 8, 4)

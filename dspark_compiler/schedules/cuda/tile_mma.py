@@ -46,7 +46,8 @@ def emit_mma_tiles(x: Buffer, w: Buffer, rest: Sequence[Buffer], output: TileOut
                     tile, inside = piece // 64, piece % 64
                     source, valid = weight_tile(output, cut, tile_column, tile)
                     place = slot * stage_bytes + x_bytes + piece // 32 * _GROUP_BYTES
-                    place += _piece(inside // 8 % 4, inside % 8)
+                    row = inside // 4 % 8
+                    place += _piece(T.bitwise_xor(inside % 4, row // 2), row)
                     valid = T.And(valid, index < slices)
                     copy16(address(memory, place), address(w, source, index, inside * 8), valid)
             commit_copies()
