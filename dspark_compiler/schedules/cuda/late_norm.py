@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory_reads import written_float
-from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, device, launch, registers, shared
+from dspark_compiler.schedules.cuda.threads import WARP, address, device, launch, registers, shared
 from dspark_compiler.schedules.cuda.warps import reduce_float
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 

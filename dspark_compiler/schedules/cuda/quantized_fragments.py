@@ -8,8 +8,8 @@ and again 512 further on for row 8+g, the octets t of row g of all units one aft
   by 4j and a mask leave a pair for tensor cores. Stored is the value plus 8, or the unsigned value if there are zeros.
 
 Scales of a row are float32 [N]. Those of int4's groups of 128 columns are of the compute dtype, one uint32 a tile and
-pair of rows: [ceil(N/16), ceil(K/128), 8], row g's in the low half and row 8+g's in the high one. Zeros lie likewise, as
--(128 + zero) in bfloat16 or -(1024 + zero) in float16, what a code under that exponent is too large by.
+pair of rows: [ceil(N/16), ceil(K/128), 8], row g's in the low half and row 8+g's in the high one. Zeros lie likewise,
+as -(128 + zero) in bfloat16 or -(1024 + zero) in float16, what a code under that exponent is too large by.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def pack_bytes(weight: np.ndarray) -> np.ndarray:
 
 
 def pack_nibbles(weight: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
-    """W [N, K] of numbers -8 to 7, or 0 to 15 with ``zeros`` [N, ceil(K/128)], in tiles; past N and K zero in effect."""
+    """W [N, K] of numbers -8 to 7, or 0 to 15 with ``zeros`` [N, ceil(K/128)], in tiles; zero past N and K."""
     codes = (weight + 8 if zeros is None else weight).astype(np.uint8)
     features, depth = weight.shape
     if depth % GROUP_DEPTH:

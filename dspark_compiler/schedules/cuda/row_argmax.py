@@ -1,7 +1,7 @@
 """The greedy choice: the place of a row's largest logit, found by a cluster of blocks a row.
 
-A logit and its place make one 64-bit key whose order is the logit's, and for equal logits the reverse of the place's, so
-that the largest key names the first of the largest logits.
+A logit and its place make one 64-bit key whose order is the logit's, and for equal logits the reverse of the place's:
+the largest key names the first of the largest logits.
 """
 
 import tvm

@@ -1,6 +1,7 @@
 """Where a streaming linear kernel takes x from: memory, or shared memory that a block fills with x's RMS norm."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
@@ -38,7 +39,7 @@ class Inputs:
 
 
 def written_inputs(x: Buffer, padded: int) -> Inputs:
-    """x as an earlier kernel wrote it; W's tiles reach to column ``padded``."""
+    """What an earlier kernel wrote; W's tiles reach to column ``padded``."""
     rows, depth = (int(extent) for extent in x.shape)
 
     def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
@@ -50,69 +51,95 @@ def written_inputs(x: Buffer, padded: int) -> Inputs:
     return Inputs(rows, depth, load, near=False)
 
 
-def normed_inputs(
-    x: Buffer, weight: Buffer, epsilon: float, padded: int, thread: Expr, threads: int, dtype: str
-) -> Inputs:
-    """x * rsqrt(mean(x^2) + epsilon) * weight in ``dtype``, of x [M, K] and weight [K] float32; Zhang & Sennrich 2019.
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm, x * rsqrt(mean(x^2) + epsilon) * weight, x [M, K] and weight [K] float32; Zhang & Sennrich 2019."""
 
-    The block's threads work it out together, into shared memory and in the order its fragments are read in:
-    [tile][row][octet][8].
-    """
-    rows, depth = (int(extent) for extent in x.shape)
-    tiles = padded // TILE_DEPTH
-    fours, warps = depth // 4, threads // WARP
-    size = tiles * rows * TILE_DEPTH
-    # TVM asks CUDA for more than it has without asking only where the dynamic part alone is.
-    result = shared(max(size, _STATIC // 2) if 2 * size > _STATIC - _OTHER else size, dtype, dynamic=True)
+    x: Buffer
+    weight: Buffer
+    epsilon: float
+    dtype: str  # of the result
 
-    def place(tile: Expr, row: Expr, octet: Expr, element: Expr) -> Expr:
-        return ((tile * rows + row) * _OCTETS + octet) * 8 + element
+    def inputs(self, padded: int, thread: Expr, warps: int) -> Inputs:
+        """The result, worked out by the block into shared memory, in the order fragments are read in.
 
-    partial = shared((rows, warps))
-    total = registers(1)
-    turns = -(-fours // threads)
+        That is [tile][row][octet][16 bytes], tiles of 32 columns up to ``padded``, zeros past the depth.
+        """
+        rows, depth = (int(extent) for extent in self.x.shape)
+        size = 2 * padded * rows
+        # TVM asks CUDA for more than it has without asking only where the dynamic part alone is. The type is bytes
+        # because all kernels of a module that have such memory must agree on one.
+        memory = shared(max(size, _STATIC) if size > _STATIC - _OTHER else size, "uint8", dynamic=True)
+        fours = _Fours(depth // 4, thread, warps * WARP)
 
-    def each_four(turn: int, then: Callable[[Expr], None]) -> None:
-        four = turn * threads + thread
-        if (turn + 1) * threads <= fours:
-            then(four)
-            return
-        with when(four < fours):
-            then(four)
+        def place(tile: Expr, row: Expr, octet: Expr, byte: Expr) -> Expr:
+            return ((tile * rows + row) * _OCTETS + octet) * 16 + byte
 
-    for row in range(rows):
-        T.buffer_store(total, T.float32(0.0), [0])
-        for turn in range(turns):
-            each_four(
-                turn, lambda four, row=row: T.buffer_store(total, total[0] + _squares(address(x, row, four * 4)), [0])
-            )
-        T.buffer_store(total, reduce_float(total[0]), [0])
-        with when(thread % WARP == 0):
-            T.buffer_store(partial, total[0], [row, thread // WARP])
-    barrier()
-    for row in range(rows):
-        T.buffer_store(total, T.float32(0.0), [0])
-        for warp in range(warps):
-            T.buffer_store(total, total[0] + partial[row, warp], [0])
+        partial = self._squares(fours, warps)
+        for row in range(rows):
+            scale = self._scale(partial, row)
+
+            def put(four: Expr, row: int = row, scale: Buffer = scale) -> None:
+                target = address(memory, place(four // 8, row, four // 2 % _OCTETS, four % 2 * 8))
+                x, weight = address(self.x, row, four * 4), address(self.weight, four * 4)
+                _scale_four(target, x, weight, scale[0], self.dtype)
+
+            fours.each(put)
+        for column in range(depth, padded, 8):
+            for byte in range(0, rows * 16, warps * WARP):
+                with when(byte + thread < rows * 16):
+                    row, inside = (byte + thread) // 16, (byte + thread) % 16
+                    zero = place(column // TILE_DEPTH, row, column % TILE_DEPTH // 8, inside)
+                    T.buffer_store(memory, T.uint8(0), [zero])
+        barrier()
+
+        def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
+            source = address(memory, place(tile, group * GROUP + _within(row, group, rows), octet, 0))
+            load_shared(target, at, source)
+
+        return Inputs(rows, depth, load, near=True)
+
+    def _squares(self, fours: "_Fours", warps: int) -> Buffer:
+        """Sums of squares of what each warp has of each row, in shared memory."""
+        rows = int(self.x.shape[0])
+        partial, total = shared((rows, warps)), registers(1)
+        for row in range(rows):
+            T.buffer_store(total, T.float32(0.0), [0])
+
+            def add(four: Expr, row: int = row) -> None:
+                T.buffer_store(total, total[0] + _squares_of_four(address(self.x, row, four * 4)), [0])
+
+            fours.each(add)
+            T.buffer_store(total, reduce_float(total[0]), [0])
+            with when(fours.thread % WARP == 0):
+                T.buffer_store(partial, total[0], [row, fours.thread // WARP])
+        barrier()
+        return partial
+
+    def _scale(self, partial: Buffer, row: int) -> Buffer:
+        """The scale of a row, in each thread."""
+        total = T.float32(0.0)
+        for warp in range(int(partial.shape[1])):
+            total = total + partial[row, warp]
         scale = registers(1)
-        T.buffer_store(scale, T.rsqrt(total[0] * T.float32(1.0 / depth) + T.float32(epsilon)), [0])
+        mean = total * T.float32(1.0 / int(self.x.shape[1]))
+        T.buffer_store(scale, T.rsqrt(mean + T.float32(self.epsilon)), [0])
+        return scale
 
-        def put(four: Expr, row: int = row, scale: Buffer = scale) -> None:
-            target = address(result, place(four // 8, row, four // 2 % _OCTETS, four % 2 * 4))
-            _scale_four(target, address(x, row, four * 4), address(weight, four * 4), scale[0], dtype)
 
-        for turn in range(turns):
-            each_four(turn, put)
-    for column in range(depth, padded, 8):
-        with when(thread < rows * 8):
-            zero = place(column // TILE_DEPTH, thread // 8, column % TILE_DEPTH // 8, thread % 8)
-            T.buffer_store(result, T.cast(T.float32(0), dtype), [zero])
-    barrier()
+@dataclass(frozen=True)
+class _Fours:
+    """A row's elements by fours, dealt out to a block's threads."""
 
-    def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
-        load_shared(target, at, address(result, place(tile, group * GROUP + _within(row, group, rows), octet, 0)))
+    count: int
+    thread: Expr
+    threads: int
 
-    return Inputs(rows, depth, load, near=True)
+    def each(self, then: Callable[[Expr], None]) -> None:
+        """Emits then(four) for each of this thread's."""
+        for start in range(0, self.count, self.threads):
+            with when(start + self.thread < self.count) if start + self.threads > self.count else nullcontext():
+                then(start + self.thread)
 
 
 def _within(row: Expr, group: int, rows: int) -> Expr:
@@ -121,7 +148,7 @@ def _within(row: Expr, group: int, rows: int) -> Expr:
     return row if last == GROUP - 1 else T.min(row, last)
 
 
-def _squares(pointer: Expr) -> Expr:
+def _squares_of_four(pointer: Expr) -> Expr:
     """Sum of the squares of four float32 that an earlier kernel wrote."""
     source = """
 __device__ __forceinline__ float dspark_squares(const void* p) {

@@ -7,7 +7,7 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
 @dataclass(frozen=True)
 class StreamSchedule:
-    """How a streaming linear kernel cuts W; the number of rows of x has no part in it, so no row's sums depend on it."""
+    """How a streaming linear kernel cuts W, whatever the rows of x, so that no row's sums depend on their number."""
 
     stripes: int  # of 16 features that a block computes
     warps: int  # of a block, which share the stripes' depth

@@ -63,24 +63,7 @@ def stream_tiles(
     for step in range(stream.x_slots):
         with stream.having(step):
             stream.load_inputs(step, step)
-    rounds = max(stream.whole // stream.slots - 1, 0)
-    if rounds:
-        with T.serial(0, rounds) as turn:
-            for slot in range(stream.slots):
-                step = turn * stream.slots + slot
-                stream.multiply(step, slot)
-                stream.load_weights(step + stream.slots, slot)
-                if stream.x_slots:
-                    stream.load_inputs(step + stream.x_slots, slot)
-    for step in range(rounds * stream.slots, stream.steps):
-        with stream.having(step):
-            stream.multiply(step, step % stream.slots)
-        if step + stream.slots < stream.steps:
-            with stream.having(step + stream.slots):
-                stream.load_weights(step + stream.slots, step % stream.slots)
-        if stream.x_slots and step + stream.x_slots < stream.steps:
-            with stream.having(step + stream.x_slots):
-                stream.load_inputs(step + stream.x_slots, step % stream.slots)
+    stream.run()
     return stream.sums
 
 
@@ -135,6 +118,28 @@ class _Stream:
 
     def _input(self, slot: int, unit: int, group: int) -> int:
         return ((slot % max(self.x_slots, 1) * self._form.units + unit) * self._x.groups + group) * X_WORDS
+
+    def run(self) -> None:
+        """All steps, each followed by loads into what it used: a loop while every worker has more, then the rest."""
+        rounds = max(self.whole // self.slots - 1, 0)
+        if rounds:
+            with T.serial(0, rounds) as turn:
+                for slot in range(self.slots):
+                    step = turn * self.slots + slot
+                    self.multiply(step, slot)
+                    self.load_weights(step + self.slots, slot)
+                    if self.x_slots:
+                        self.load_inputs(step + self.x_slots, slot)
+        for step in range(rounds * self.slots, self.steps):
+            with self.having(step):
+                self.multiply(step, step % self.slots)
+            self._reload(self.load_weights, step, self.slots)
+            self._reload(self.load_inputs, step, self.x_slots)
+
+    def _reload(self, load: Callable[[Expr, int], None], step: int, ahead: int) -> None:
+        if ahead and step + ahead < self.steps:
+            with self.having(step + ahead):
+                load(step + ahead, step % self.slots)
 
     def multiply(self, step: Expr, slot: int) -> None:
         """Adds the step's products to the sums."""

@@ -59,7 +59,11 @@ class WeightForm:
         else:
             # Words alternate between the halves, as in an A fragment.
             row, octet = lane // 4, lane % 4
-            place, name, order = row * 32 + T.bitwise_xor(octet, row // 2) * 8, "dspark_load_tile", (0, 2, 4, 6, 1, 3, 5, 7)
+            place, name, order = (
+                row * 32 + T.bitwise_xor(octet, row // 2) * 8,
+                "dspark_load_tile",
+                (0, 2, 4, 6, 1, 3, 5, 7),
+            )
         words = [f'"=r"(d[{i}])' for i in order]
         loads = "\n".join(
             f'  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {{%0,%1,%2,%3}}, [%4+{512 * half}];"\n'
@@ -83,7 +87,7 @@ __device__ __forceinline__ void {name}(unsigned* d, const void* p) {{
 
 
 def add_scaled(sums: Buffer, part: Buffer, scales: Expr, dtype: str) -> None:
-    """sums += part * scale, C fragments, where the halves of ``scales`` belong to rows g and 8+g."""
+    """Adds part * scale to sums, C fragments, where the halves of ``scales`` belong to rows g and 8+g."""
     kind = PTX_TYPE[dtype]
     name = f"dspark_add_scaled_{kind}"
     widen = (
@@ -118,15 +122,18 @@ __device__ __forceinline__ void {name}(unsigned* d, const unsigned* w, unsigned 
 
 
 def _fused(kind: str, name: str, a: str, b: str, c: str) -> str:
-    """a * b + c on pairs."""
+    """PTX for a * b + c on pairs."""
     return f'asm("fma.rn.{kind}x2 %0, %1, %2, %3;" : "=r"({name}) : "r"({a}), "r"({b}), "r"({c}));'
 
 
 def _widen_int4(name: str, kind: str, zeros: bool) -> str:
     """Codes under the exponent of 128 (1024 in fp16) count from there; 136 (1032), or that plus the zero, goes off."""
-    base, one, less = ("0x43004300u", "0x3f803f80u", "0xc308c308u") if kind == "bf16" else (
-        "0x64006400u", "0x3c003c00u", "0xe408e408u")
-    origin = 'unsigned o = __byte_perm(zeros, 0, h ? 0x3232 : 0x1010);' if zeros else f"unsigned o = {less};"
+    base, one, less = (
+        ("0x43004300u", "0x3f803f80u", "0xc308c308u")
+        if kind == "bf16"
+        else ("0x64006400u", "0x3c003c00u", "0xe408e408u")
+    )
+    origin = "unsigned o = __byte_perm(zeros, 0, h ? 0x3232 : 0x1010);" if zeros else f"unsigned o = {less};"
     body = f"unsigned v = (w[4 * h] >> 4 * i & 0x000f000fu) | {base}, r; {_fused(kind, 'r', 'v', one, 'o')}"
     return _pairs(name, origin, body)
 
@@ -152,8 +159,7 @@ def _widen_float8(name: str, kind: str, zeros: bool) -> str:
     shift, mask, factor = (4, "0x07f007f0u", "0x7b807b80u") if kind == "bf16" else (1, "0x3f803f80u", "0x5c005c00u")
     body = (
         "unsigned v = __byte_perm(w[4 * h + i / 2], 0, i % 2 ? 0x3424 : 0x1404), r; "
-        f"v = (v & 0x80008000u) | (v >> {shift} & {mask}); "
-        + _fused(kind, "r", "v", factor, "0x80008000u")
+        f"v = (v & 0x80008000u) | (v >> {shift} & {mask}); " + _fused(kind, "r", "v", factor, "0x80008000u")
     )
     return _pairs(name, "", body)
 
