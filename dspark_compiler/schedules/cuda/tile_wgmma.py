@@ -87,7 +87,8 @@ def emit_wgmma_tiles(x: Buffer, w: Buffer, rest: Sequence[Buffer], output: TileO
                     with when(tile < tiles), T.serial(0, steps) as k:
                         _load(ring, loader, turn * steps + k, k, tile, row_tiles, x, w, output)
                 # The last stage's copies are still to be told of.
-                last = (tiles - 1 - block) // blocks * steps + steps - 1
+                turns = tiles // blocks + T.Select(block < tiles % blocks, 1, 0)
+                last = turns * steps - 1
                 async_copy.wait_copies(0)
                 async_copy.publish_writes()
                 async_copy.arrive(ring.full(last))
