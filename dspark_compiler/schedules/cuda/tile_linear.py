@@ -75,9 +75,7 @@ def tile_gated_linear(
     return _kernel(name, output, dtype, schedule, arch)
 
 
-def _kernel(
-    name: str, output: TileOutput, dtype: str, schedule: TileSchedule | None, arch: str
-) -> tvm.tirx.PrimFunc:
+def _kernel(name: str, output: TileOutput, dtype: str, schedule: TileSchedule | None, arch: str) -> tvm.tirx.PrimFunc:
     work = output.work
     if work.depth % 8:
         raise ValueError(f"rows of x must be a multiple of 8 elements, not {work.depth}")

@@ -1,9 +1,9 @@
 """x @ W.T for many rows on Hopper: blocks that stay, one warpgroup that loads and others that multiply.
 
-A block takes tile after tile of y. Its last warpgroup keeps a ring of stages filled, each 64 columns of x (cp.async, in
-the 128-byte swizzle wgmma reads) and of W (bulk copies of whole packed tiles); the others multiply 64 rows each and give
-a stage back once its products are done. The ring runs on over tiles, so the next one's loads go under this one's stores.
-Rows of tiles run fastest: blocks at work together read the same few tiles of W.
+A block takes tile after tile of y. Its last warpgroup keeps a ring of stages filled, each 64 columns of x (cp.async,
+in the 128-byte swizzle wgmma reads) and of W (bulk copies of whole packed tiles); the others multiply 64 rows each and
+give a stage back once its products are done. The ring runs on over tiles, so that the next one's loads go under this
+one's stores. Rows of tiles run fastest: blocks at work together read the same few tiles of W.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ _TILE_BYTES = 2 * TILE
 
 @dataclass(frozen=True)
 class _Ring:
-    """Shared memory: stages of x then W, behind them the barriers that tell them full or empty."""
+    """Shared memory: stages of x then W, behind them the barriers that tell them full or empty.
+
+    The swizzle wants x at multiples of 1 KB: the block's only shared array begins at one.
+    """
 
     memory: Buffer
     cut: TileSchedule
@@ -87,6 +90,7 @@ def emit_wgmma_tiles(x: Buffer, w: Buffer, rest: Sequence[Buffer], output: TileO
                     with when(tile < tiles), T.serial(0, steps) as k:
                         _load(ring, loader, turn * steps + k, k, tile, row_tiles, x, w, output)
                 # The last stage's copies are still to be told of.
+                # (Not as a floor of a difference: TVM 0.27 simplifies those of (c - i) // n wrongly.)
                 turns = tiles // blocks + T.Select(block < tiles % blocks, 1, 0)
                 last = turns * steps - 1
                 async_copy.wait_copies(0)
@@ -111,9 +115,7 @@ def _load(
     place = T.bitwise_xor(octet, first % 8) * 16
     for start in range(0, cut.rows, wgmma.WARPGROUP // 8):
         row, column = tile % row_tiles * cut.rows + first + start, k * _DEPTH + octet * 8
-        target = address(
-            ring.memory, step % cut.stages * ring.stage_bytes + (first + start) * 2 * _DEPTH + place
-        )
+        target = address(ring.memory, step % cut.stages * ring.stage_bytes + (first + start) * 2 * _DEPTH + place)
         async_copy.copy16(target, address(x, row, column), T.And(row < work.rows, column < work.depth))
     async_copy.commit_copies()
     with when(step > 0):
@@ -123,7 +125,7 @@ def _load(
 
 
 def _multiply(sums: Buffer, ring: _Ring, thread: Expr, first: Expr, depth: int, dtype: str) -> None:
-    """sums = x @ w.T of a warpgroup over a tile's whole depth, from the ring's step ``first`` on."""
+    """Leaves x @ w.T of a warpgroup in ``sums``, over a tile's whole depth, from the ring's step ``first`` on."""
     columns = ring.cut.features
     group = thread // wgmma.WARPGROUP * wgmma.GROUP_ROWS
 
