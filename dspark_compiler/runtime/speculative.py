@@ -82,9 +82,8 @@ class Speculative:
         wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
-        drafts, sampling = None, None
+        drafts, sampling = None, _sampling(self._executor.batch, active)
         if wanting:
-            sampling = _sampling(self._executor.batch, active)
             drafting = [sequence for group in wanting for sequence in group.sequences]
             began = time.perf_counter()
             drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
@@ -94,11 +93,11 @@ class Speculative:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
         began, width = time.perf_counter(), 1
-        if drafts is not None and sampling is not None and counts.max() > 0:
+        if drafts is not None and counts.max() > 0:
             width = next(width for width in self._executor.round_widths if width > counts.max())
             accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
         else:
-            accepted = self._decode(active, numbers[:, -1])
+            accepted = self._decode(active, numbers[:, -1], sampling)
         if self._costs is not None:
             self._costs.stepped(width, _since(began))
         for group in groups:
@@ -151,14 +150,24 @@ class Speculative:
                 _advance(sequence, [sequence.draw(verdict.first_logits(row))])
         return verdict.accepted
 
-    def _decode(self, active: Sequence[SequenceState], numbers: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _decode(
+        self, active: Sequence[SequenceState], numbers: NDArray[np.float32], sampling: SamplingInputs
+    ) -> NDArray[np.int32]:
         """A plain step; numbers [B] are those that a verify without drafts would use."""
         anchors, positions, lengths = self._columns(active)
         counts = np.zeros(self._executor.batch, np.int64)
         counts[[sequence.row for sequence in active]] = 1
-        logits = self._executor.decode(anchors, positions, lengths, counts)
-        for sequence in active:
-            _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row]))])
+        if self._executor.draws:
+            step = self._executor.step(anchors, positions, lengths, counts, numbers, sampling)
+            for sequence in active:
+                penalized = sequence.params.repetition_penalty != 1
+                row = sequence.row
+                token = sequence.draw(step.first_logits(row)) if penalized else int(step.following[row])
+                _advance(sequence, [token])
+        else:
+            logits = self._executor.decode(anchors, positions, lengths, counts)
+            for sequence in active:
+                _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row]))])
         return np.zeros(self._executor.batch, np.int32)
 
     def _columns(self, active: Sequence[SequenceState]) -> NDArray[np.int64]:

@@ -1,0 +1,94 @@
+"""Launches that put new keys and values into the cache or its scratch, and the kernel that moves scratch to live slots."""
+
+from collections.abc import Callable
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
+from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
+from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.threads import address, launch
+from dspark_compiler.schedules.cuda.warp import copy_word, store_word
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+
+_PLAIN = CacheForm()
+
+
+def write_new(problem: Problem, tensors: Tensors) -> None:
+    """Launches the writing of "k" and "v" [b,G,S,*] to scratch rows 0.. if there is scratch, else to the next slots."""
+    shape = problem.shape
+    with launch((shape.width, shape.kv_heads, shape.rows), _threads(shape)) as (token, head, row, thread):
+        span = span_of(problem, tensors, row)
+        target = T.Bind(token if shape.scratch else span.used + token)
+        kind = "scratch" if shape.scratch else "cache"
+
+        def put(name: str, d: Expr) -> None:
+            new = tensors[name]
+            pair = (T.cast(new[row, head, token, d + i], "float32") for i in range(2))
+            store_word(
+                address(tensors[f"{name}_{kind}"], span.sequence, head, target, d), pack_pair(*pair, problem.dtype)
+            )
+
+        with when(T.bool(True) if shape.scratch else target < span.end):
+            _each_pair(shape, thread, put)
+            positions = tensors.get("slot_position")
+            if positions is not None and not shape.scratch:
+                with when(thread == 0):
+                    T.buffer_store(positions, span.length + token, [span.sequence, head, target])
+
+
+def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN) -> tvm.tirx.PrimFunc:
+    """Kernel that moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
+
+    Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], k_scratch [B,G,N,D], v_scratch [B,G,N,Dv] of ``dtype``, length
+    and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]]; the operator's, in its order.
+    """
+    places = (shape.batch, shape.kv_heads)
+    args = [
+        Arg("k_cache", (*places, shape.slots, shape.head_dim), dtype),
+        Arg("v_cache", (*places, shape.slots, shape.value_dim), dtype),
+        Arg("k_scratch", (*places, shape.scratch, shape.head_dim), dtype),
+        Arg("v_scratch", (*places, shape.scratch, shape.value_dim), dtype),
+        Arg("length", (shape.batch,), "int32"),
+        Arg("accepted", (shape.batch,), "int32"),
+        *([Arg("free", (shape.batch,), "int32")] if form.free else []),
+        *([Arg("slot_position", (*places, shape.slots), "int32")] if form.slot_position else []),
+    ]
+
+    def body(*buffers: Buffer) -> None:
+        of = dict(zip((arg.name for arg in args), buffers, strict=True))
+        with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape)) as (token, head, row, thread):
+            length = T.Bind(of["length"][row])
+            used = T.min(length, shape.slots - of["free"][row]) if form.free else length
+            slot = T.Bind(used + token)
+
+            def move(which: str, d: Expr) -> None:
+                copy_word(
+                    address(of[f"{which}_cache"], row, head, slot, d),
+                    address(of[f"{which}_scratch"], row, head, token, d),
+                )
+
+            with when(T.And(token < of["accepted"][row], slot < shape.slots)):
+                _each_pair(shape, thread, move)
+                if form.slot_position:
+                    with when(thread == 0):
+                        T.buffer_store(of["slot_position"], length + token, [row, head, slot])
+
+    return kernel(name, args, body)
+
+
+def _threads(shape: AttentionShape) -> int:
+    """A pair of elements a thread, whole warps."""
+    return min(256, -(-(shape.head_dim + shape.value_dim) // 64) * 32)
+
+
+def _each_pair(shape: AttentionShape, thread: Expr, emit: Callable[[str, Expr], None]) -> None:
+    """Calls emit("k" or "v", first element) for every pair of a token's key and value."""
+    keys, values = shape.head_dim // 2, shape.value_dim // 2
+    for start in range(0, keys + values, _threads(shape)):
+        pair = T.Bind(start + thread)
+        with when(pair < keys):
+            emit("k", pair * 2)
+        with when(T.And(pair >= keys, pair < keys + values)):
+            emit("v", (pair - keys) * 2)
