@@ -30,6 +30,8 @@ class CudaDevice:
         where: DLPack's type and number of the device.
     """
 
+    is_late = True
+
     def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = _FIRST_GPU) -> None:
         self.cuda = cuda
         self.where = where

@@ -227,7 +227,14 @@ class Executor:
         result = self._draft(anchor=anchors, position=positions, length=lengths, **numbers)
         read = [result[name] for name in ("tokens", "confidence") if name in result]
         counts = np.full(self.batch, self.block_size)
-        return Drafts.on_device(self.device.fetch(*read), result["tokens"], counts, result["probs"])
+        return Drafts.on_device(
+            self.device.fetch(*read),
+            result["tokens"],
+            counts,
+            result["probs"],
+            has_confidence=len(read) == 2,
+            late=self.device.is_late,
+        )
 
     def speculate(
         self,

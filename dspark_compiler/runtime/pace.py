@@ -9,7 +9,7 @@ import numpy as np
 
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.rounds import RoundRecord
-from dspark_compiler.runtime.scheduler import Admission, Survival, survival
+from dspark_compiler.runtime.scheduler import Admission, LateSurvivals, Survival
 
 # Rounds without drafts after which one round tries again; doubled each time that does not pay.
 _FIRST_PAUSE, _LAST_PAUSE = 8, 256
@@ -112,8 +112,7 @@ class Pace:
             width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
             self._declined = width == 1
         else:
-            pairs = zip(confidences, available, strict=True)
-            values = [survival(logits, self._temperatures)[:count] for logits, count in pairs]
+            values = LateSurvivals(confidences, available, self._temperatures)
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
             width = self._costs.width(max(admitted, default=0))
         return [min(count, width - 1) for count in available]

@@ -80,26 +80,29 @@ class Speculative:
         limits = {sequence.row: self._limit(sequence) for sequence in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
         wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
+        began = time.perf_counter()
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
         drafts, sampling = None, _sampling(self._executor.batch, active)
         if wanting:
             drafting = [sequence for group in wanting for sequence in group.sequences]
-            began = time.perf_counter()
             drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
-            if self._costs is not None:
+            if self._costs is not None and not drafts.late:
                 self._costs.drafted(_since(began))
+                began = time.perf_counter()
             for group in wanting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
-        began, width = time.perf_counter(), 1
+        width = 1
         if drafts is not None and counts.max() > 0:
             width = next(width for width in self._executor.round_widths if width > counts.max())
             accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
         else:
             accepted = self._decode(active, numbers[:, -1], sampling)
         if self._costs is not None:
-            self._costs.stepped(width, _since(began))
+            # What was drafted in the device's own time was waited for with the step.
+            late_ms = self._costs.times.draft_ms if drafts is not None and drafts.late else 0.0
+            self._costs.stepped(width, _since(began) - late_ms)
         for group in groups:
             self._settle(group, drafts if group in wanting else None, counts, accepted)
 
@@ -204,8 +207,7 @@ def _since(began: float) -> float:
 def _lengths(group: _Group, available: list[int], drafts: Drafts) -> list[int]:
     if group.pace is None or not any(available):
         return available
-    confidence = drafts.confidence
-    return group.pace.lengths(available, None if confidence is None else [confidence[row] for row in group.rows])
+    return group.pace.lengths(available, drafts.confidences(group.rows))
 
 
 def _sampling(batch: int, active: Sequence[SequenceState]) -> SamplingInputs:

@@ -31,6 +31,7 @@ class FakeCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.marks: dict[int, Work] = {}
         self.log: list[str] = []
+        self.on_wait: Callable[[int], Any] = lambda event: None
         self._events = 0
         self._blocks: dict[int, np.ndarray] = {}
 
@@ -79,6 +80,7 @@ class FakeCuda:
     def wait(self, event: int) -> None:
         mark = self.marks.get(event)
         if mark in self.waiting:
+            self.on_wait(event)
             self._work(self.waiting.index(mark) + 1)
 
     def synchronize(self, stream: int) -> None:

@@ -27,18 +27,7 @@ Given = Mapping[str, Buffer]
 
 @dataclass(frozen=True)
 class Around:
-    """What a streaming linear kernel does besides the product, in the order of its arguments.
-
-    Attributes:
-        bias: float32 [N] is added.
-        residual: float32 [M, N] is added.
-        norm_eps: x goes through an RMS norm with float32 weight [K] first.
-        late_norm: of that norm the kernel before did all but the scale (late_norm.py): x is its product, and in place
-            of the weight come its sums of squares. Otherwise x is float32, and each block works its norm out anew:
-            right for one or two rows.
-        feeds_norm: after y come norm weight [N], product and squares for a next kernel with a late norm; N is a
-            multiple of 16.
-    """
+    """What a kernel does besides the product; see ``stream_linear``."""
 
     bias: bool = False
     residual: bool = False

@@ -16,20 +16,22 @@ from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tir import Arg, Expr
 
-_PLAIN = Around()
-
 
 def stream_linear(
     name: str,
     work: LinearWorkload,
     dtype: str,
     schedule: StreamSchedule | None = None,
-    around: Around = _PLAIN,
     *,
     zeros: bool = False,
+    bias: bool = False,
+    residual: bool = False,
+    norm_eps: float | None = None,
+    late_norm: bool = False,
+    feeds_norm: bool = False,
     out_dtype: str = "float32",
 ) -> tvm.tirx.PrimFunc:
-    """Kernel for y[M,N] = x[M,K] @ W.T, and around it what ``around`` says.
+    """Kernel for y[M,N] = x[M,K] @ W.T (+ bias) (+ residual).
 
     Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], y, [norm weight, product,
     squares].
@@ -39,13 +41,19 @@ def stream_linear(
         work: M (1 to 32), N, K (a multiple of 8) and W's stored type: "int8", "int4", "float8_e4m3fn", else ``dtype``.
         dtype: of x and of the operands of products, "bfloat16" or "float16"; sums are float32.
         schedule: how the work is cut; None for the default.
-        around: what else the kernel does.
         zeros: whether int4 has zero points.
+        bias: whether float32 [N] is added.
+        residual: whether float32 [M, N] is added.
+        norm_eps: if given, x goes through an RMS norm first.
+        late_norm: whether x is what a kernel that feeds a norm made of it (late_norm.py), with its squares. Otherwise x
+            is float32, and each block works its norm out anew: right for one or two rows.
+        feeds_norm: whether x of a next kernel with a late norm is made, too; N is a multiple of 16 then.
         out_dtype: of y.
     """
     y = Arg("y", (work.rows, work.features), out_dtype)
     form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)
     cut = schedule or default_stream_schedule(work)
+    around = Around(bias, residual, norm_eps, late_norm, feeds_norm)
     return StreamKernel(work, form, cut, around, y, 1, lambda sums: sums[0]).build(name)
 
 
@@ -54,10 +62,11 @@ def stream_gated_linear(
     work: LinearWorkload,
     dtype: str,
     schedule: StreamSchedule | None = None,
-    around: Around = _PLAIN,
     *,
     activation: str,
     zeros: bool = False,
+    norm_eps: float | None = None,
+    late_norm: bool = False,
     out_dtype: str | None = None,
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T), Shazeer 2020 (arXiv 2002.05202).
@@ -69,15 +78,17 @@ def stream_gated_linear(
         work: M, N = 2I, K, ``gated``; I a multiple of 16 (``can_gate_stripes``).
         dtype: as for ``stream_linear``.
         schedule: as for ``stream_linear``; its stripes are of y.
-        around: a norm of x, nothing else.
         activation: a key of ACTIVATIONS.
         zeros: as for ``stream_linear``.
+        norm_eps: as for ``stream_linear``.
+        late_norm: as for ``stream_linear``.
         out_dtype: of y; None for ``dtype``.
     """
     act = ACTIVATIONS[activation]
     y = Arg("y", (work.rows, work.features // 2), out_dtype or dtype)
     form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)
     cut = schedule or default_stream_schedule(work)
+    around = Around(norm_eps=norm_eps, late_norm=late_norm)
     return StreamKernel(work, form, cut, around, y, 2, lambda sums: act(sums[0]) * sums[1]).build(name)
 
 
