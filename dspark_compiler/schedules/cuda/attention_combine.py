@@ -5,13 +5,13 @@ from functools import reduce
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.attention_decode import decode_plan, partial_sizes
+from dspark_compiler.schedules.cuda.attention_output import OutputRow, rate_of, weight_of
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
-from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, LOG2_E
+from dspark_compiler.schedules.cuda.attention_warp import HIDDEN
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product
-from dspark_compiler.schedules.cuda.memory import load_floats, store_pair, store_word
-from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.floats import fused, product
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
+from dspark_compiler.schedules.cuda.memory import load_floats
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 WARPS = 8
@@ -20,7 +20,7 @@ WARPS = 8
 def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
     """Launches the second kernel: out[row, token, head] from the workspace; 0 where a row sees no slot."""
     shape, plan = problem.shape, decode_plan(problem)
-    dim, rate = shape.value_dim, T.float32(LOG2_E if problem.scoring.softcap else problem.scoring.scale * LOG2_E)
+    dim, rate = shape.value_dim, T.float32(rate_of(problem))
     quads = -(-dim // (4 * WARP))
     with launch((problem.rows, shape.kv_heads, shape.rows), WARPS * WARP) as (m, head, row, thread):
         warp, lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
@@ -45,7 +45,7 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
                 with when((quad * WARP + lane) * 4 < dim):
                     load_floats(given, quad * 4, address(workspace, at * dim + (quad * WARP + lane) * 4), 4)
             peak = T.Bind(T.max(maximum[0], ratio[0]))
-            old, new = _weight(maximum[0], peak, rate), _weight(ratio[0], peak, rate)
+            old, new = weight_of(maximum[0], peak, rate), weight_of(ratio[0], peak, rate)
             T.buffer_store(maximum, peak, [0])
             T.buffer_store(total, fused(ratio[1], new, product(total[0], old)), [0])
             for i in range(quads * 4):
@@ -59,37 +59,16 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
             T.buffer_store(all_totals, total[0], [warp])
         barrier()
         with when(thread * 2 < dim):
-            peak = T.Bind(reduce(T.max, (all_maxima[w] for w in range(WARPS))))
-            if problem.scoring.sinks:
-                sink = T.Bind(tensors["sinks"][head * shape.group + m % shape.group] * T.float32(LOG2_E) / rate)
-                peak = T.Bind(T.max(peak, sink))
-            weights = [_weight(all_maxima[w], peak, rate) for w in range(WARPS)]
-            everything = _weight(sink, peak, rate) if problem.scoring.sinks else T.float32(0.0)
-            everything = T.Bind(_dot([all_totals[w] for w in range(WARPS)], weights, everything))
-            inverse = T.Bind(T.Select(everything > T.float32(0.0), T.float32(1.0) / everything, T.float32(0.0)))
-            low, high = (
-                T.Bind(_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights, T.float32(0.0)) * inverse)
-                for i in range(2)
-            )
-            target = address(tensors["out"], row, token, head * shape.group + m % shape.group, thread * 2)
-            store_out(problem, target, low, high)
+            out = OutputRow(problem, tensors, row, head, m)
+            peak = out.peak(T.Bind(reduce(T.max, (all_maxima[w] for w in range(WARPS)))))
+            weights = [weight_of(all_maxima[w], peak, rate) for w in range(WARPS)]
+            inverse = out.inverse(_dot([all_totals[w] for w in range(WARPS)], weights), T.float32(1.0), peak)
+            low, high = (_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights) for i in range(2))
+            out.store(thread * 2, low * inverse, high * inverse)
 
 
-def store_out(problem: Problem, target: Expr, low: Expr, high: Expr) -> None:
-    """Stores two elements of the output side by side."""
-    if problem.out_dtype == "float32":
-        store_pair(target, low, high)
-    else:
-        store_word(target, pack_pair(low, high, problem.out_dtype))
-
-
-def _weight(maximum: Expr, peak: Expr, rate: Expr) -> Expr:
-    """What sums relative to ``maximum`` count relative to ``peak``; 0 for those of nothing."""
-    known = T.Select(peak == T.float32(HIDDEN), T.float32(0.0), peak)
-    return T.Bind(power_of_two((maximum - known) * rate))
-
-
-def _dot(values: list[Expr], weights: list[Expr], start: Expr) -> Expr:
-    for value, weight in zip(values, weights, strict=True):
-        start = fused(value, weight, start)
-    return start
+def _dot(values: list[Expr], weights: list[Expr]) -> Expr:
+    total = product(values[0], weights[0])
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = fused(value, weight, total)
+    return T.Bind(total)

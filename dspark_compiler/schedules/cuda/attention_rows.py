@@ -120,19 +120,15 @@ class SlotRows:
             slot = T.Bind(first + number)
             to = address(target, at + number * stride + column * PIECE)
             with when(unit < count * pieces) if start + workers > count * pieces else nullcontext():
-                live = address(
-                    self._tensors[f"{name}_cache"],
-                    span.sequence,
-                    self._head,
-                    T.max(T.min(slot, shape.slots - 1), 0),
-                    column * ELEMENTS,
-                )
+                # Where nothing is valid nothing is read, wherever that points.
+                valid = as_int(slot < span.end)
+                live = address(self._tensors[f"{name}_cache"], span.sequence, self._head, slot, column * ELEMENTS)
                 if not shape.scratch:
-                    copy16_from(to, live, live, T.int32(1), as_int(slot < span.end))
+                    copy16_from(to, live, live, T.int32(1), valid)
                     continue
-                row = T.max(T.min(slot - span.used, shape.scratch - 1), 0)
-                new = address(self._tensors[f"{name}_scratch"], span.sequence, self._head, row, column * ELEMENTS)
-                copy16_from(to, live, new, as_int(slot < span.used), as_int(slot < span.end))
+                scratch = self._tensors[f"{name}_scratch"]
+                new = address(scratch, span.sequence, self._head, slot - span.used, column * ELEMENTS)
+                copy16_from(to, live, new, as_int(slot < span.used), valid)
 
     def position(self, slot: Expr) -> Expr:
         """Position of the token in ``slot``, where slots keep theirs."""

@@ -1,0 +1,131 @@
+"""Attention of many tokens: a block for 128 query rows of a key/value head, running over the slots they see.
+
+FlashAttention-2 (Dao, arXiv 2307.08691) on mma.m16n8k16: every warp has two tiles of 16 rows, so that what it reads of
+keys and values serves both; stretches of 64 slots come through two stages of shared memory (cp.async). The query heads
+of a key/value head share a block's stretches. Blocks with most to do start first.
+"""
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.cuda.attention_output import OutputRow, weight_of
+from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Tensors, load_queries, padded, row_bytes, span_of
+from dspark_compiler.schedules.cuda.attention_warp import WarpTile
+from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.memory import commit_copies, wait_copies
+from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
+from dspark_compiler.schedules.tir import Buffer, Expr, when
+
+WARPS = 4
+THREADS = WARPS * WARP
+STRETCH = 64  # slots
+STAGES = 2
+
+
+def attend_rows(problem: Problem, tensors: Tensors) -> None:
+    """Launches the kernel that writes out [b,S,H,Dv]; 0 for tokens past the call's count."""
+    shape = problem.shape
+    tiles = 2 if shape.value_dim <= 128 else 1  # a warp; wider sums take twice the registers
+    height = WARPS * tiles * 16
+    blocks = -(-problem.rows // height)
+    with launch((shape.kv_heads, blocks, shape.rows), THREADS) as (head, block, row, thread):
+        await_previous()
+        release_next()
+        first = T.Bind((blocks - 1 - block) * height)
+        _Rows(problem, tensors, (row, head, first), thread, tiles).emit()
+
+
+class _Rows:
+    """Emits a block's work."""
+
+    def __init__(
+        self, problem: Problem, tensors: Tensors, place: tuple[Expr, Expr, Expr], thread: Expr, tiles: int
+    ) -> None:
+        self._problem, self._tensors, self._place, self._thread, self._tiles = problem, tensors, place, thread, tiles
+        shape, (row, head, first) = problem.shape, place
+        self._lane = thread % WARP
+        self._warp_row = T.Bind(first + thread // WARP * (tiles * 16))
+        self._span = span_of(problem, tensors, row)
+        self._slots = SlotRows(problem, tensors, self._span, head)
+        self._key_row, self._value_row = row_bytes(shape.head_dim), row_bytes(shape.value_dim)
+        self._stage = STRETCH * (self._key_row + self._value_row)
+
+    def emit(self) -> None:
+        problem, span, tiles = self._problem, self._span, self._tiles
+        shape, first = problem.shape, self._place[2]
+        height = WARPS * tiles * 16
+        memory = shared(STAGES * self._stage + height * self._key_row, "uint8", dynamic=True)
+        queries = STAGES * self._stage
+        warp = WarpTile(
+            (shape.head_dim, shape.value_dim), problem.scoring, problem.dtype, memory, self._lane, tiles, STRETCH
+        )
+        start = T.Bind(span.first_visible(problem, first // shape.group) // STRETCH * STRETCH)
+        last = T.min(first + (height - 1), problem.rows - 1) // shape.group
+        # Tokens past the count see nothing.
+        stop = T.Bind(T.Select(span.used + first // shape.group < span.end, T.min(span.end, span.used + last + 1), 0))
+        steps = T.Bind(T.max(stop - start + (STRETCH - 1), 0) // STRETCH)
+        if padded(shape.head_dim) != shape.head_dim:
+            self._clear_padding(memory)
+        self._fetch(memory, T.int32(0), start, steps)
+        load_queries(problem, self._tensors["q"], memory, queries, self._place, height, self._thread, THREADS)
+        warp.start()
+        own_queries = queries + self._thread // WARP * (tiles * 16 * self._key_row)
+        with T.serial(0, steps) as step:
+            wait_copies(0)
+            barrier()
+            self._fetch(memory, step + 1, start, steps)
+            keys = T.Bind(step % STAGES * self._stage)
+            slot = T.Bind(start + step * STRETCH)
+            warp.add(own_queries, keys, keys + STRETCH * self._key_row, lambda tile: self._mask(tile, slot))
+        warp.finish()
+        self._store(warp)
+
+    def _fetch(self, memory: Buffer, step: Expr, start: Expr, steps: Expr) -> None:
+        with when(step < steps):
+            at = T.Bind(step % STAGES * self._stage)
+            slot = T.Bind(start + step * STRETCH)
+            self._slots.copy("k", memory, at, slot, STRETCH, self._thread, THREADS)
+            self._slots.copy("v", memory, at + STRETCH * self._key_row, slot, STRETCH, self._thread, THREADS)
+        commit_copies()
+
+    def _clear_padding(self, memory: Buffer) -> None:
+        """Products run over padding, too; what copies never write has to be finite."""
+        with T.serial(0, STAGES * self._stage // THREADS) as turn:
+            T.buffer_store(memory, T.uint8(0), [turn * THREADS + self._thread])
+        barrier()
+
+    def _mask(self, tile: WarpTile, slot: Expr) -> None:
+        """Hides what rows do not see, where a stretch has any of it."""
+        problem, span = self._problem, self._span
+        window, group = problem.scoring.window, problem.shape.group
+        tokens = [T.Bind((self._warp_row + self._lane // 4 + 8 * half) // group) for half in range(2 * self._tiles)]
+
+        def visible(number: Expr, half: int) -> Expr:
+            own = span.used + tokens[half]
+            seen = T.And(slot + number <= own, slot + number < span.end)
+            if not window:
+                return seen
+            if not problem.form.slot_position:
+                return T.And(seen, slot + number > own - window)
+            return T.And(seen, self._slots.position(slot + number) > span.length + tokens[half] - window)
+
+        needed = slot + (STRETCH - 1) > T.min(span.used + self._warp_row // group, span.end - 1)
+        if window:
+            last = span.used + (self._warp_row + (self._tiles * 16 - 1)) // group
+            needed = T.Or(needed, slot <= last - window) if not problem.form.slot_position else T.int32(1) == 1
+        with when(needed):
+            tile.hide(visible)
+
+    def _store(self, warp: WarpTile) -> None:
+        problem, (row, head, _) = self._problem, self._place
+        for half in range(2 * self._tiles):
+            m = T.Bind(self._warp_row + self._lane // 4 + 8 * half)
+            with when(m < problem.rows):
+                out = OutputRow(problem, self._tensors, row, head, m)
+                peak = out.peak(warp.maxima[half])
+                weight = weight_of(warp.maxima[half], peak, T.float32(warp.rate))
+                inverse = T.Bind(out.inverse(warp.totals[half], weight, peak) * weight)
+                for output in range(warp.outputs):
+                    d = output * 8 + self._lane % 4 * 2
+                    at = ((half // 2) * warp.outputs + output) * 4 + half % 2 * 2
+                    with when(d < problem.shape.value_dim):
+                        out.store(d, warp.sums[at] * inverse, warp.sums[at + 1] * inverse)
