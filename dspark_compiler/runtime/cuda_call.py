@@ -39,6 +39,7 @@ class CudaCall:
         self._pinned_address: int = self._pinned.ctypes.data
         self._sent = self._cuda.event()
         self.inputs = self._slab.tensors
+        self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
         self._sizes = {tensor.name: nbytes(tensor) for tensor in spec.inputs}
         self._buffers = {
             tensor.name: self._pinned[offset : offset + self._sizes[tensor.name]]
@@ -80,12 +81,12 @@ class CudaCall:
         for name, rest in columns.items():
             rows, width = self._buffers[name].shape
             item = self._buffers[name].itemsize
-            to = Rows(self.inputs[name].data_ptr() + item, width * item)
+            to = Rows(self._addresses[name] + item, width * item)
             source = Rows(rest.data_ptr(), rest.shape[1] * item)
             cuda.copy_rows(to, source, min(width - 1, rest.shape[1]) * item, rows, stream)
         for name, tensor in tensors.items():
             if self._sizes[name] <= _COPIED_BYTES:
-                cuda.copy(self.inputs[name].data_ptr(), tensor.data_ptr(), self._sizes[name], stream)
+                cuda.copy(self._addresses[name], tensor.data_ptr(), self._sizes[name], stream)
 
     def _first(self, place: _Place, large: dict[str, Any]) -> dict[str, Any]:
         """Runs with large inputs from where there were none yet, and captures the kernels for the next time."""
