@@ -7,9 +7,11 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.attention_decode import decode_plan, partial_sizes
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, LOG2_E
+from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
-from dspark_compiler.schedules.cuda.warp import load_quad, power_of_two, store_pair, store_word
+from dspark_compiler.schedules.cuda.memory import load_floats, store_pair, store_word
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 WARPS = 8
@@ -23,10 +25,14 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
     with launch((problem.rows, shape.kv_heads, shape.rows), WARPS * WARP) as (m, head, row, thread):
         warp, lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
         sums, maximum, total, given = registers(quads * 4), registers(1), registers(1), registers(quads * 4)
+        ratio = registers(2)  # of a chunk: maximum, total
         all_sums, all_maxima, all_totals = shared((WARPS, dim)), shared(WARPS), shared(WARPS)
+        await_previous()
+        release_next()
         span, token = span_of(problem, tensors, row), T.Bind(m // shape.group)
-        first = T.Bind(span.first_visible(problem, token) // plan.chunk)
-        last = T.Bind((T.min(span.end, span.used + token + 1) + (plan.chunk - 1)) // plan.chunk)
+        size = plan.chunk(span)
+        first = T.Bind(span.first_visible(problem, token) // size)
+        last = T.Bind((T.min(span.end, span.used + token + 1) + (size - 1)) // size)
         for i in range(quads * 4):
             T.buffer_store(sums, T.float32(0.0), [i])
         T.buffer_store(maximum, T.float32(HIDDEN), [0])
@@ -34,16 +40,16 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
         with T.serial(0, T.max(last - first - warp + (WARPS - 1), 0) // WARPS) as turn:
             chunk = first + warp + turn * WARPS
             at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
-            ratio = T.Bind(partial_sizes(problem)[0] + at * 2)
+            load_floats(ratio, 0, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
             for quad in range(quads):
                 with when((quad * WARP + lane) * 4 < dim):
-                    load_quad(given, quad * 4, address(workspace, at * dim + (quad * WARP + lane) * 4))
-            peak = T.Bind(T.max(maximum[0], workspace[ratio]))
-            old, new = _weight(maximum[0], peak, rate), _weight(workspace[ratio], peak, rate)
+                    load_floats(given, quad * 4, address(workspace, at * dim + (quad * WARP + lane) * 4), 4)
+            peak = T.Bind(T.max(maximum[0], ratio[0]))
+            old, new = _weight(maximum[0], peak, rate), _weight(ratio[0], peak, rate)
             T.buffer_store(maximum, peak, [0])
-            T.buffer_store(total, total[0] * old + workspace[ratio + 1] * new, [0])
+            T.buffer_store(total, fused(ratio[1], new, product(total[0], old)), [0])
             for i in range(quads * 4):
-                T.buffer_store(sums, sums[i] * old + given[i] * new, [i])
+                T.buffer_store(sums, fused(given[i], new, product(sums[i], old)), [i])
         for i in range(quads * 4):
             d = (i // 4 * WARP + lane) * 4 + i % 4
             with when(d < dim):
@@ -58,16 +64,11 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
                 sink = T.Bind(tensors["sinks"][head * shape.group + m % shape.group] * T.float32(LOG2_E) / rate)
                 peak = T.Bind(T.max(peak, sink))
             weights = [_weight(all_maxima[w], peak, rate) for w in range(WARPS)]
-            everything = reduce(lambda a, b: a + b, (all_totals[w] * weights[w] for w in range(WARPS)))
-            if problem.scoring.sinks:
-                everything = everything + _weight(sink, peak, rate)
-            everything = T.Bind(everything)
+            everything = _weight(sink, peak, rate) if problem.scoring.sinks else T.float32(0.0)
+            everything = T.Bind(_dot([all_totals[w] for w in range(WARPS)], weights, everything))
             inverse = T.Bind(T.Select(everything > T.float32(0.0), T.float32(1.0) / everything, T.float32(0.0)))
             low, high = (
-                T.Bind(
-                    reduce(lambda a, b: a + b, (all_sums[w, thread * 2 + i] * weights[w] for w in range(WARPS)))
-                    * inverse
-                )
+                T.Bind(_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights, T.float32(0.0)) * inverse)
                 for i in range(2)
             )
             target = address(tensors["out"], row, token, head * shape.group + m % shape.group, thread * 2)
@@ -86,3 +87,9 @@ def _weight(maximum: Expr, peak: Expr, rate: Expr) -> Expr:
     """What sums relative to ``maximum`` count relative to ``peak``; 0 for those of nothing."""
     known = T.Select(peak == T.float32(HIDDEN), T.float32(0.0), peak)
     return T.Bind(power_of_two((maximum - known) * rate))
+
+
+def _dot(values: list[Expr], weights: list[Expr], start: Expr) -> Expr:
+    for value, weight in zip(values, weights, strict=True):
+        start = fused(value, weight, start)
+    return start

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.mma import pack_pair
-from dspark_compiler.schedules.cuda.threads import address
-from dspark_compiler.schedules.cuda.warp import copy16_from, store_word
+from dspark_compiler.schedules.cuda.memory import copy16_from, load_int, load_pair, store_word
+from dspark_compiler.schedules.cuda.threads import address, registers
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 PIECE = 16  # bytes a copy moves
@@ -89,13 +88,16 @@ class Span:
 def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
     """The slots of the call's row ``row``; tokens past the cache's end have none."""
     shape, free = problem.shape, tensors.get("free")
-    length = T.Bind(tensors["length"][row])
-    used = length if free is None else T.Bind(T.min(length, shape.slots - free[row]))
+
+    def control(name: str) -> Expr:
+        return T.Bind(load_int(address(tensors[name], row)))
+
+    length = control("length")
+    used = length if free is None else T.Bind(T.min(length, shape.slots - control("free")))
     if shape.scratch:
         return Span(row, used, length, T.Bind(used + shape.width))
-    sequence = T.Bind(tensors["sequence"][row])
-    count = T.Bind(T.min(tensors["count"][row], shape.width))
-    return Span(sequence, used, length, T.Bind(T.min(used + count, shape.slots)))
+    sequence, count = control("sequence"), control("count")
+    return Span(sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
 
 
 class SlotRows:
@@ -135,38 +137,28 @@ class SlotRows:
     def position(self, slot: Expr) -> Expr:
         """Position of the token in ``slot``, where slots keep theirs."""
         shape, span, positions = self._problem.shape, self._span, self._tensors["slot_position"]
-        known = positions[span.sequence, self._head, T.max(T.min(slot, shape.slots - 1), 0)]
+        known = load_int(address(positions, span.sequence, self._head, T.max(T.min(slot, shape.slots - 1), 0)))
         return T.Select(slot < span.used, known, span.length + slot - span.used)
 
 
 def load_queries(
-    problem: Problem,
-    q: Buffer,
-    target: Buffer,
-    at: int,
-    place: tuple[Expr, Expr, Expr],
-    count: int,
-    thread: Expr,
-    threads: int,
+    problem: Problem, q: Buffer, target: Buffer, at: int, place: tuple[Expr, Expr, Expr], count: int, thread: Expr, threads: int
 ) -> None:
     """Writes ``count`` query rows to target[at:] in the compute dtype, zeros in padding and for rows there are not.
 
     ``place`` is (row of the call, key/value head, first query row). A barrier is due before they are read.
     """
     row, head, first = place
-    shape, pairs, stride = problem.shape, padded(problem.shape.head_dim) // 2, row_bytes(problem.shape.head_dim)
+    shape, stride = problem.shape, row_bytes(problem.shape.head_dim)
+    pairs = padded(shape.head_dim) // 2
+    word = registers(1, "uint32")
     with T.serial(0, -(-count * pairs // threads)) as turn:
         unit = T.Bind(turn * threads + thread)
         number, pair = T.Bind(unit // pairs), T.Bind(unit % pairs)
-        m = T.Bind(T.min(first + number, problem.rows - 1))
-        inside = T.And(first + number < problem.rows, pair * 2 < shape.head_dim)
-
-        def element(i: int) -> Expr:
-            d = T.min(pair * 2 + i, shape.head_dim - 1)
-            value = T.cast(q[row, head * shape.group + m % shape.group, m // shape.group, d], "float32")
-            return T.Select(inside, value, T.float32(0.0))
-
+        m = T.Bind(first + number)
+        T.buffer_store(word, T.uint32(0), [0])
+        with when(T.And(m < problem.rows, pair * 2 < shape.head_dim)):
+            pointer = address(q, row, head * shape.group + m % shape.group, m // shape.group, pair * 2)
+            T.buffer_store(word, load_pair(pointer, q.dtype, problem.dtype), [0])
         with when(unit < count * pairs):
-            store_word(
-                address(target, at + number * stride + pair * 4), pack_pair(element(0), element(1), problem.dtype)
-            )
+            store_word(address(target, at + number * stride + pair * 4), word[0])

@@ -8,14 +8,16 @@ every tile rows g and g + 8, and of every eight columns 2t and 2t + 1. Maxima ar
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_bytes
+from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, tanh
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
 from dspark_compiler.schedules.cuda.threads import address, registers
-from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices, power_of_two, tanh
+from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices
 from dspark_compiler.schedules.tir import Buffer, Expr
 
 LOG2_E = math.log2(math.e)
@@ -143,18 +145,18 @@ class WarpTile:
                 T.buffer_store(peak, T.max(peak[0], from_lane(peak[0], distance)), [0])
             # A row that has seen nothing yet has no maximum; any finite number does.
             known = T.Bind(T.Select(peak[0] == T.float32(HIDDEN), T.float32(0.0), peak[0]))
-            base = T.Bind(known * rate)
+            base = T.Bind(product(known, rate))
             # Exactly 1 while the maximum stays: a stretch that a row does not see changes no bit of it.
             decay = T.Bind(power_of_two((self.maxima[half] - known) * rate))
             T.buffer_store(self.maxima, peak[0], [half])
-            T.buffer_store(self.totals, self.totals[half] * decay, [half])
             for at in mine:
-                T.buffer_store(scores, power_of_two(scores[at] * rate - base), [at])
-                T.buffer_store(self.totals, self.totals[half] + scores[at], [half])
+                T.buffer_store(scores, power_of_two(fused(scores[at], rate, -base)), [at])
+            weight = reduce(lambda a, b: a + b, (scores[at] for at in mine))
+            T.buffer_store(self.totals, fused(self.totals[half], decay, weight), [half])
             for output in range(self.outputs):
                 for i in range(2):
                     at = ((half // 2) * self.outputs + output) * 4 + half % 2 * 2 + i
-                    T.buffer_store(self.sums, self.sums[at] * decay, [at])
+                    T.buffer_store(self.sums, product(self.sums[at], decay), [at])
 
     def _multiply_values(self, values: Expr) -> None:
         scores = self._scores

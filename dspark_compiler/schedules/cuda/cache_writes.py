@@ -7,9 +7,9 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
-from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.memory import copy_word, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.threads import address, launch
-from dspark_compiler.schedules.cuda.warp import copy_word, store_word
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _PLAIN = CacheForm()
@@ -19,18 +19,18 @@ def write_new(problem: Problem, tensors: Tensors) -> None:
     """Launches the writing of "k" and "v" [b,G,S,*] to scratch rows 0.. if there is scratch, else to the next slots."""
     shape = problem.shape
     with launch((shape.width, shape.kv_heads, shape.rows), _threads(shape)) as (token, head, row, thread):
+        await_previous()
+        release_next()
         span = span_of(problem, tensors, row)
         target = T.Bind(token if shape.scratch else span.used + token)
         kind = "scratch" if shape.scratch else "cache"
 
         def put(name: str, d: Expr) -> None:
             new = tensors[name]
-            pair = (T.cast(new[row, head, token, d + i], "float32") for i in range(2))
-            store_word(
-                address(tensors[f"{name}_{kind}"], span.sequence, head, target, d), pack_pair(*pair, problem.dtype)
-            )
+            pair = load_pair(address(new, row, head, token, d), new.dtype, problem.dtype)
+            store_word(address(tensors[f"{name}_{kind}"], span.sequence, head, target, d), pair)
 
-        with when(T.bool(True) if shape.scratch else target < span.end):
+        with when(span.used + token < span.end):
             _each_pair(shape, thread, put)
             positions = tensors.get("slot_position")
             if positions is not None and not shape.scratch:
@@ -59,8 +59,10 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape)) as (token, head, row, thread):
-            length = T.Bind(of["length"][row])
-            used = T.min(length, shape.slots - of["free"][row]) if form.free else length
+            await_previous()
+            release_next()
+            length = T.Bind(load_int(address(of["length"], row)))
+            used = T.min(length, shape.slots - load_int(address(of["free"], row))) if form.free else length
             slot = T.Bind(used + token)
 
             def move(which: str, d: Expr) -> None:
@@ -69,7 +71,7 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
                     address(of[f"{which}_scratch"], row, head, token, d),
                 )
 
-            with when(T.And(token < of["accepted"][row], slot < shape.slots)):
+            with when(T.And(token < load_int(address(of["accepted"], row)), slot < shape.slots)):
                 _each_pair(shape, thread, move)
                 if form.slot_position:
                     with when(thread == 0):

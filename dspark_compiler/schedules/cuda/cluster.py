@@ -45,3 +45,16 @@ __device__ __forceinline__ float dspark_peer_float(const void* p, int rank) {
 }
 """
     return device("dspark_peer_float", pointer, rank, source=source, returns="float32")
+
+
+def peer_word(pointer: Expr, rank: Expr) -> Expr:
+    """As ``peer_float``, a uint64."""
+    source = """
+__device__ __forceinline__ unsigned long long dspark_peer_word(const void* p, int rank) {
+  unsigned a = (unsigned)__cvta_generic_to_shared(p), b; unsigned long long v;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(b) : "r"(a), "r"(rank));
+  asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(v) : "r"(b) : "memory");
+  return v;
+}
+"""
+    return device("dspark_peer_word", pointer, rank, source=source, returns="uint64")

@@ -4,19 +4,18 @@ A warp takes W as the wide operand of mma.m16n8k16 (A, 16 features) and x as the
 of x costs what eight do: the time of W's way from memory. It keeps the tiles of several steps under way in registers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, fragment_shape
 from dspark_compiler.schedules.cuda.mma import multiply_add
+from dspark_compiler.schedules.cuda.stream_inputs import Inputs
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-GROUP = 8  # rows of x in one product
 _TILE_WORDS = 8  # uint32 of a tile in each lane
 _X_WORDS = 4  # uint32 of a group's 32 columns in each lane
 
@@ -31,78 +30,79 @@ class Worker:
 
 
 def stream_tiles(
-    x: Buffer, w: Buffer, stripes: Sequence[Expr], worker: Worker, ahead: int, dtype: str
+    w: Buffer, stripes: Sequence[Expr], inputs: Callable[[], Inputs], worker: Worker, ahead: int, dtype: str
 ) -> list[list[Buffer]]:
     """This worker's part of x @ W.T: for each stripe of 16 features and each 8 rows of x a C fragment, float32[4].
 
-    Tile i of a stripe is the i mod count-th worker's, in order. The first loads of W go out before ``await_previous``.
+    Tile i of a stripe is the (i mod count)-th worker's, in order. The first loads of W go out before
+    ``await_previous``, which ``inputs`` is called after.
     """
-    rows, depth = (int(extent) for extent in x.shape)
-    tiles = fragment_shape(1, depth)[1]
-    groups = -(-rows // GROUP)
+    tiles = int(w.shape[1])
     whole, rest = divmod(tiles, worker.count)  # steps of every worker, and workers with one more
     steps = whole + (rest > 0)
     slots = min(ahead, steps)
     weights = registers(slots * len(stripes) * _TILE_WORDS, "uint32")
-    inputs = registers(slots * groups * _X_WORDS, "uint32")
-    sums = [[registers(4) for _ in range(groups)] for _ in stripes]
     row, octet = worker.lane // 4, worker.lane % 4
-
-    def load_weights(step: Expr, slot: int) -> None:
-        tile = step * worker.count + worker.index
-        for j, stripe in enumerate(stripes):
-            source = address(w, stripe, tile, octet * 64 + row * 8)
-            load_tile(weights, (slot * len(stripes) + j) * _TILE_WORDS, source)
-
-    def load_inputs(step: Expr, slot: int) -> None:
-        column = (step * worker.count + worker.index) * TILE_DEPTH + octet * 8
-        # W is zero where its last tile reaches past the depth: there x may be anything finite.
-        column = column if depth % TILE_DEPTH == 0 else T.min(column, depth - 8)
-        for group in range(groups):
-            # Rows past the last are copies of it whose products nobody stores.
-            last = min(rows - group * GROUP, GROUP) - 1
-            source = address(x, group * GROUP + (row if last == GROUP - 1 else T.min(row, last)), column)
-            load_written(inputs, (slot * groups + group) * _X_WORDS, source)
-
-    def multiply(slot: int) -> None:
-        for half in range(2):
-            for j, column in enumerate(sums):
-                for group, acc in enumerate(column):
-                    a = (slot * len(stripes) + j) * _TILE_WORDS + half * 4
-                    b = (slot * groups + group) * _X_WORDS + half * 2
-                    multiply_add(acc, weights, inputs, dtype, at=(0, a, b))
 
     def having(step: int) -> AbstractContextManager[None]:
         """Inside are only the workers that have this step."""
         return when(worker.index < rest) if step == whole else nullcontext()
 
-    for column in sums:
-        for acc in column:
-            for i in range(4):
-                T.buffer_store(acc, T.float32(0.0), [i])
+    def load_weights(step: Expr, slot: int) -> None:
+        tile = step * worker.count + worker.index
+        for j, stripe in enumerate(stripes):
+            source = address(w, stripe, tile, row * 32 + T.bitwise_xor(octet, row // 2) * 8)
+            load_tile(weights, (slot * len(stripes) + j) * _TILE_WORDS, source)
 
     for step in range(slots):
         with having(step):
             load_weights(step, step)
     release_next()
     await_previous()
-    for step in range(slots):
-        with having(step):
-            load_inputs(step, step)
+    x = inputs()
+    places = 1 if x.near else slots
+    fragments = registers(places * x.groups * _X_WORDS, "uint32")
+    sums = [[registers(4) for _ in range(x.groups)] for _ in stripes]
+    for acc in (acc for column in sums for acc in column):
+        for i in range(4):
+            T.buffer_store(acc, T.float32(0.0), [i])
+
+    def load_inputs(step: Expr, slot: int) -> None:
+        for group in range(x.groups):
+            at = (slot % places * x.groups + group) * _X_WORDS
+            x.load(fragments, at, step * worker.count + worker.index, group, row, octet)
+
+    def multiply(step: Expr, slot: int) -> None:
+        if x.near:
+            load_inputs(step, slot)
+        for half in range(2):
+            for j, column in enumerate(sums):
+                for group, acc in enumerate(column):
+                    a = (slot * len(stripes) + j) * _TILE_WORDS + half * 4
+                    b = (slot % places * x.groups + group) * _X_WORDS + half * 2
+                    multiply_add(acc, weights, fragments, dtype, at=(0, a, b))
+
+    def load(step: Expr, slot: int) -> None:
+        load_weights(step, slot)
+        if not x.near:
+            load_inputs(step, slot)
+
+    if not x.near:
+        for step in range(slots):
+            with having(step):
+                load_inputs(step, step)
     rounds = max(whole // slots - 1, 0)
     if rounds:
         with T.serial(0, rounds) as turn:
             for slot in range(slots):
-                multiply(slot)
-                load_weights((turn + 1) * slots + slot, slot)
-                load_inputs((turn + 1) * slots + slot, slot)
+                multiply(turn * slots + slot, slot)
+                load((turn + 1) * slots + slot, slot)
     for step in range(rounds * slots, steps):
         with having(step):
-            multiply(step % slots)
+            multiply(step, step % slots)
         if step + slots < steps:
             with having(step + slots):
-                load_weights(step + slots, step % slots)
-                load_inputs(step + slots, step % slots)
+                load(step + slots, step % slots)
     return sums
 
 
@@ -117,14 +117,3 @@ __device__ __forceinline__ void dspark_load_tile(unsigned* d, const void* p) {
 }
 """
     run(device("dspark_load_tile", address(target, at), pointer, source=source))
-
-
-def load_written(target: Buffer, at: int, pointer: Expr) -> None:
-    """Loads 16 bytes that an earlier kernel wrote into target[at : at+4], uint32; never before ``await_previous``."""
-    source = """
-__device__ __forceinline__ void dspark_load_written(unsigned* d, const void* p) {
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p) : "memory");
-}
-"""
-    run(device("dspark_load_written", address(target, at), pointer, source=source))

@@ -82,7 +82,7 @@ __device__ __forceinline__ void dspark_store_pair(void* p, float low, float high
             source = """
 __device__ __forceinline__ void dspark_store_word(void* p, unsigned value) { *(unsigned*)p = value; }
 """
-            pair = pack_pair(*values, self.out_dtype)
+            pair = pack_pair(values[0], values[1], self.out_dtype)
             run(device("dspark_store_word", address(y, row, column), pair, source=source))
 
 

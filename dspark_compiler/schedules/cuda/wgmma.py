@@ -29,19 +29,22 @@ def multiply_stage(sums: Buffer, x: Expr, w: Expr, dtype: str, *, columns: int, 
     count = columns // 2
     registers = ",".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+f"(d[{i}])' for i in range(count))
-    lines = [
-        f"add.s64 a, %{count}, {2 * step}; add.s64 b, %{count + 1}, {(step // 2 * columns * 64 + step % 2 * 256) // 16};\\n"
-        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
-        f"{{{registers}}}, a, b, {'p' if step == 0 else '1'}, 1, 1, 0, 0;\\n"
-        for step in range(steps)
-    ]
-    body = "\n    ".join(f'"{line}"' for line in lines)
+    products = []
+    for step in range(steps):
+        # 16 columns further on: 32 bytes of x's rows; in W two core matrices, or the next tiles.
+        further = (step // 2 * columns * 64 + step % 2 * 256) // 16
+        products.append(
+            f"add.s64 a, %{count}, {2 * step}; add.s64 b, %{count + 1}, {further};\\n"
+            f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
+            f"{{{registers}}}, a, b, {1 if step else 'p'}, 1, 1, 0, 0;\\n"
+        )
+    body = "\n    ".join(f'"{line}"' for line in products)
     name = f"dspark_wgmma_{kind}_{columns}x{steps}"
-    # Descriptors: address / 16, then the strides / 16 between core matrices along K (bit 16) and along rows (bit 32).
+    # Descriptors: address / 16, strides / 16 between core matrices along K (bit 16) and along rows (bit 32), swizzle.
     source = f"""
 __device__ __forceinline__ void {name}(float* d, const void* x, const void* w, int accumulate) {{
-  unsigned long long a = (((unsigned)__cvta_generic_to_shared(x) & 0x3FFFF) >> 4) | 1ull << 62 | 64ull << 32 | 1ull << 16;
-  unsigned long long b = (((unsigned)__cvta_generic_to_shared(w) & 0x3FFFF) >> 4) | 32ull << 32 | 8ull << 16;
+  unsigned long long a = (unsigned)__cvta_generic_to_shared(x) >> 4 | 1ull << 62 | 64ull << 32 | 1ull << 16;
+  unsigned long long b = (unsigned)__cvta_generic_to_shared(w) >> 4 | 32ull << 32 | 8ull << 16;
   asm volatile("{{\\n.reg .b64 a, b; .reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\nwgmma.fence.sync.aligned;\\n"
     {body}
     "wgmma.commit_group.sync.aligned;\\n}}\\n"
