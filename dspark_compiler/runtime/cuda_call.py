@@ -1,5 +1,7 @@
 """An entry point on the GPU, captured once and then replayed as one CUDA graph."""
 
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 _COPIED_BYTES = 1 << 16
 
 _Place = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured call: what it returns each time, and the device's epoch, in which its memory is its own."""
+
+    handle: int
+    results: dict[str, Any]
+    epoch: int
 
 
 class _Staging:
@@ -57,7 +68,7 @@ class CudaCall:
         self._sizes = {tensor.name: nbytes(tensor) for tensor in spec.inputs}
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
         self._tensor = import_tvm_ffi().Tensor
-        self._graphs: dict[_Place, tuple[int, dict[str, Any]]] = {}
+        self._graphs: dict[_Place, _Graph] = {}
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """See Call; outputs are the same tensors each time, once captured."""
@@ -78,11 +89,10 @@ class CudaCall:
         large = {name: tensor for name, tensor in tensors.items() if self._sizes[name] > _COPIED_BYTES}
         place = tuple((name, tensor.data_ptr()) for name, tensor in large.items())
         found = self._graphs.get(place)
-        if found is None:
+        if found is None or found.epoch != self._device.epoch:
             return self._first(place, large)
-        graph, results = found
-        self._cuda.launch(graph, self._device.stream)
-        return results
+        self._cuda.launch(found.handle, self._device.stream)
+        return found.results
 
     def _send(self, staging: "_Staging", columns: dict[str, Any], tensors: dict[str, Any]) -> None:
         """Puts copies of all inputs to their places on the stream, but of large tensors."""
@@ -101,7 +111,7 @@ class CudaCall:
 
     def _first(self, place: _Place, large: dict[str, Any]) -> dict[str, Any]:
         """Runs with large inputs from where there were none yet, and captures the kernels for the next time."""
-        arguments = [*(self.inputs | large).values(), *self._shared]
+        arguments, epoch = [*(self.inputs | large).values(), *self._shared], self._device.epoch
         with self._device.on_stream(), self._device.counted():
             results = self._run(arguments)
             if self._device.obstacle is not None:
@@ -114,7 +124,8 @@ class CudaCall:
         for name, tensor in captured.items():
             size = tensor.numel() * tensor.dtype.bits // 8
             self._cuda.copy(tensor.data_ptr(), results[name].data_ptr(), size, self._device.stream)
-        self._graphs[place] = graph, captured
+        made = self._graphs[place] = _Graph(graph, captured, epoch)
+        weakref.finalize(made, self._cuda.destroy, graph).atexit = False
         return captured
 
     def _capture(self, arguments: list[Any]) -> tuple[int, dict[str, Any]]:

@@ -207,8 +207,8 @@ class Executor:
             assert accepted[row] <= self.exact_rows(int(row), int(lengths[row])), "more than exact_rows confirmed"
             self._make_room(int(row), int(lengths[row]), int(accepted[row]), self._evict)
         self._commit(length=lengths, accepted=accepted, **self._free(lengths))
-        for row in self._accounted(accepted):
-            self._confirm(row, int(accepted[row]))
+        for confirmed in self._accounted(accepted):
+            self._confirm(confirmed, int(accepted[confirmed]))
 
     def draft(
         self,

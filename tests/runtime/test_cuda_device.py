@@ -181,3 +181,17 @@ def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) 
         assert previous_made is None or len(previous_made) == toy.BATCH
         assert previous.following is not None
         previous = step
+
+
+def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    params = SamplingParams(max_new_tokens=10)
+    first = tokens(executor, Autoregressive(executor), params)
+    captures = device.fake.log.count("capture")
+    with device.counted():
+        device.fake.free += 1 << 20
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
