@@ -9,9 +9,9 @@ from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, LOG2_E
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product
+from dspark_compiler.schedules.cuda.memory import load_floats, store_pair, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
-from dspark_compiler.schedules.cuda.memory import load_floats, store_pair, store_word
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 WARPS = 8

@@ -23,7 +23,7 @@ __device__ __forceinline__ float dspark_tanh(float x) { return 1.f - __fdividef(
 
 
 def fused(a: Expr, b: Expr, c: Expr) -> Expr:
-    """a * b + c, rounded once."""
+    """A * b + c, rounded once."""
     source = """
 __device__ __forceinline__ float dspark_fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 """
@@ -31,7 +31,7 @@ __device__ __forceinline__ float dspark_fused(float a, float b, float c) { retur
 
 
 def product(a: Expr, b: Expr) -> Expr:
-    """a * b, rounded whatever it is added to."""
+    """A * b, rounded whatever it is added to."""
     source = "__device__ __forceinline__ float dspark_product(float a, float b) { return __fmul_rn(a, b); }\n"
     return device("dspark_product", a, b, source=source, returns="float32")
 

@@ -4,7 +4,6 @@ from dspark_compiler.schedules.cuda.mma import PTX_TYPE
 from dspark_compiler.schedules.cuda.threads import address, device, run
 from dspark_compiler.schedules.tir import Buffer, Expr
 
-
 _SHARED = "(unsigned)__cvta_generic_to_shared"
 _LOAD_WORD = """
 __device__ __forceinline__ unsigned dspark_load_word(const void* p) {

@@ -33,7 +33,7 @@ class Inputs:
 
 
 def written_inputs(x: Buffer) -> Inputs:
-    """x as an earlier kernel wrote it."""
+    """X as an earlier kernel wrote it."""
     rows, depth = (int(extent) for extent in x.shape)
 
     def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
@@ -46,7 +46,7 @@ def written_inputs(x: Buffer) -> Inputs:
 
 
 def normed_inputs(x: Buffer, weight: Buffer, epsilon: float, thread: Expr, threads: int, dtype: str) -> Inputs:
-    """x * rsqrt(mean(x^2) + epsilon) * weight in ``dtype``, of x [M, K] and weight [K] float32; Zhang & Sennrich 2019.
+    """X * rsqrt(mean(x^2) + epsilon) * weight in ``dtype``, of x [M, K] and weight [K] float32; Zhang & Sennrich 2019.
 
     The block's threads work it out together, into shared memory and in the order its fragments are read in:
     [tile][row][octet][8].

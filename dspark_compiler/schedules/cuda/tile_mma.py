@@ -56,7 +56,9 @@ class _Block:
             piece = self.thread + start
             with when(piece < cut.features * 4):
                 source, valid = weight_tile(self.output, cut, self.tile_column, piece // per_tile)
-                place = self.group(slot, cut.rows // 8 + piece // 32) + _piece(piece // 8 % 4, piece % 8)
+                row = piece // 4 % 8
+                place = self.group(slot, cut.rows // 8 + piece // 32)
+                place += _piece(T.bitwise_xor(piece % 4, row // 2), row)
                 pointer = address(w, source, index, piece % per_tile * 8)
                 copy16(address(self.memory, place), pointer, T.And(valid, index < slices))
         commit_copies()
