@@ -47,6 +47,7 @@ int cudaGraphInstantiate(long *to, long g, u64 flags) {
   *to = g + 100; return done("cudaGraphInstantiate"); }
 DOES(cudaGraphDestroy, long g)
 DOES(cudaGraphLaunch, long g, long s)
+DOES(cudaGraphExecDestroy, long g)
 int cudaGetLastError(void) { return 0; }
 S *cudaGetErrorString(int c) { return c == 2 ? "out of memory" : "unspecified launch failure"; }
 S *last_called(void) { return last; }
@@ -89,6 +90,8 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     graph = cuda.end_capture(stream)
     assert library.last_called() == b"cudaGraphDestroy"  # the instance is kept, what it was made from is not
     cuda.launch(graph, stream)
+    cuda.destroy(graph)
+    assert library.last_called() == b"cudaGraphExecDestroy"
     cuda.abandon_capture(stream)
     event = cuda.event()
     cuda.record(event, stream)
