@@ -7,7 +7,7 @@ their bits do, until one element is left that could be it. Sums are integers, so
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules import vector_math
+from dspark_compiler.schedules.cuda import functions
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, ranked, variable
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
@@ -91,7 +91,7 @@ class _Row:
         """Scores of at least ``bound`` become weights, the highest 1; the others 0."""
         highest = T.Bind(self._highest / self._temperature)
         zero = T.float32(0.0)
-        self._row.change(lambda value, _: T.Select(value < bound, zero, vector_math.exp(value - highest)))
+        self._row.change(lambda value, _: T.Select(value < bound, zero, functions.exp(value - highest)))
 
     def keep_nucleus(self, part: Expr) -> None:
         """Zeroes all but the fewest highest weights that hold ``part`` of their sum, the first ones among equals."""
