@@ -1,0 +1,146 @@
+"""Logits to the distribution tokens are drawn from: a cluster a row, which it reads and writes once.
+
+Nothing is sorted: the k-th highest score and the last weight of the nucleus are found bit by bit, since floats order as
+their bits do, until one element is left that could be it. Sums are integers, so they are the same in any order.
+"""
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.cuda import functions
+from dspark_compiler.schedules.cuda.row_cluster import RowCluster
+from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, ranked, variable
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+
+_LOWEST_RANK, _LOWEST = -(2**31), -3.4028234663852886e38
+_MANY = 2**31 - 1
+
+
+def token_probs(name: str, batch: int, rows: int, vocab: int) -> tvm.tirx.PrimFunc:
+    """The distributions of [batch, rows] tokens, of at most 2^18 each; semantics are the operator's.
+
+    Arguments: logits [B,R,V], temperature [B], top_k int32 [B], top_p [B], min_p [B], out [B,R,V].
+    """
+    cluster = RowCluster(vocab)
+
+    def body(logits: Buffer, temperature: Buffer, top_k: Buffer, top_p: Buffer, min_p: Buffer, out: Buffer) -> None:
+        with cluster.launch(batch * rows) as (task, block, thread):
+            seq, r = T.Bind(task // rows), T.Bind(task % rows)
+            registers = RowRegisters(cluster, block, thread)
+            registers.load(lambda i: logits[seq, r, i])
+            row = _Row(registers, T.Bind(temperature[seq]))
+            with T.If(temperature[seq] == T.float32(0.0)):
+                with T.Then():
+                    row.greedy()
+                with T.Else():
+                    row.scores()
+                    row.weigh(row.kth_highest(T.Bind(top_k[seq])))
+                    with when(top_p[seq] < T.float32(1.0)):
+                        row.keep_nucleus(T.cast(top_p[seq], "float64"))
+                    with when(min_p[seq] > T.float32(0.0)):
+                        row.drop_below(T.Bind(min_p[seq]))
+                    row.normalize()
+            registers.store(lambda value, i: T.buffer_store(out, value, [seq, r, i]))
+
+    shape, control = (batch, rows, vocab), (batch,)
+    args = [
+        Arg("logits", shape),
+        Arg("temperature", control),
+        Arg("top_k", control, "int32"),
+        Arg("top_p", control),
+        Arg("min_p", control),
+        Arg("out", shape),
+    ]
+    return kernel(name, args, body)
+
+
+class _Row:
+    """Emits the steps for one row, whose registers hold logits, then scores, weights, and probabilities."""
+
+    def __init__(self, row: RowRegisters, temperature: Expr) -> None:
+        self._row, self._temperature = row, temperature
+        self._highest = row.maximum()
+
+    def greedy(self) -> None:
+        """1 for the first of the highest logits, 0 for all others."""
+        first = self._row.first(lambda value: value == self._highest)
+        self._row.change(lambda _, i: T.Select(i == first, T.float32(1.0), T.float32(0.0)))
+
+    def scores(self) -> None:
+        """Logits over the temperature; the order they have after rounding is the one that counts."""
+        self._row.change(lambda value, _: value / self._temperature)
+
+    def kth_highest(self, k: Expr) -> Expr:
+        """A bound the ``k`` highest scores and the equals of the last reach; below all scores where ``k`` is off."""
+        bound = variable(T.float32(_LOWEST), "float32")
+        with when(T.And(k > 0, k < self._row.cluster.extent)):
+            rank, searching = variable(T.int32(_LOWEST_RANK), "int32"), variable(T.int32(1), "int32")
+            with T.serial(0, 32) as step, when(searching[0] == 1):
+                # Seen as unsigned numbers from the lowest rank up, this sets one more bit.
+                candidate = T.Bind(T.bitwise_xor(rank[0], T.int32(1) << (T.int32(31) - step)))
+                least = T.Bind(ranked(candidate))
+                number = self._row.count(lambda value, _: value >= least)
+                with when(number >= k):
+                    T.buffer_store(rank, candidate, [0])
+                with when(number == k):
+                    T.buffer_store(searching, T.int32(0), [0])
+            T.buffer_store(bound, ranked(rank[0]), [0])
+        return T.Bind(bound[0])
+
+    def weigh(self, bound: Expr) -> None:
+        """Scores of at least ``bound`` become weights, the highest 1; the others 0."""
+        highest = T.Bind(self._highest / self._temperature)
+        zero = T.float32(0.0)
+        self._row.change(lambda value, _: T.Select(value < bound, zero, functions.exp(value - highest)))
+
+    def keep_nucleus(self, part: Expr) -> None:
+        """Zeroes all but the fewest highest weights that hold ``part`` of their sum, the first ones among equals."""
+        total, _ = self._row.above(T.float32(-1.0))
+        wanted = T.Bind(T.max(T.cast(T.ceil(part * T.cast(total, "float64")), "int64"), T.int64(1)))
+        # The highest weight above which there is as much as wanted: the last one that stays comes next.
+        bits, searching = variable(T.int32(0), "int32"), variable(T.int32(1), "int32")
+        number_above, number_beyond = variable(T.int32(_MANY), "int32"), variable(T.int32(0), "int32")
+        with T.serial(0, 30) as step, when(searching[0] == 1):  # no weight is above 1, whose highest bit is number 29
+            candidate = T.Bind(bits[0] + (T.int32(1) << (T.int32(29) - step)))
+            held, number = self._row.above(T.reinterpret("float32", candidate))
+            with T.If(held >= wanted):
+                with T.Then():
+                    T.buffer_store(bits, candidate, [0])
+                    T.buffer_store(number_above, number, [0])
+                with T.Else():
+                    T.buffer_store(number_beyond, number, [0])
+            with when(number_above[0] - number_beyond[0] == 1):
+                T.buffer_store(searching, T.int32(0), [0])
+        last = T.Bind(T.reinterpret("float32", bits[0] + 1))
+        with when(searching[0] == 1):
+            self._cut_equals(last, wanted)
+        self.drop_below(last)
+
+    def _cut_equals(self, last: Expr, wanted: Expr) -> None:
+        """Zeroes those weights equal to ``last`` that come once the nucleus holds what is ``wanted``."""
+        held, number = self._row.above(last)
+        with_equals, number_with = self._row.above(T.reinterpret("float32", T.reinterpret("int32", last) - 1))
+        equals = T.Bind(T.cast(number_with - number, "int64"))
+        one = T.Bind(T.floordiv(with_equals - held, equals))
+        needed = T.Bind(T.cast(T.floordiv(wanted - held + one - 1, one), "int32"))
+        with when(needed < number_with - number):
+            # The place before which there are fewer than needed, and no later one.
+            place = variable(T.int32(0), "int32")
+            steps = self._row.cluster.extent.bit_length()
+            with T.serial(0, steps) as step:
+                candidate = T.Bind(place[0] + (T.int32(1) << (T.int32(steps - 1) - step)))
+                before = self._row.count(lambda value, i: T.And(value == last, i < candidate))
+                with when(before < needed):
+                    T.buffer_store(place, candidate, [0])
+            zero = T.float32(0.0)
+            self._row.change(lambda value, i: T.Select(T.And(value == last, i > place[0]), zero, value))
+
+    def drop_below(self, least: Expr) -> None:
+        """Zeroes the weights below ``least``."""
+        self._row.change(lambda value, _: T.Select(value < least, T.float32(0.0), value))
+
+    def normalize(self) -> None:
+        """Weights over their sum."""
+        total, _ = self._row.above(T.float32(-1.0))
+        divisor = T.Bind(T.cast(T.cast(total, "float64") * T.float64(2.0**-FIXED_POINT), "float32"))
+        self._row.change(lambda value, _: value / divisor)
