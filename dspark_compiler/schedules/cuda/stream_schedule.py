@@ -18,3 +18,11 @@ class StreamSchedule:
 def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
     """The schedule without a record."""
     return StreamSchedule(1, 8, 4)
+
+
+def candidate_schedules(work: LinearWorkload) -> list[StreamSchedule]:
+    """What is worth measuring, the default first."""
+    default = default_stream_schedule(work)
+    shapes = ((1, 8, 4), (1, 8, 8), (1, 16, 4), (1, 16, 2), (1, 8, 2), (1, 4, 8), (1, 4, 4), (2, 8, 4))
+    every = [StreamSchedule(*shape) for shape in shapes]
+    return [default, *(schedule for schedule in every if schedule != default)]

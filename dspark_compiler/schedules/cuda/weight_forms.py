@@ -54,16 +54,12 @@ class WeightForm:
 
     def load(self, target: Buffer, at: int, w: Buffer, stripe: Expr, tile: Expr, lane: Expr) -> None:
         """Asks for a lane's two pieces of a tile; nobody will read them again."""
-        if self.quantized:
-            place, name, order = lane * 16, "dspark_load_codes", range(8)
-        else:
+        row, octet = lane // 4, lane % 4
+        place, name, order = lane * 16, "dspark_load_codes", [0, 1, 2, 3, 4, 5, 6, 7]
+        if not self.quantized:
             # Words alternate between the halves, as in an A fragment.
-            row, octet = lane // 4, lane % 4
-            place, name, order = (
-                row * 32 + T.bitwise_xor(octet, row // 2) * 8,
-                "dspark_load_tile",
-                (0, 2, 4, 6, 1, 3, 5, 7),
-            )
+            place, name = row * 32 + T.bitwise_xor(octet, row // 2) * 8, "dspark_load_tile"
+            order = [0, 2, 4, 6, 1, 3, 5, 7]
         words = [f'"=r"(d[{i}])' for i in order]
         loads = "\n".join(
             f'  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {{%0,%1,%2,%3}}, [%4+{512 * half}];"\n'
