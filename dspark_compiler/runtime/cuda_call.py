@@ -25,10 +25,9 @@ _Place = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured call: what it returns each time, and the device's epoch, in which its memory is its own."""
+    """A captured call, and the device's epoch in which what it needs in between may be written."""
 
     handle: int
-    results: dict[str, Any]
     epoch: int
 
 
@@ -50,9 +49,9 @@ class CudaCall:
 
     Numbers of the host go to one of two pinned buffers, and with one copy to the GPU. The first run is an ordinary
     one, in which kernels are loaded and the allocator finds memory; then the kernels are captured. A graph has the
-    addresses of everything in it, so there is one for each place that large inputs are taken from. What it writes
-    belongs to it: its outputs are kept, and no other call is given their memory. What it needs in between is shared
-    with all other calls, which never run at the same time.
+    addresses of everything in it, so there is one for each place that large inputs are taken from. What it needs in
+    between is the allocator's and shared with all other calls, which never run at the same time; so results are copied
+    to memory of the call's own, where no graph captured earlier has anything to write.
     """
 
     def __init__(self, device: "CudaDevice", spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
@@ -62,6 +61,7 @@ class CudaCall:
         self._function = function
         self._outputs = tuple(tensor.name for tensor in spec.outputs)
         self._slab = device.slab({tensor.name: tensor for tensor in spec.inputs})
+        self._results = device.slab({tensor.name: tensor for tensor in spec.outputs})
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
         self.inputs = self._slab.tensors
         self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
@@ -92,7 +92,7 @@ class CudaCall:
         if found is None or found.epoch != self._device.epoch:
             return self._first(place, large)
         self._cuda.launch(found.handle, self._device.stream)
-        return found.results
+        return self._results.tensors
 
     def _send(self, staging: "_Staging", columns: dict[str, Any], tensors: dict[str, Any]) -> None:
         """Puts copies of all inputs to their places on the stream, but of large tensors."""
@@ -117,25 +117,29 @@ class CudaCall:
             if self._device.obstacle is not None:
                 return results
             try:
-                graph, captured = self._capture(arguments)
+                graph = self._capture(arguments)
             except DeviceError as error:
                 self._device.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
                 return results
-        for name, tensor in captured.items():
-            size = tensor.numel() * tensor.dtype.bits // 8
-            self._cuda.copy(tensor.data_ptr(), results[name].data_ptr(), size, self._device.stream)
-        made = self._graphs[place] = _Graph(graph, captured, epoch)
+        self._keep(results)
+        made = self._graphs[place] = _Graph(graph, epoch)
         weakref.finalize(made, self._cuda.destroy, graph).atexit = False
-        return captured
+        return self._results.tensors
 
-    def _capture(self, arguments: list[Any]) -> tuple[int, dict[str, Any]]:
+    def _capture(self, arguments: list[Any]) -> int:
         self._cuda.begin_capture(self._device.stream)
         try:
-            results = self._run(arguments)
+            self._keep(self._run(arguments))
         except DeviceError:
             self._cuda.abandon_capture(self._device.stream)
             raise
-        return self._cuda.end_capture(self._device.stream), results
+        return self._cuda.end_capture(self._device.stream)
+
+    def _keep(self, results: dict[str, Any]) -> None:
+        """Copies results to where they stay until the next call."""
+        for name, tensor in results.items():
+            size = tensor.numel() * tensor.dtype.bits // 8
+            self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._device.stream)
 
     def _run(self, arguments: list[Any]) -> dict[str, Any]:
         try:
