@@ -93,7 +93,6 @@ class StreamKernel:
                 lambda: self._inputs(given, thread, late),
                 Worker(thread // WARP, cut.warps, thread % WARP),
                 cut.ahead,
-                cut.fetch,
             )
             for scales in late:
                 scales.add_up()
@@ -103,10 +102,10 @@ class StreamKernel:
     def _inputs(self, given: Given, thread: Expr, late: list[LateScales]) -> Inputs:
         padded = self.form.args()[0].shape[1] * self.form.units * TILE_DEPTH
         if self.around.norm_eps is None:
-            return written_inputs(given["x"], padded)
+            return written_inputs(given["x"], padded, thread, self.cut.warps * WARP)
         if self.around.late_norm:
             late.append(LateScales(given["squares"], self.work.depth, self.around.norm_eps, thread, self.cut.warps))
-            return written_inputs(given["x"], padded)
+            return written_inputs(given["x"], padded, thread, self.cut.warps * WARP)
         norm = Norm(given["x"], given["norm_weight"], self.around.norm_eps, self.form.dtype)
         return norm.inputs(padded, thread, self.cut.warps)
 

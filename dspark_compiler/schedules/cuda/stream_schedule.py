@@ -12,7 +12,6 @@ class StreamSchedule:
     stripes: int  # of 16 features that a block computes
     warps: int  # of a block, which share the stripes' depth
     ahead: int  # tiles of each stripe that a warp has asked for before it uses the first
-    fetch: bool = False  # whether a block asks for all of its stripes, as far as the L2, before it waits for x
 
 
 def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
