@@ -100,6 +100,11 @@ class Pace:
         refreshing = 0 < self._refresh <= self._in_a_row
         return self._parked == 0 and self._lost + worst <= allowed and not refreshing
 
+    @property
+    def rests(self) -> bool:
+        """Whether this round has no drafts, and neither will the next."""
+        return self._parked > 1
+
     def lengths(self, available: Sequence[int], confidences: Sequence[np.ndarray] | None) -> list[int]:
         """How many of each sequence's ``available`` drafts to verify, given the logits of their confidence, if any.
 

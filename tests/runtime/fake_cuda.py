@@ -32,7 +32,7 @@ class FakeCuda:
         self.marks: dict[int, Work] = {}
         self.log: list[str] = []
         self.on_wait: Callable[[int], Any] = lambda event: None
-        self._events = 0
+        self._events = self._made = 0
         self._blocks: dict[int, np.ndarray] = {}
 
     def memory(self) -> tuple[int, int]:
@@ -96,13 +96,17 @@ class FakeCuda:
 
     def end_capture(self, stream: int) -> int:
         assert self.captured is not None
-        self.graphs[len(self.graphs) + 1], self.captured = self.captured, None
+        self._made += 1
+        self.graphs[self._made], self.captured = self.captured, None
         if not self.captures:
             raise DeviceError("cudaStreamEndCapture: operation failed (error 901)")
-        return len(self.graphs)
+        return self._made
 
     def abandon_capture(self, stream: int) -> None:
         self.captured = None
+
+    def destroy(self, graph: int) -> None:
+        del self.graphs[graph]
 
     def launch(self, graph: int, stream: int) -> None:
         self.log.append("launch")

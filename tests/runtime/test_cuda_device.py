@@ -164,3 +164,34 @@ def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifac
     assert turns[:3] == [1, 2, 2]
     assert set(turns[3:-1]) == {1}
     assert sequence.tokens == toy.Reference().greedy([1], 40, eos=None)
+
+
+def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
+    sampling = SamplingInputs.greedy(toy.BATCH)
+    previous = executor.step(one, one, one, one, numbers, sampling)
+    for turn in range(2, 6):
+        previous_made = previous.following if turn == 2 else None
+        waits: list[int] = []
+        device.fake.on_wait = waits.append
+        step = executor.step(previous, one * turn, one * turn, one, numbers, sampling)
+        assert not waits
+        assert previous_made is None or len(previous_made) == toy.BATCH
+        assert previous.following is not None
+        previous = step
+
+
+def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    params = SamplingParams(max_new_tokens=10)
+    first = tokens(executor, Autoregressive(executor), params)
+    captures = device.fake.log.count("capture")
+    with device.counted():
+        device.fake.free += 1 << 20
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures

@@ -10,9 +10,12 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda.attention_combine import combine_chunks
 from dspark_compiler.schedules.cuda.attention_decode import attend_chunks, partial_sizes
+from dspark_compiler.schedules.cuda.attention_prefill import attend_rows
 from dspark_compiler.schedules.cuda.attention_rows import ELEMENTS, Problem, Tensors
 from dspark_compiler.schedules.cuda.cache_writes import write_new
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+
+FEW_TOKENS = 32  # of a call whose work is split along the slots; more are split by rows
 
 _PLAIN = CacheForm()
 Workspace = tuple[int, ...]
@@ -89,15 +92,19 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
 def _attention(
     name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
-    workspace = (sum(partial_sizes(problem)),)
+    few = problem.shape.width <= FEW_TOKENS
+    workspace = (sum(partial_sizes(problem)) if few else 1,)
     args = [*_args(problem, in_dtype, control, writes=writes), Arg("workspace", workspace)]
 
     def body(*buffers: Buffer) -> None:
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         if writes:
             write_new(problem, tensors)
-        attend_chunks(problem, tensors, tensors["workspace"])
-        combine_chunks(problem, tensors, tensors["workspace"])
+        if few:
+            attend_chunks(problem, tensors, tensors["workspace"])
+            combine_chunks(problem, tensors, tensors["workspace"])
+        else:
+            attend_rows(problem, tensors)
 
     return kernel(name, args, body), workspace
 

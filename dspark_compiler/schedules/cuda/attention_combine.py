@@ -5,27 +5,28 @@ from functools import reduce
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.attention_decode import decode_plan, partial_sizes
+from dspark_compiler.schedules.cuda.attention_output import OutputRow, rate_of, weight_of
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
-from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, LOG2_E
+from dspark_compiler.schedules.cuda.attention_warp import HIDDEN
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product
-from dspark_compiler.schedules.cuda.memory import load_floats, store_pair, store_word
-from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.floats import fused, product
+from dspark_compiler.schedules.cuda.memory import load_floats
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 WARPS = 8
+_TOGETHER = 4  # chunks a warp loads at once
 
 
 def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
     """Launches the second kernel: out[row, token, head] from the workspace; 0 where a row sees no slot."""
     shape, plan = problem.shape, decode_plan(problem)
-    dim, rate = shape.value_dim, T.float32(LOG2_E if problem.scoring.softcap else problem.scoring.scale * LOG2_E)
+    dim, rate = shape.value_dim, T.float32(rate_of(problem))
     quads = -(-dim // (4 * WARP))
     with launch((problem.rows, shape.kv_heads, shape.rows), WARPS * WARP) as (m, head, row, thread):
         warp, lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
-        sums, maximum, total, given = registers(quads * 4), registers(1), registers(1), registers(quads * 4)
-        ratio = registers(2)  # of a chunk: maximum, total
+        sums, maximum, total = registers(quads * 4), registers(1), registers(1)
+        given, ratios = registers(_TOGETHER * quads * 4), registers(_TOGETHER * 2)  # of chunks; (maximum, total)
         all_sums, all_maxima, all_totals = shared((WARPS, dim)), shared(WARPS), shared(WARPS)
         await_previous()
         release_next()
@@ -37,19 +38,27 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
             T.buffer_store(sums, T.float32(0.0), [i])
         T.buffer_store(maximum, T.float32(HIDDEN), [0])
         T.buffer_store(total, T.float32(0.0), [0])
-        with T.serial(0, T.max(last - first - warp + (WARPS - 1), 0) // WARPS) as turn:
-            chunk = first + warp + turn * WARPS
-            at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
-            load_floats(ratio, 0, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
-            for quad in range(quads):
-                with when((quad * WARP + lane) * 4 < dim):
-                    load_floats(given, quad * 4, address(workspace, at * dim + (quad * WARP + lane) * 4), 4)
-            peak = T.Bind(T.max(maximum[0], ratio[0]))
-            old, new = _weight(maximum[0], peak, rate), _weight(ratio[0], peak, rate)
-            T.buffer_store(maximum, peak, [0])
-            T.buffer_store(total, fused(ratio[1], new, product(total[0], old)), [0])
-            for i in range(quads * 4):
-                T.buffer_store(sums, fused(given[i], new, product(sums[i], old)), [i])
+        with T.serial(0, T.max(last - first + (WARPS * _TOGETHER - 1), 0) // (WARPS * _TOGETHER)) as turn:
+            for n in range(_TOGETHER):  # loads are under way together
+                chunk = T.Bind(first + warp + (turn * _TOGETHER + n) * WARPS)
+                at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
+                T.buffer_store(ratios, T.float32(HIDDEN), [n * 2])
+                T.buffer_store(ratios, T.float32(0.0), [n * 2 + 1])
+                for i in range(quads * 4):
+                    T.buffer_store(given, T.float32(0.0), [n * quads * 4 + i])
+                with when(chunk < last):
+                    load_floats(ratios, n * 2, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
+                    for quad in range(quads):
+                        d = (quad * WARP + lane) * 4
+                        with when(d < dim):
+                            load_floats(given, (n * quads + quad) * 4, address(workspace, at * dim + d), 4)
+            for n in range(_TOGETHER):
+                peak = T.Bind(T.max(maximum[0], ratios[n * 2]))
+                old, new = weight_of(maximum[0], peak, rate), weight_of(ratios[n * 2], peak, rate)
+                T.buffer_store(maximum, peak, [0])
+                T.buffer_store(total, fused(ratios[n * 2 + 1], new, product(total[0], old)), [0])
+                for i in range(quads * 4):
+                    T.buffer_store(sums, fused(given[n * quads * 4 + i], new, product(sums[i], old)), [i])
         for i in range(quads * 4):
             d = (i // 4 * WARP + lane) * 4 + i % 4
             with when(d < dim):
@@ -59,37 +68,16 @@ def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> Non
             T.buffer_store(all_totals, total[0], [warp])
         barrier()
         with when(thread * 2 < dim):
-            peak = T.Bind(reduce(T.max, (all_maxima[w] for w in range(WARPS))))
-            if problem.scoring.sinks:
-                sink = T.Bind(tensors["sinks"][head * shape.group + m % shape.group] * T.float32(LOG2_E) / rate)
-                peak = T.Bind(T.max(peak, sink))
-            weights = [_weight(all_maxima[w], peak, rate) for w in range(WARPS)]
-            everything = _weight(sink, peak, rate) if problem.scoring.sinks else T.float32(0.0)
-            everything = T.Bind(_dot([all_totals[w] for w in range(WARPS)], weights, everything))
-            inverse = T.Bind(T.Select(everything > T.float32(0.0), T.float32(1.0) / everything, T.float32(0.0)))
-            low, high = (
-                T.Bind(_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights, T.float32(0.0)) * inverse)
-                for i in range(2)
-            )
-            target = address(tensors["out"], row, token, head * shape.group + m % shape.group, thread * 2)
-            store_out(problem, target, low, high)
+            out = OutputRow(problem, tensors, row, head, m)
+            peak = out.peak(T.Bind(reduce(T.max, (all_maxima[w] for w in range(WARPS)))))
+            weights = [weight_of(all_maxima[w], peak, rate) for w in range(WARPS)]
+            inverse = out.inverse(_dot([all_totals[w] for w in range(WARPS)], weights), T.float32(1.0), peak)
+            low, high = (_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights) for i in range(2))
+            out.store(thread * 2, low * inverse, high * inverse)
 
 
-def store_out(problem: Problem, target: Expr, low: Expr, high: Expr) -> None:
-    """Stores two elements of the output side by side."""
-    if problem.out_dtype == "float32":
-        store_pair(target, low, high)
-    else:
-        store_word(target, pack_pair(low, high, problem.out_dtype))
-
-
-def _weight(maximum: Expr, peak: Expr, rate: Expr) -> Expr:
-    """What sums relative to ``maximum`` count relative to ``peak``; 0 for those of nothing."""
-    known = T.Select(peak == T.float32(HIDDEN), T.float32(0.0), peak)
-    return T.Bind(power_of_two((maximum - known) * rate))
-
-
-def _dot(values: list[Expr], weights: list[Expr], start: Expr) -> Expr:
-    for value, weight in zip(values, weights, strict=True):
-        start = fused(value, weight, start)
-    return start
+def _dot(values: list[Expr], weights: list[Expr]) -> Expr:
+    total = product(values[0], weights[0])
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = fused(value, weight, total)
+    return T.Bind(total)

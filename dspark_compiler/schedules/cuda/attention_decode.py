@@ -14,10 +14,10 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
+    QueryRows,
     SlotRows,
     Span,
     Tensors,
-    load_queries,
     padded,
     row_bytes,
     span_of,
@@ -34,7 +34,8 @@ from dspark_compiler.schedules.tir import Buffer, Expr, when
 LINES = 4
 STEP = 16  # slots a line takes at once
 ROUND = LINES * STEP
-_BLOCKS = 256  # two for every multiprocessor of an H100 or H200, about
+_BLOCKS = 512  # and no fewer than half of it: two for every multiprocessor of an H100 or H200, about
+_MEMORY, _RESERVED = 227 * 1024, 1024  # bytes that a multiprocessor's blocks can have, and that each costs besides
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,24 @@ class DecodePlan:
 
 
 def decode_plan(problem: Problem) -> DecodePlan:
-    """Two blocks a multiprocessor; rings that leave room for that with heads of up to 128."""
+    """Chunks for two blocks a multiprocessor and more; rings as long as there is memory for."""
     shape = problem.shape
     parts = min(128, max(8, _BLOCKS // (shape.rows * shape.kv_heads)))
     # The call's own tokens may reach into one more.
     chunks = min(parts + -(-shape.width // ROUND), -(-problem.slots // ROUND))
-    wide = shape.head_dim + shape.value_dim > 256
-    tiles = min(2 if wide else 4, -(-problem.rows // 16))
-    return DecodePlan(parts, chunks, tiles, -(-problem.rows // (16 * tiles)), 2 if wide else 3)
+    tiles = min(4 if max(shape.head_dim, shape.value_dim) <= 128 else 2, -(-problem.rows // 16))
+    return DecodePlan(parts, chunks, tiles, -(-problem.rows // (16 * tiles)), _stages(problem, tiles))
+
+
+def _stages(problem: Problem, tiles: int) -> int:
+    """As many as there is memory for with two blocks on a multiprocessor, or one where two have no room."""
+    keys, values = row_bytes(problem.shape.head_dim), row_bytes(problem.shape.value_dim)
+    # More than two tiles leave no registers for a second block.
+    for sharing in (2, 1) if tiles <= 2 else (1,):
+        stages = (_MEMORY // sharing - _RESERVED - tiles * 16 * keys) // (ROUND * (keys + values))
+        if stages > 2:
+            return min(stages, 5)
+    return 2
 
 
 def partial_sizes(problem: Problem) -> tuple[int, int]:
@@ -125,14 +136,15 @@ class _Chunk:
         steps = T.Bind((end - begin + (ROUND - 1)) // ROUND)
         if padded(shape.head_dim) != shape.head_dim:
             self._clear_padding(memory)
+        rows = QueryRows(self._problem, self._tensors["q"], self._place, plan.tiles * 16)
+        rows.start(memory, self._queries, self._thread, plan.threads)
         for stage in range(plan.stages - 1):
             self._fetch(memory, T.int32(stage), steps)
-        load_queries(
-            self._problem, self._tensors["q"], memory, self._queries, self._place, plan.tiles * 16, self._thread, plan.threads
-        )
+        rows.finish(memory, self._queries, self._thread, plan.threads)
+        warp.start()
+        wait_copies(plan.stages - 2)
         barrier()
         queries = self._queries + self._tile * (16 * self._key_row)
-        warp.start()
         if shape.head_dim <= 128:
             warp.keep_queries(queries)
         with T.serial(0, steps) as step:
@@ -198,4 +210,6 @@ class _Chunk:
         place = ((row * shape.kv_heads + head) * self._plan.chunks + self._chunk[0]) * problem.rows
         tile = first + self._tile * 16
         at = self._tile * lines_bytes(shape.value_dim, LINES)
-        add_lines(warp, (memory, at), (self._line, LINES), (workspace, partial_sizes(problem)[0], place, tile, problem.rows))
+        add_lines(
+            warp, (memory, at), (self._line, LINES), (workspace, partial_sizes(problem)[0], place, tile, problem.rows)
+        )

@@ -43,7 +43,10 @@ def add_lines(
     number, lines = line
     count = _registers(warp.value_dim)
     own = start + number * (count * _CELL) + warp.lane * 4
-    held = [*((warp.sums, i) for i in range(warp.outputs * 4)), *((b, i) for b in (warp.maxima, warp.totals) for i in (0, 1))]
+    held = [
+        *((warp.sums, i) for i in range(warp.outputs * 4)),
+        *((b, i) for b in (warp.maxima, warp.totals) for i in (0, 1)),
+    ]
     for register, (source, i) in enumerate(held):
         store_float(address(memory, own + register * _CELL), source[i])
     barrier()

@@ -7,8 +7,8 @@ that a key is read once for all of them.
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.attention_shape import Scoring
+from dspark_compiler.schedules.cuda import functions
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, variable
 from dspark_compiler.schedules.cuda.threads import barrier, registers, shared
@@ -123,16 +123,16 @@ def _weigh(row: RowRegisters, scoring: Scoring, score: Buffer, visible: Expr, si
     def logit(j: Expr, slot: Expr) -> None:
         value = score[j] * T.float32(scoring.scale)
         if scoring.softcap:
-            value = vector_math.tanh(value / T.float32(scoring.softcap)) * T.float32(scoring.softcap)
+            value = functions.tanh(value / T.float32(scoring.softcap)) * T.float32(scoring.softcap)
         T.buffer_store(row.values, T.if_then_else(visible(slot), value, T.float32(float("-inf"))), [j])
 
     row.each(logit)
     highest = T.Bind(T.max(row.maximum(), T.float32(_LOWEST) if sink is None else sink))
-    row.change(lambda value, _: vector_math.exp(value - highest))
+    row.change(lambda value, _: functions.exp(value - highest))
     sum_of_weights, _ = row.above(T.float32(-1.0))
     total = variable(T.cast(T.cast(sum_of_weights, "float64") * T.float64(2.0**-FIXED_POINT), "float32"), "float32")
     if sink is not None:
-        T.buffer_store(total, total[0] + vector_math.exp(sink - highest), [0])
+        T.buffer_store(total, total[0] + functions.exp(sink - highest), [0])
     # A query that sees no slot pays nothing.
     inverse = T.Bind(T.Select(total[0] > T.float32(0.0), T.float32(1.0) / total[0], T.float32(0.0)))
     row.each(lambda j, _: T.buffer_store(mass, mass[j] + row.values[j] * inverse, [j]))

@@ -7,9 +7,10 @@ A block takes 32 keys at a time: products of its rows with them, softmax with a 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.block_attention import BlockShape
+from dspark_compiler.schedules.cuda import functions
 from dspark_compiler.schedules.cuda.clusters import MOST_BLOCKS, cluster_barrier, from_block, launch_clusters
+from dspark_compiler.schedules.cuda.loops import unrolled
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, registers, shared
 from dspark_compiler.schedules.cuda.warps import reduce_float
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, when, widest_vector
@@ -66,10 +67,11 @@ class _Part:
         self._shape, self._block, self._thread = shape, block, thread
         self._row, self._head, self._first = at
         self._lane, self._warp = T.Bind(thread % WARP), T.Bind(thread // WARP)
-        # A key's row is padded by 16 bytes: lanes read the same column of different rows.
+        # A key's row is longer by 16 bytes: lanes read the same column of different rows.
+        self._stride = shape.head_dim + 4
         self._q = shared((_ROWS, shape.head_dim), dynamic=True)
-        self._k = shared((_KEYS, shape.head_dim + 4), dynamic=True)
-        self._v = shared((_KEYS, shape.value_dim), dynamic=True)
+        self._k = shared(_KEYS * self._stride, dynamic=True)
+        self._v = shared(_KEYS * shape.value_dim, dynamic=True)
         self._weights, self._decay = shared((_KEYS, _ROWS)), shared(_ROWS)
         self._sums = shared((_ROWS, shape.value_dim), dynamic=True)
         self._highest, self._totals = shared(_ROWS), shared(_ROWS)
@@ -94,8 +96,8 @@ class _Part:
         with T.serial(0, T.max(T.min(each, tiles - self._block * each), 0)) as step:
             base = T.Bind((self._block * each + step) * _KEYS)
             barrier()  # the last keys have been used
-            self._load_tile(self._k, k, k_ring, shape.head_dim, (base, count, start))
-            self._load_tile(self._v, v, v_ring, shape.value_dim, (base, count, start))
+            self._load_tile((self._k, self._stride), k, k_ring, (base, count, start))
+            self._load_tile((self._v, shape.value_dim), v, v_ring, (base, count, start))
             barrier()
             self._weigh(base + self._lane < end, peaks, totals)
             barrier()
@@ -127,7 +129,7 @@ class _Part:
                     highest = T.Bind(T.max(highest, peak))
                 value, total = T.float32(0.0), T.float32(0.0)
                 for b, peak in enumerate(peaks):
-                    factor = T.Bind(vector_math.exp(peak - highest))
+                    factor = functions.exp(peak - highest)
                     value = T.Bind(value + factor * from_block(b, self._sums, r, d))
                     total = T.Bind(total + factor * from_block(b, self._totals, r))
                 query = self._head * (shape.rows // shape.width) + number // shape.width
@@ -146,12 +148,19 @@ class _Part:
                 value = T.cast(q[self._row, query, number % shape.width, d], "float32")
                 T.buffer_store(self._q, value * T.float32(scale), [r, d])
 
-    def _load_tile(self, tile: Buffer, fresh: Buffer, ring: Buffer, dim: int, bounds: tuple[Expr, Expr, Expr]) -> None:
-        """Copies keys or values from number base on: ``count`` of the ring's, the first at ``start``, then the block's."""
+    def _load_tile(
+        self, target: tuple[Buffer, int], fresh: Buffer, ring: Buffer, bounds: tuple[Expr, Expr, Expr]
+    ) -> None:
+        """Copies the keys or values from number base on: ``count`` are the ring's, from ``start`` on, then the block's.
+
+        ``target`` is where they go, and the elements from one to the next.
+        """
+        tile, stride = target
         base, count, start = bounds
+        dim = int(ring.shape[3])
         lanes = widest_vector(dim, 4)
         size = _KEYS * dim // lanes
-        with T.unroll(0, -(-size // _THREADS)) as step:
+        with unrolled(-(-size // _THREADS)) as step:
             i = T.Bind(step * _THREADS + self._thread)
             with when(i < size):
                 key, d = T.Bind(i // (dim // lanes)), T.Bind(i % (dim // lanes) * lanes)
@@ -160,12 +169,12 @@ class _Part:
                     with T.Then(), vector(lanes) as lane:
                         place = (start + number) % self._shape.places
                         value = ring[self._row, self._head, place, d + lane]
-                        T.buffer_store(tile, T.cast(value, "float32"), [key, d + lane])
+                        T.buffer_store(tile, T.cast(value, "float32"), [key * stride + d + lane])
                     with T.Else(), vector(lanes) as lane:
                         # Keys behind the last one get no weight, but must be numbers.
                         own = T.min(number - count, self._shape.fresh - 1)
                         value = fresh[self._row, self._head, own, d + lane]
-                        T.buffer_store(tile, T.cast(value, "float32"), [key, d + lane])
+                        T.buffer_store(tile, T.cast(value, "float32"), [key * stride + d + lane])
 
     def _weigh(self, real: Expr, peaks: Buffer, totals: Buffer) -> None:
         """Weights of the lane's key for the warp's rows; what the rows' sums so far shrink by goes to ``decay``."""
@@ -175,7 +184,7 @@ class _Part:
             T.buffer_store(logits, T.float32(0.0), [r])
         with T.serial(0, self._shape.head_dim // lanes) as chunk:
             with vector(lanes) as lane:
-                T.buffer_store(key, self._k[self._lane, chunk * lanes + lane], [lane])
+                T.buffer_store(key, self._k[self._lane * self._stride + chunk * lanes + lane], [lane])
             for r in range(_MINE):
                 for i in range(lanes):
                     product = self._q[self._warp * _MINE + r, chunk * lanes + i] * key[i]
@@ -183,8 +192,8 @@ class _Part:
         for r in range(_MINE):
             logit = T.Bind(T.Select(real, logits[r], T.float32(_MASKED)))
             peak = T.Bind(T.max(peaks[r], reduce_float(logit, "max")))
-            weight = T.Bind(T.Select(real, vector_math.exp(logit - peak), T.float32(0.0)))
-            decay = T.Bind(vector_math.exp(peaks[r] - peak))
+            weight = T.Bind(T.Select(real, functions.exp(logit - peak), T.float32(0.0)))
+            decay = functions.exp(peaks[r] - peak)
             T.buffer_store(totals, totals[r] * decay + reduce_float(weight), [r])
             T.buffer_store(peaks, peak, [r])
             T.buffer_store(self._weights, weight, [self._lane, self._warp * _MINE + r])
@@ -199,7 +208,7 @@ class _Part:
                 for r in range(_MINE):
                     T.buffer_store(acc, acc[item, r] * self._decay[number + r], [item, r])
                 with T.serial(0, _KEYS) as key:
-                    value = T.Bind(self._v[key, d])
+                    value = T.Bind(self._v[key * self._shape.value_dim + d])
                     for r in range(_MINE):
                         T.buffer_store(acc, acc[item, r] + self._weights[key, number + r] * value, [item, r])
 

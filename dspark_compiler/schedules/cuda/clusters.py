@@ -25,7 +25,7 @@ def cluster_barrier() -> None:
     """All threads of the cluster get here, and see what the others wrote before, before one goes on."""
     source = """
 __device__ __forceinline__ void dspark_cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned;\\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive;\\nbarrier.cluster.wait;" ::: "memory");
 }
 """
     run(device("dspark_cluster_barrier", source=source))

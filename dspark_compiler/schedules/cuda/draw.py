@@ -6,6 +6,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.clusters import cluster_barrier, send
+from dspark_compiler.schedules.cuda.loops import unrolled
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import variable
 from dspark_compiler.schedules.cuda.threads import WARP, registers, shared
@@ -43,7 +44,7 @@ class Drawing:
         """Sums of the pieces, and of all: must come before ``token``, again if weights have changed."""
         part = variable(T.float64(0.0), "float64")
         held = self._load(self._warp, lambda number: number * WARP + self._lane)
-        with T.unroll(0, self._share) as number:
+        with unrolled(self._share) as number:
             T.buffer_store(part, part[0] + T.cast(held[number], "float64"), [0])
         whole = reduce_float(part[0], dtype="float64")
         cluster_barrier()  # every block has begun, and is done with earlier sums
@@ -63,7 +64,7 @@ class Drawing:
         with when(self._warp == piece):
             mine = variable(T.float64(0.0), "float64")
             held = self._load(piece, lambda number: self._lane * self._share + number)
-            with T.unroll(0, self._share) as number:
+            with unrolled(self._share) as number:
                 T.buffer_store(mine, mine[0] + T.cast(held[number], "float64"), [0])
             start = T.Bind(start + self._before(mine[0]))
             place, _ = self._search(self._share, start, target, lambda number: T.cast(held[number], "float64"))
@@ -77,7 +78,7 @@ class Drawing:
         """
         running, before = variable(start, "float64"), variable(start, "float64")
         found, last = variable(T.int32(-1), "int32"), variable(T.int32(-1), "int32")
-        with T.unroll(0, count) as i:
+        with unrolled(count) as i:
             amount = T.Bind(value(i))
             with when(amount > T.float64(0.0)):
                 T.buffer_store(last, self._lane * count + i, [0])
@@ -108,7 +109,7 @@ class Drawing:
     def _load(self, piece: Expr, place: Callable[[Expr], Expr]) -> Buffer:
         """A lane's share of a warp's piece, all loads under way together; 0 behind the last weight."""
         held = registers(self._share)
-        with T.unroll(0, self._share) as number:
+        with unrolled(self._share) as number:
             i = piece * (self._share * WARP) + place(number)
             weight = T.if_then_else(i < self._cluster.extent, self._weight(i), T.float32(0.0))
             T.buffer_store(held, weight, [number])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.loops import unrolled
 from dspark_compiler.schedules.cuda.meeting import Meeting, Parts
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
@@ -60,7 +61,7 @@ class RowRegisters:
 
     def each(self, emit: Callable[[Expr, Expr], None]) -> None:
         """Calls emit with the number of each element among the thread's, and its index in the row."""
-        with T.unroll(0, self.cluster.each) as j:
+        with unrolled(self.cluster.each) as j:
             emit(j, (self._block * self.cluster.each + j) * self.cluster.threads + self._thread)
 
     def load(self, value: Callable[[Expr], Expr]) -> None:

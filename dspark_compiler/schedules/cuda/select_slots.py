@@ -78,7 +78,7 @@ class _Row:
         return T.Bind(bound[0])
 
     def keep(self, bound: Expr, ties: Expr, put: Expr) -> Expr:
-        """Calls put with rank and slot of what is above ``bound``, or at it past the first ``ties``; returns how many."""
+        """Calls put with rank and slot of all above ``bound``, or at it past the first ``ties``; returns how many."""
         kept, seen = variable(T.int32(0), "int32"), variable(T.int32(0), "int32")
         with T.serial(0, self._steps) as step:
             slot = T.Bind(step * _THREADS + self._thread)
