@@ -1,4 +1,4 @@
-"""Attention over cache slots on tensor cores: the operators of graph/cache_ops.py, and the same on rows already written.
+"""Attention over cache slots on tensor cores: those of graph/cache_ops.py, and the same on rows already written.
 
 Caches are [B,G,C,D] and [B,G,C,Dv] of the compute dtype, scratch [B,G,N,*] likewise. New rows are written by a launch
 of their own, before; then all is read from where it is stored.
