@@ -87,7 +87,7 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
     if shape.head_dim % ELEMENTS or shape.value_dim % ELEMENTS:
         raise LoweringError(f"--target cuda: head sizes {shape.head_dim}, {shape.value_dim} are no multiples of 8")
     if shape.batch * shape.kv_heads * shape.slots * max(shape.head_dim, shape.value_dim) >= 1 << 31:
-        raise LoweringError("--target cuda: kernels count the elements of a cache in 31 bits; lower --max-context")
+        raise LoweringError("--target cuda: kernels count the elements of a cache in 31 bits; lower --max-seq-len")
     return Problem(shape, scoring, form, dtype, out_dtype or dtype)
 
 
