@@ -8,11 +8,19 @@ from dspark_compiler.errors import InputError
 
 Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
-KVDType = Literal["float32", "int8", "float8_e4m3"]
+KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
-KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
+KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
+
+# What is taken where nothing is asked for, on the CPU and on GPUs.
+_CPU_DTYPE: DType = "float32"
+_GPU_DTYPE: DType = "bfloat16"
+_CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
+# Types the weights can have, and keys and values besides the type that is computed with.
+_GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
+_CPU_KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")
@@ -22,6 +30,8 @@ NGRAM = Path("ngram")
 class CompileConfig:
     """Options of one compile; lengths in tokens.
 
+    What is None depends on the target or the model; the driver settles it.
+
     Raises:
         InputError: a value out of range, naming the option.
     """
@@ -29,11 +39,11 @@ class CompileConfig:
     target: Target = "cpu"
     arch: str | None = None
     output: Path | None = None
-    dtype: DType = "float32"
-    kv_dtype: KVDType = "float32"
+    dtype: DType | None = None
+    kv_dtype: KVDType | None = None
     max_seq_len: int | None = None
     max_batch: int = 1
-    prefill_widths: tuple[int, ...] = (16, 128)
+    prefill_widths: tuple[int, ...] | None = None
     verify_width: int = 8
     kv_budget: int | None = None
     kv_policy: str | None = None
@@ -47,10 +57,12 @@ class CompileConfig:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype {self.dtype}: not one of {', '.join(DTYPES)}")
-        if self.kv_dtype not in KV_DTYPES:
-            raise InputError(f"--kv-dtype {self.kv_dtype}: not one of {', '.join(KV_DTYPES)}")
+        for option, name, known in (
+            ("--dtype", self.dtype, DTYPES if self.target == "cpu" else _GPU_DTYPES),
+            ("--kv-dtype", self.kv_dtype, _CPU_KV_DTYPES if self.target == "cpu" else (self.weight_dtype,)),
+        ):
+            if name is not None and name not in known:
+                raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),
@@ -64,8 +76,25 @@ class CompileConfig:
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
         self._check_pruning()
-        if not self.prefill_widths or min(self.prefill_widths) < 1:
-            raise InputError(f"prefill widths {self.prefill_widths}: at least one, each 1 or more")
+        if not self.chunk_widths or min(self.chunk_widths) < 1:
+            raise InputError(f"prefill widths {self.chunk_widths}: at least one, each 1 or more")
+
+    @property
+    def weight_dtype(self) -> DType:
+        """Type of the weights: as asked for, or the target's usual one."""
+        return self.dtype or (_CPU_DTYPE if self.target == "cpu" else _GPU_DTYPE)
+
+    @property
+    def cache_dtype(self) -> KVDType:
+        """Type of stored keys and values: as asked for, or what the target computes with."""
+        return self.kv_dtype or ("float32" if self.target == "cpu" else self.weight_dtype)
+
+    @property
+    def chunk_widths(self) -> tuple[int, ...]:
+        """Chunks a prompt is read in: as asked for, or the target's usual ones."""
+        if self.prefill_widths is not None:
+            return self.prefill_widths
+        return _CPU_WIDTHS if self.target == "cpu" else _GPU_WIDTHS
 
     @property
     def verify_widths(self) -> tuple[int, ...]:

@@ -40,9 +40,9 @@ from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.step_times import measure as measure_steps
-from dspark_compiler.schedules.apply import apply_schedules, export_records
+from dspark_compiler.schedules.apply import export_records
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.tune import TuningStep, tune
+from dspark_compiler.schedules.tune import TuningStep
 
 # Called with a stage's name as it begins, and with steps done and in total where a stage has steps.
 Progress = Callable[..., None]
@@ -125,14 +125,14 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     rewritten = _rewrite(source, config, heads, stages)
     program, records = rewritten.program, Records.standard(backend.spec.arch)
     with stages("lower"):
-        plan = plan_layouts(program, backend.isa, config.dtype)
+        plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
         lowered = lower(program, plan, records)
     if config.tune_trials:
         with stages("tune"):
             _tune(lowered, backend, records, config.tune_trials, stages)
             lowered = lower(program, plan, records)
     with stages("schedule"):
-        scheduled = apply_schedules(lowered, backend.target, backend.isa, records)
+        scheduled = backend.schedule(lowered, records)
         _dump(scheduled, config.dump_ir)
     with ArtifactWriter(output) as writer, TemporaryDirectory(prefix="dspark-") as name:
         scratch = Path(name)
@@ -141,7 +141,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
         with stages("write"):
             _add_files(writer, source, backend, scratch)
             export_records(lowered, records, writer.folder / "tuning")
-            writer.add_params(physical_params(program, plan))
+            writer.add_params(physical_params(program, plan), bfloat16=plan.layouts.weight_dtype("bfloat16"))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
         report = _report(model, config, rewritten, stages) | remarks
         if manifest.heads is not None and backend.runs_here():
@@ -173,7 +173,9 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
     config = settle(config, source.info, heads)
     program, records = _rewrite(source, config, heads, stages).program, Records.standard(backend.spec.arch)
     with stages("lower"):
-        lowered = lower(program, plan_layouts(program, backend.isa, config.dtype), records)
+        lowered = lower(
+            program, plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype), records
+        )
     with stages("tune"):
         return _tune(lowered, backend, records, config.tune_trials, stages)
 
@@ -214,7 +216,7 @@ def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -
     return dataclasses.replace(
         config,
         max_seq_len=length,
-        prefill_widths=tuple(sorted({min(width, widest) for width in config.prefill_widths})),
+        prefill_widths=tuple(sorted({min(width, widest) for width in config.chunk_widths})),
         verify_width=verify_width,
         kv_policy=config.kv_policy or (DEFAULT_POLICY if config.kv_budget is not None else None),
     )
@@ -294,7 +296,7 @@ def _tune(module: tvm.IRModule, backend: Backend, records: Records, trials: int,
     def step(found: TuningStep) -> None:
         stages.step(found.done, found.total)
 
-    return tune(module, backend.target, backend.isa, records, trials=trials, progress=step)
+    return backend.tune(module, records, trials, step)
 
 
 def _dump(module: tvm.IRModule, folder: Path | None) -> None:

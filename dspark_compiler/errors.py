@@ -29,5 +29,9 @@ class ArtifactError(DSparkError):
     """An artifact that is truncated, edited, foreign, for another machine, or of a newer format."""
 
 
+class DeviceError(DSparkError):
+    """A GPU, its driver or its memory failed a running program; names the call and what the driver says of it."""
+
+
 class CheckFailedError(DSparkError):
     """The compiled model disagrees with eager. The command line exits 1."""

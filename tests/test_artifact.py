@@ -11,6 +11,7 @@ import pytest
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, EntrySpec, KVInfo, Manifest, ModelInfo, TargetInfo, host
 from dspark_compiler.artifact.files import describe
+from dspark_compiler.artifact.nvidia import Driver, Gpu, runs_on
 from dspark_compiler.errors import ArtifactError
 
 MACHINE = os.uname().machine
@@ -148,7 +149,7 @@ def test_an_unreadable_text_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (TargetInfo("cuda", "sm_90", f"{MACHINE}-linux"), "was compiled for cuda, this version runs cpu"),
+        (TargetInfo("rocm", "gfx942", f"{MACHINE}-linux"), "was compiled for rocm, this version runs cpu, cuda"),
         (TargetInfo("cpu", "a", "riscv64-unknown-linux-gnu"), f"compiled for riscv64.*this machine is {MACHINE}"),
         (
             TargetInfo("cpu", "future", f"{MACHINE}-linux", ("avx9001", "warp-drive")),
@@ -160,6 +161,47 @@ def test_another_machine(tmp_path: Path, target: TargetInfo, message: str) -> No
     path = write(tmp_path / "m.dspark", target=target)
     fails(path, message)
     assert Artifact.open(path, runnable=False).manifest.target == target
+
+
+H200, L40 = Gpu("NVIDIA H200", (9, 0), 1 << 37), Gpu("NVIDIA L40", (8, 9), 1 << 35)
+
+
+@pytest.mark.parametrize(
+    ("arch", "driver", "message"),
+    [
+        ("sm_90a", None, r"compiled for Nvidia GPUs \(sm_90a\), this machine has no driver of theirs"),
+        ("sm_90a", Driver((12, 8), (H200,)), r"needs a driver for CUDA 13\.0 .* this machine's is for CUDA 12\.8"),
+        ("sm_90a", Driver((13, 0), (), "no device"), r"the driver offers this process none \(no device\)"),
+        ("sm_90a", Driver((13, 1), (L40, H200)), r"compiled for sm_90a, this machine has an NVIDIA L40 \(sm_89\)"),
+        ("sm_90a", Driver((13, 1), (H200, L40)), None),
+        ("sm_80", Driver((13, 0), (L40,)), None),
+    ],
+)
+def test_another_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, driver: Driver | None, message: str | None
+) -> None:
+    monkeypatch.setattr(host, "find_driver", lambda: driver)
+    path = write(tmp_path / "m.dspark", target=TargetInfo("cuda", arch, f"{MACHINE}-linux"))
+    if message is None:
+        Artifact.open(path)
+    else:
+        fails(path, message)
+
+
+@pytest.mark.parametrize(
+    ("arch", "capability", "runs"),
+    [
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+        ("sm_100f", (10, 3), False),  # of the same family, which is not told from here
+        ("sm_80", (8, 9), True),
+        ("sm_89", (8, 6), False),
+        ("sm_80", (9, 0), False),
+        ("sm_120", (12, 0), True),
+    ],
+)
+def test_what_code_runs_on(arch: str, capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on(arch, capability) is runs
 
 
 def test_features_in_either_spelling() -> None:

@@ -109,7 +109,7 @@ DELETE = object()
         ("model.name", None, "model.name: expected a string, got None"),
         ("heads", {}, "heads.type: missing"),
         ("states", [], "states: expected an object"),
-        ("states.cache.dtype", "bfloat16", "states.cache: type bfloat16 is not one of"),
+        ("states.cache.dtype", "float8", "states.cache: type float8 is not one of"),
         ("states.cache.shape", [4, -1], "states.cache: shape [4, -1] has a negative extent"),
         ("entry_points.decode.kind", "encode", "entry_points.decode.kind: 'encode' is not one of prefill, decode"),
         ("entry_points.decode.states", ["scratch"], "entry_points.decode: state scratch is not in states"),

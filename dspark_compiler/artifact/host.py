@@ -4,9 +4,12 @@ import platform
 from pathlib import Path
 
 from dspark_compiler.artifact.manifest import TargetInfo
+from dspark_compiler.artifact.nvidia import find_driver, runs_on
 from dspark_compiler.errors import ArtifactError
 
-RUNNABLE_KINDS = ("cpu",)
+RUNNABLE_KINDS = ("cpu", "cuda")
+
+CUDA = (13, 0)  # of the runtime library an artifact carries
 
 # Where /proc/cpuinfo calls a feature of LLVM's something else altogether.
 _CPUINFO_NAMES = {"sse3": "pni", "lzcnt": "abm", "prfchw": "3dnowprefetch"}
@@ -41,12 +44,12 @@ def check_host(target: TargetInfo, where: str) -> None:
     """Refuses an artifact that this machine cannot run; ``where`` begins the message.
 
     Raises:
-        ArtifactError: naming the target, processor or feature that is missing, and the remedy.
+        ArtifactError: naming the target, GPU, driver, processor or feature that is missing, and the remedy.
     """
     if target.kind not in RUNNABLE_KINDS:
         raise ArtifactError(
             f"{where}: was compiled for {target.kind}, this version runs {', '.join(RUNNABLE_KINDS)}; "
-            "compile again with --target cpu"
+            "compile again with one of these as --target"
         )
     machine = platform.machine()
     if target.triple.split("-")[0] != machine:
@@ -55,5 +58,31 @@ def check_host(target: TargetInfo, where: str) -> None:
     if flags is not None and (missing := missing_features(target.cpu_features, flags)):
         raise ArtifactError(
             f"{where}: was compiled for {target.arch}, this processor lacks {', '.join(missing)}; "
-            "compile again with --arch x86-64-v3"
+            + ("compile again with --arch x86-64-v3" if target.kind == "cpu" else "a newer one is needed")
         )
+    if target.kind == "cuda":
+        _check_gpu(target.arch, where)
+
+
+def _check_gpu(arch: str, where: str) -> None:
+    """The first GPU is the one that is used."""
+    driver = find_driver()
+    if driver is None:
+        raise ArtifactError(
+            f"{where}: was compiled for Nvidia GPUs ({arch}), this machine has no driver of theirs (libcuda.so.1); "
+            "install one, or compile with --target cpu"
+        )
+    if driver.cuda < CUDA:
+        raise ArtifactError(
+            f"{where}: needs a driver for CUDA {CUDA[0]}.{CUDA[1]} (version 580 or later), this machine's is for CUDA "
+            f"{driver.cuda[0]}.{driver.cuda[1]}; install a newer one"
+        )
+    if not driver.gpus:
+        why = "" if driver.problem is None else f" ({driver.problem})"
+        raise ArtifactError(
+            f"{where}: was compiled for Nvidia GPUs ({arch}), the driver offers this process none{why}; see nvidia-smi"
+        )
+    gpu = driver.gpus[0]
+    if not runs_on(arch, gpu.capability):
+        found = f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})"
+        raise ArtifactError(f"{where}: was compiled for {arch}, this machine has an {found}; compile it for that")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+import ml_dtypes  # noqa: F401, numpy knows bfloat16 by it
 import numpy as np
 
 from dspark_compiler import schema
@@ -14,11 +15,11 @@ from dspark_compiler.errors import ArtifactError
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
-# Types a tensor can have where compiled code meets numpy. bfloat16 is not among them: DLPack from numpy has no
-# such type, so compiled functions take those bits as uint16.
+# Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from
+# numpy has no such type, so functions compiled for it take those bits as uint16.
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
+    *("bfloat16", "float16", "float32", "float64"),
 )
 
 EntryKindName = Literal["prefill", "decode", "verify", "commit", "evict", "draft", "accept"]

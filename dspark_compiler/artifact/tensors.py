@@ -124,12 +124,16 @@ class _Shard:
 
 
 def write_params(
-    folder: Path, params: Iterable[tuple[str, NDArray[Any]]], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    params: Iterable[tuple[str, NDArray[Any]]],
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    bfloat16: str = "uint16",
 ) -> Iterator[tuple[str, ParamInfo]]:
     """Streams (name, array) pairs to ``params/NNNNN.safetensors`` below ``folder``; holds one tensor at a time.
 
-    Yields each name with where it went. bfloat16 arrays (ml_dtypes) are stored as such and described as uint16, the
-    type compiled functions take them as.
+    Yields each name with where it went. bfloat16 arrays (ml_dtypes) are stored as such and described as ``bfloat16``
+    says, the type compiled functions take them as.
 
     Raises:
         ValueError: a name given twice, or a type safetensors or DLPack does not have.
@@ -155,7 +159,7 @@ def write_params(
                 shard = _Shard(folder / _file_name(number))
             # ascontiguousarray makes a scalar one-dimensional; the header keeps the shape as given.
             shard.append(name, np.ascontiguousarray(array).reshape(array.shape))
-            dtype = "uint16" if array.dtype == _BFLOAT16 else array.dtype.name
+            dtype = bfloat16 if array.dtype == _BFLOAT16 else array.dtype.name
             yield name, ParamInfo(_file_name(number), tuple(array.shape), dtype)
         if shard is not None:
             shard.close()

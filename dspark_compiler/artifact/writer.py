@@ -74,16 +74,17 @@ class ArtifactWriter:
             self._lock = None
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add_params(self, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    def add_params(self, params: Iterable[tuple[str, NDArray[Any]]], *, bfloat16: str = "uint16") -> None:
         """Streams weights to ``params/``; one is held in memory at a time.
 
-        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as uint16. Call it once.
+        bfloat16 arrays (ml_dtypes) are stored as BF16 and stand in the manifest as ``bfloat16`` says: as the type
+        that compiled functions take them as. Call it once.
 
         Raises:
             ValueError: a name given twice, or a type an artifact cannot hold.
         """
         with self._writing():
-            self._params.update(write_params(self.folder, params))
+            self._params.update(write_params(self.folder, params, bfloat16=bfloat16))
 
     def add_file(self, source: str | os.PathLike[str], path: str) -> None:
         """Copies a file (its content, following links) to ``path`` inside the artifact."""

@@ -15,4 +15,8 @@ def create_backend(target: str, arch: str | None) -> Backend:
         from dspark_compiler.backends.cpu import CpuBackend
 
         return CpuBackend(arch)
-    raise BackendUnavailableError(f"--target {target}: not available in this version; use --target cpu")
+    if target == "cuda":
+        from dspark_compiler.backends.cuda import CudaBackend
+
+        return CudaBackend(arch)
+    raise BackendUnavailableError(f"--target {target}: not available in this version; use --target cpu or cuda")

@@ -1,11 +1,13 @@
 """The seam every target fills."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from dspark_compiler.artifact import TargetInfo
-from dspark_compiler.schedules.isa import VectorIsa
+from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.layouts import Layouts
+from dspark_compiler.schedules.tune import TuningStep
 
 
 class Backend(Protocol):
@@ -15,19 +17,34 @@ class Backend(Protocol):
     def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
 
-    @property
-    def isa(self) -> VectorIsa:
-        """Vector width kernels are shaped for."""
-
-    @property
-    def target(self) -> Any:
-        """The tvm.target.Target."""
+    def layouts(self, dtype: str) -> Layouts:
+        """How weights and states lie where ``dtype`` is computed with."""
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""
 
+    def schedule(self, module: Any, records: Records) -> Any:
+        """Schedules every function of a lowered module that lowering has not scheduled.
+
+        Raises:
+            InputError: a file of records that cannot be read.
+        """
+
+    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
+        """Measures schedules on this machine and adds them to the records; returns how many.
+
+        Raises:
+            InputError: the records cannot be read or written.
+            LoweringError: a schedule computes something else.
+        """
+
     def build(self, module: Any, library: Path) -> None:
-        """Compiles a scheduled IRModule into a shared library."""
+        """Compiles a scheduled IRModule into a shared library.
+
+        Raises:
+            BackendUnavailableError: a tool that is needed is not here.
+            LoweringError: TVM or a tool refused the module.
+        """
 
     def runtime_libraries(self) -> Sequence[Path]:
-        """TVM runtime libraries an artifact has to carry."""
+        """Runtime libraries an artifact has to carry."""

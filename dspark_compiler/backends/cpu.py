@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,17 @@ from tvm.relax.backend.cpu_generic.pipeline import dataflow_lower_passes, finali
 
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.errors import BackendUnavailableError, InputError, LoweringError
+from dspark_compiler.schedules.apply import apply_schedules
+from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import AVX2, AVX512, NEON, SSE, VectorIsa
+from dspark_compiler.schedules.layouts import PanelLayouts
+from dspark_compiler.schedules.tune import TuningStep, tune
 
 # x86-64 levels of the psABI, by the /proc/cpuinfo flags each adds.
-_V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
-_V3 = (*_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
+_V3 = (*V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+_LEVELS = {"x86-64-v2": V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 # What LLVM may use beyond the levels when it compiles for the very host.
 _NATIVE = (
     *("avx512_bf16", "avx512_bitalg", "avx512_fp16", "avx512_vbmi2", "avx512_vnni", "avx512_vpopcntdq"),
@@ -72,6 +76,18 @@ class CpuBackend:
         return tvm.target.Target(
             {"kind": "llvm", "mtriple": self.spec.triple, "mcpu": self.spec.arch, "num-cores": os.cpu_count() or 1}
         )
+
+    def layouts(self, dtype: str) -> PanelLayouts:
+        """Weights in panels, keys in panels; all is computed in float32, however it is stored."""
+        return PanelLayouts(self.isa)
+
+    def schedule(self, module: Any, records: Records) -> Any:
+        """See Backend."""
+        return apply_schedules(module, self.target, self.isa, records)
+
+    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
+        """See Backend."""
+        return tune(module, self.target, self.isa, records, trials=trials, progress=progress)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""

@@ -11,7 +11,9 @@ from dspark_compiler.config import DTYPES, KV_DTYPES, CompileConfig
 _DEFAULTS = CompileConfig()
 
 
-def _widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+def _widths(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     try:
         return tuple(int(item) for item in value.split(","))
     except ValueError:
@@ -24,14 +26,14 @@ def model_options(command: Any) -> Any:
         click.option("--target", default=_DEFAULTS.target, show_default=True, help="What to compile for."),
         click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this one."),
         click.option(
-            "--dtype", type=click.Choice(DTYPES), default=_DEFAULTS.dtype, show_default=True, help="Type of weights."
+            "--dtype",
+            type=click.Choice(DTYPES),
+            help="Type of weights; default: float32 on the CPU, bfloat16 on GPUs.",
         ),
         click.option(
             "--kv-dtype",
             type=click.Choice(KV_DTYPES),
-            default=_DEFAULTS.kv_dtype,
-            show_default=True,
-            help="Type of stored keys and values.",
+            help="Type of stored keys and values; default: what is computed with.",
         ),
         click.option(
             "--max-seq-len",
@@ -50,10 +52,8 @@ def model_options(command: Any) -> Any:
         click.option(
             "--prefill-widths",
             callback=_widths,
-            default=",".join(map(str, _DEFAULTS.prefill_widths)),
-            show_default=True,
             metavar="N,N,…",
-            help="Chunks a prompt is read in.",
+            help="Chunks a prompt is read in; default: 16,128 on the CPU, 32,512 on GPUs.",
         ),
         click.option(
             "--verify-width",

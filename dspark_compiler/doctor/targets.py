@@ -5,6 +5,8 @@ import importlib.util
 import shutil
 from collections.abc import Iterator, Sequence
 
+from dspark_compiler.artifact.host import CUDA
+from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.doctor.findings import Finding, Status
 
 _COMPILERS = ("cc", "gcc", "clang", "g++")  # any of them links a compiled model
@@ -23,16 +25,44 @@ def cpu_findings() -> Iterator[Finding]:
     if importlib.util.find_spec("tvm") is None:
         yield Finding(section, "vectors", Status.ABSENT, "known once the packages for compiling are installed")
         return
-    from dspark_compiler.backends import create_backend
+    from dspark_compiler.backends.cpu import CpuBackend
 
-    backend = create_backend("cpu", None)
+    backend = CpuBackend()
     bits = backend.isa.lanes * 32
     yield Finding(section, "vectors", Status.OK, f"{bits} bits, for {backend.spec.arch} ({backend.spec.triple})")
 
 
 def cuda_findings() -> Iterator[Finding]:
-    """NVIDIA's driver and compiler."""
-    return _found("target cuda", libraries=("cuda",), programs=("nvidia-smi", "nvcc"))
+    """The cuda target: a driver and a GPU to run, CUDA's compiler and runtime library to compile."""
+    section = "target cuda"
+    yield from _gpu_findings(section)
+    if importlib.util.find_spec("tvm") is None:
+        yield Finding(section, "compiler", Status.ABSENT, "known once the packages for compiling are installed")
+        return
+    from dspark_compiler.backends.cuda_toolkit import find_cudart, find_nvcc, has_nvrtc
+
+    compiler = find_nvcc() or ("NVRTC, of Python packages" if has_nvrtc() else None)
+    for name, found in (("compiler", compiler), ("libcudart", find_cudart())):
+        detail = "none of CUDA 13 found, --target cuda needs it" if found is None else str(found)
+        yield Finding(section, name, Status.ABSENT if found is None else Status.OK, detail)
+
+
+def _gpu_findings(section: str) -> Iterator[Finding]:
+    driver = find_driver()
+    if driver is None:
+        yield Finding(section, "driver", Status.ABSENT, "no libcuda.so.1 found; compiling needs none")
+        return
+    version = f"for CUDA {driver.cuda[0]}.{driver.cuda[1]}"
+    if driver.cuda < CUDA:
+        wanted = f"{version}, artifacts need one for CUDA {CUDA[0]}.{CUDA[1]}"
+        yield Finding(section, "driver", Status.MISSING, wanted, "install Nvidia's driver 580 or later")
+    else:
+        yield Finding(section, "driver", Status.OK, version)
+    if not driver.gpus:
+        yield Finding(section, "GPU", Status.ABSENT, driver.problem or "none for this process")
+    for index, gpu in enumerate(driver.gpus):
+        detail = f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}, {gpu.memory_bytes / 2**30:.0f} GiB"
+        yield Finding(section, f"GPU {index}", Status.OK, detail if index else f"{detail}; artifacts run on this one")
 
 
 def rocm_findings() -> Iterator[Finding]:

@@ -112,7 +112,7 @@ def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
 
 
 def _shapes(config: CompileConfig) -> list[_Shape]:
-    prefills = [_Shape(f"prefill_{n}", EntryKind.PREFILL, 1, n) for n in sorted(set(config.prefill_widths))]
+    prefills = [_Shape(f"prefill_{n}", EntryKind.PREFILL, 1, n) for n in sorted(set(config.chunk_widths))]
     return [
         *prefills,
         _Shape("decode", EntryKind.DECODE, config.max_batch, 1),

@@ -1,7 +1,6 @@
-"""What each of our operators becomes on a CPU: a kernel template with this node's sizes."""
+"""What small operators become on any target: its kernel template of that name with this node's sizes."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,29 +8,17 @@ from torch import fx
 from tvm import relax
 
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.lowering.cache_converters import append_attention, commit_scratch, scratch_attention
-from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
-from dspark_compiler.schedules import linear as linear_kernels
-from dspark_compiler.schedules import norm as norm_kernels
-from dspark_compiler.schedules import rows as row_kernels
-from dspark_compiler.schedules.expert_linear import expert_linear as expert_kernel
-from dspark_compiler.schedules.gated_linear import gated_linear
-from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.rope import RopeShape
-from dspark_compiler.schedules.rope import rope as rope_kernel
-from dspark_compiler.schedules.tir import Arg
-from dspark_compiler.schedules.topk import topk as topk_kernel
 
 aten = torch.ops.aten
 
 
-def cpu_converters() -> dict[str, Converter]:
+def common_converters() -> dict[str, Converter]:
     """Operator name -> converter, as TVM's importer spells names."""
     return {
-        "linear.default": linear,
         "reshape.default": reshape,
         "select.int": select,
         "embedding.default": embedding,
@@ -42,9 +29,6 @@ def cpu_converters() -> dict[str, Converter]:
         "last_row.default": last_row,
         "topk.default": topk,
         "expert_linear.default": expert_linear,
-        "append_attention.default": append_attention,
-        "scratch_attention.default": scratch_attention,
-        "commit_scratch.default": commit_scratch,
     }
 
 
@@ -62,76 +46,6 @@ def select(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.reshape(importer.block_builder.emit(piece), shape_of(node))
 
 
-def linear(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.linear(x, weight, bias): the packed kernel, or a Relax matmul where the weight is not a packed parameter."""
-    x, weight, *bias = args_of(node)
-    return lower_linear(importer, shape_of(node), x, weight, bias[0] if bias else None, None)
-
-
-def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
-    """A linear together with what is done to its output."""
-    x, weight, *bias = args_of(match.linear)
-    if isinstance(match, Residual):
-        return lower_linear(importer, shape_of(node), x, weight, bias[0] if bias else None, match.residual)
-    *lead, features = shape_of(node)
-    rows, depth = math.prod(lead), shape_of(x)[-1]
-    dtype = importer.plan.params[weight.meta["ref"]].dtype
-    name = f"gated_linear_{rows}x{depth}x{features}_{match.activation}_{dtype}"
-    work = LinearWorkload(rows, 2 * features, depth, dtype, gated=True)
-    schedule = importer.linear_schedule(work)
-    kernel = gated_linear(name, work, importer.plan.isa, schedule, activation=match.activation)
-    args = [importer.reshape(importer.env[x], (rows, depth)), importer.env[weight]]
-    return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, features), "float32")), shape_of(node))
-
-
-def lower_linear(importer: EntryImporter, shape: tuple[int, ...], x: Any, weight: Any, bias: Any, residual: Any) -> Any:
-    """The value x @ weight.T [+ bias] [+ residual], y of ``shape``."""
-    env, plan = importer.env, importer.plan
-    ref = weight.meta.get("ref")
-    features, depth = shape[-1], shape_of(x)[-1]
-    rows = math.prod(shape[:-1])
-    if plan.forms.get(ref) is not Form.PACKED:
-        emit = importer.block_builder.emit
-        value = emit(relax.op.matmul(env[x], emit(relax.op.permute_dims(env[weight]))))
-        for extra in (bias, residual):
-            value = value if extra is None else emit(relax.op.add(value, env[extra]))
-        return value
-    dtype = plan.params[ref].dtype
-    extras, values, name = [], [], f"linear_{rows}x{depth}x{features}_{dtype}"
-    if bias is not None:
-        extras.append(Arg("bias", (features,)))
-        values.append(env[bias])
-        name += "_bias"
-    if residual is not None:
-        extras.append(Arg("residual", (rows, features)))
-        values.append(importer.reshape(env[residual], (rows, features)))
-        name += "_residual"
-    work = LinearWorkload(rows, features, depth, dtype)
-    kernel = linear_kernels.packed_linear(
-        name,
-        work,
-        plan.isa,
-        importer.linear_schedule(work),
-        extras=extras,
-        epilogue=_sum_epilogue(bias is not None, residual is not None),
-    )
-    args = [importer.reshape(env[x], (rows, depth)), env[weight], *values]
-    flat = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
-    return importer.reshape(flat, shape)
-
-
-def _sum_epilogue(bias: bool, residual: bool) -> Callable[..., Any] | None:
-    if not bias and not residual:
-        return None
-
-    def epilogue(value: Any, row: Any, feature: Any, extra: Any) -> Any:
-        if bias:
-            value = value + extra[0][feature]
-        return value + extra[-1][row, feature] if residual else value
-
-    return epilogue
-
-
 def embedding(node: fx.Node, importer: EntryImporter) -> Any:
     """aten.embedding(weight, ids)."""
     weight, ids, *_ = args_of(node)
@@ -144,10 +58,9 @@ def embedding(node: fx.Node, importer: EntryImporter) -> Any:
         return importer.reshape(rows, shape_of(node))
     *lead, depth = shape_of(node)
     tokens, vocab, dtype = math.prod(lead), shape_of(weight)[0], plan.params[ref].dtype
-    build = row_kernels.packed_embedding if form is Form.PACKED else row_kernels.row_embedding
-    kernel = build(
-        f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}", tokens, vocab, depth, plan.isa, weight_dtype=dtype
-    )
+    template = "packed_embedding" if form is Form.PACKED else "row_embedding"
+    name = f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}"
+    kernel = importer.template(template, name, tokens, vocab, depth, weight_dtype=dtype)
     args = [importer.reshape(env[ids], (tokens,)), env[weight]]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), shape_of(node))
 
@@ -158,7 +71,7 @@ def rms_norm(node: fx.Node, importer: EntryImporter) -> Any:
     *lead, depth = shape_of(node)
     rows = math.prod(lead)
     name = f"rms_norm_{rows}x{depth}_{eps:.3e}" + ("" if weight is None else "_weight")
-    kernel = norm_kernels.rms_norm(identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None)
+    kernel = importer.template("rms_norm", identifier(name), rows, depth, eps, weighted=weight is not None)
     args = [importer.reshape(importer.env[x], (rows, depth))]
     if weight is not None:
         args.append(importer.env[weight])
@@ -177,7 +90,7 @@ def rope(node: fx.Node, importer: EntryImporter) -> Any:
         shape = RopeShape(rows, heads, width, dim, flat, offset)
         value = importer.reshape(importer.env[source], flat)
     layout = "heads" if source is None else f"{shape.source[1]}_{offset}"
-    kernel = rope_kernel(f"rope_{rows}x{heads}x{width}x{dim}_{layout}", shape, importer.plan.isa)
+    kernel = importer.template("rope", f"rope_{rows}x{heads}x{width}x{dim}_{layout}", shape)
     args = [value, importer.env[cos], importer.env[sin]]
     return importer.call(kernel, args, PhysicalTensor(shape_of(node), "float32"))
 
@@ -215,8 +128,8 @@ def _layer_norm(importer: EntryImporter, x: fx.Node, normalized: Any, weight: An
     depth, rows = shape[-1], math.prod(shape[:-1])
     present = [n for n in (weight, bias) if n is not None]
     name = f"layer_norm_{rows}x{depth}_{eps:.3e}" + ("_weight" if weight else "") + ("_bias" if bias else "")
-    kernel = norm_kernels.layer_norm(
-        identifier(name), rows, depth, eps, importer.plan.isa, weighted=weight is not None, biased=bias is not None
+    kernel = importer.template(
+        "layer_norm", identifier(name), rows, depth, eps, weighted=weight is not None, biased=bias is not None
     )
     args = [importer.reshape(importer.env[x], (rows, depth)), *(importer.env[n] for n in present)]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((rows, depth), "float32")), shape)
@@ -226,7 +139,7 @@ def last_row(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.last_row(x, count)."""
     x, count = args_of(node)
     rows, width, depth = shape_of(x)
-    kernel = row_kernels.last_row(f"last_row_{rows}x{width}x{depth}", rows, width, depth, importer.plan.isa)
+    kernel = importer.template("last_row", f"last_row_{rows}x{width}x{depth}", rows, width, depth)
     args = [importer.env[x], importer.env[count]]
     return importer.call(kernel, args, PhysicalTensor((rows, 1, depth), "float32"))
 
@@ -242,7 +155,7 @@ def topk(node: fx.Node, importer: EntryImporter) -> Any:
             f"topk over axis {dim} (largest={largest}) of {shape_of(x)}: only the largest of the last axis"
         )
     rows = math.prod(lead)
-    kernel = topk_kernel(f"topk_{rows}x{columns}_{k}", rows, columns, k)
+    kernel = importer.template("topk", f"topk_{rows}x{columns}_{k}", rows, columns, k)
     outs = [PhysicalTensor((rows, k), "float32"), PhysicalTensor((rows, k), "int64")]
     results = importer.call_many(kernel, [importer.reshape(importer.env[x], (rows, columns))], outs)
     return relax.Tuple([importer.reshape(value, (*lead, k)) for value in results])
@@ -256,6 +169,6 @@ def expert_linear(node: fx.Node, importer: EntryImporter) -> Any:
         raise LoweringError(f"the experts {weight.name} are used in a way that keeps them from being packed")
     dtype = importer.plan.params[weight.meta["ref"]].dtype
     name = f"expert_linear_{rows}x{depth}x{features}_{experts}_{dtype}"
-    kernel = expert_kernel(name, rows, experts, features, depth, importer.plan.isa, weight_dtype=dtype)
+    kernel = importer.template("expert_linear", name, rows, experts, features, depth, weight_dtype=dtype)
     args = [importer.env[value] for value in (x, weight, expert)]
     return importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))

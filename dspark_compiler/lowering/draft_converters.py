@@ -1,4 +1,4 @@
-"""What the operators of speculative rounds become on a CPU: a kernel template with this node's sizes."""
+"""What the operators of speculative rounds become on any target: its kernel templates with this node's sizes."""
 
 from typing import Any
 
@@ -9,13 +9,8 @@ from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
-from dspark_compiler.schedules import ring as ring_kernels
-from dspark_compiler.schedules.accept import accept as accept_kernel
 from dspark_compiler.schedules.block_attention import BlockShape
-from dspark_compiler.schedules.block_attention import block_attention as attention_kernel
-from dspark_compiler.schedules.draw import draw as draw_kernel
 from dspark_compiler.schedules.slot_rows import RowShape
-from dspark_compiler.schedules.token_probs import token_probs as probs_kernel
 
 
 def draft_converters() -> dict[str, Converter]:
@@ -38,8 +33,8 @@ def write_ring(node: fx.Node, importer: EntryImporter) -> Any:
     optional = {name: given[name] is not None for name in ("sequence", "count")}
     name = _name("write_ring", batch, heads, places, rows, width, dim, *(n for n, there in optional.items() if there))
     shape = RowShape(batch, heads, places, rows, width, dim)
-    kernel = ring_kernels.write_ring(name, shape, importer.plan.isa, **optional)
-    return importer.call_inplace(kernel, _tensors(importer, node), written_args(node), None)
+    kernel = importer.template("write_ring", name, shape, **optional)
+    return importer.call_inplace(kernel, _tensors(importer, node), written_args(node))
 
 
 def read_ring(node: fx.Node, importer: EntryImporter) -> Any:
@@ -49,7 +44,7 @@ def read_ring(node: fx.Node, importer: EntryImporter) -> Any:
     (rows,), sequence = shape_of(given["length"]), given["sequence"] is not None
     name = _name("read_ring", batch, heads, places, rows, dim, *(["sequence"] if sequence else []))
     shape = RowShape(batch, heads, places, rows, 1, dim)
-    kernel = ring_kernels.read_ring(name, shape, importer.plan.isa, sequence=sequence)
+    kernel = importer.template("read_ring", name, shape, sequence=sequence)
     return importer.call(kernel, _tensors(importer, node), _output(node))
 
 
@@ -61,21 +56,21 @@ def block_attention(node: fx.Node, importer: EntryImporter) -> Any:
     places, spare, scale = shape_of(given["k_ring"])[2], given["spare"], given["scale"]
     shape = BlockShape(batch, heads, kv_heads, width, fresh, dim, value_dim, places, spare)
     sizes = (batch, heads, kv_heads, width, fresh, dim, value_dim, places, spare)
-    kernel = attention_kernel(_name("block_attention", *sizes, repr(scale)), shape, scale, importer.plan.isa)
+    kernel = importer.template("block_attention", _name("block_attention", *sizes, repr(scale)), shape, scale)
     return importer.call(kernel, _tensors(importer, node), _output(node))
 
 
 def token_probs(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.token_probs(logits, temperature, top_k, top_p, min_p)."""
     sizes = batch, rows, vocab = shape_of(node)
-    kernel = probs_kernel(_name("token_probs", *sizes), batch, rows, vocab, importer.plan.isa)
+    kernel = importer.template("token_probs", _name("token_probs", *sizes), batch, rows, vocab)
     return importer.call(kernel, _tensors(importer, node), _output(node))
 
 
 def draw(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.draw(probs, uniform)."""
     batch, vocab = shape_of(bound_args(node)["probs"])
-    kernel = draw_kernel(_name("draw", batch, vocab), batch, vocab, importer.plan.isa)
+    kernel = importer.template("draw", _name("draw", batch, vocab), batch, vocab)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor((batch,), "int64"))
 
 
@@ -84,7 +79,7 @@ def accept(node: fx.Node, importer: EntryImporter) -> Any:
     given = bound_args(node)
     sizes = batch, width, vocab = shape_of(given["probs"])
     drafts = 0 if given["draft_probs"] is None else shape_of(given["draft_probs"])[1]
-    kernel = accept_kernel(_name("accept", *sizes, drafts), batch, width, vocab, importer.plan.isa, drafts=drafts)
+    kernel = importer.template("accept", _name("accept", *sizes, drafts), batch, width, vocab, drafts=drafts)
     outs = [PhysicalTensor((batch,), "int32"), PhysicalTensor((batch,), "int64")]
     return relax.Tuple(importer.call_many(kernel, _tensors(importer, node), outs))
 

@@ -9,7 +9,6 @@ from torch import fx
 from dspark_compiler.graph.program import EntryPoint
 from dspark_compiler.lowering.layout import Form, LayoutPlan
 from dspark_compiler.lowering.nodes import args_of, shape_of
-from dspark_compiler.schedules.gated_linear import can_gate
 
 _aten = torch.ops.aten
 
@@ -70,7 +69,7 @@ def _match_gate(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
         half = shape_of(node)[-1]
         private = set(linear.users) == {gate, up} and all(len(n.users) == 1 for n in (activated, gate, up))
         halves = _bounds(gate) == (0, half) and _bounds(up) == (half, 2 * half) and shape_of(linear)[-1] == 2 * half
-        if private and halves and can_gate(half, plan.isa):
+        if private and halves and plan.layouts.can_gate(half):
             found.matches[node] = Gate(linear, name)
             found.absorbed |= {linear, gate, up, activated}
             return

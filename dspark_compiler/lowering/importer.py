@@ -1,6 +1,7 @@
 """FX to Relax: TVM's own converters for aten operators, ours for linear, norms, rows and attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -10,14 +11,32 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program, Role
-from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
+from dspark_compiler.lowering.epilogues import Epilogues, Gate, Residual
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
 from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
 
 Converter = Callable[[fx.Node, "EntryImporter"], Any]
+KernelTemplate = Callable[..., tvm.tirx.PrimFunc]
 EpilogueLowering = Callable[[fx.Node, Residual | Gate, "EntryImporter"], Any]
+
+
+@dataclass(frozen=True)
+class TargetLowering:
+    """What operators become on a target.
+
+    Attributes:
+        converters: by operator name, as TVM's importer spells names.
+        find_fusions: what kernels of an entry point do besides their own operator.
+        lower_epilogue: for a linear with what is done to its output.
+        kernels: the templates that converters of all targets call, by name.
+    """
+
+    converters: Mapping[str, Converter]
+    find_fusions: Callable[[EntryPoint, LayoutPlan], Epilogues]
+    lower_epilogue: EpilogueLowering
+    kernels: Mapping[str, KernelTemplate]
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -30,22 +49,22 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self,
         program: Program,
         plan: LayoutPlan,
-        converters: dict[str, Converter],
-        lower_epilogue: EpilogueLowering,
+        target: "TargetLowering",
         records: Records | None = None,
     ) -> None:
         super().__init__()
-        self._lower_epilogue = lower_epilogue
+        self._target = target
         self._records = records
         self.program = program
         self.plan = plan
         self.block_builder = relax.BlockBuilder()
         self.entry: EntryPoint | None = None
+        self.fusions = Epilogues()
         self._kernels: dict[str, Any] = {}
         self._reshaped_from: dict[Any, Any] = {}
         self._state_of: dict[Any, fx.Node] = {}
-        self._ours = set(converters)
-        self.update_convert_map(converters)
+        self._ours = set(target.converters)
+        self.update_convert_map(dict(target.converters))
 
     def module(self) -> tvm.IRModule:
         """All entry points, imported."""
@@ -70,17 +89,15 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         return [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outs))]
 
     def call_inplace(
-        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], out: PhysicalTensor | None
+        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], *outs: PhysicalTensor
     ) -> Any:
-        """Calls a kernel that writes some of its arguments, and fills a fresh output unless ``out`` is None.
+        """Calls a kernel that writes some of its arguments, and fills a fresh tensor for each of ``outs``.
 
-        Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the fresh
-        output, or the first state as written.
+        Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the first
+        fresh tensor, or the first state as written where there is none.
         """
-        types = [args[i].ty for i in written]
-        indices = list(written)
-        if out is not None:
-            types, indices = [relax.TensorType(out.shape, out.dtype), *types], [-1, *indices]
+        types = [relax.TensorType(out.shape, out.dtype) for out in outs] + [args[i].ty for i in written]
+        indices = [*[-1] * len(outs), *written]
         call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
         result = self.block_builder.emit(call)
         count = len(types)
@@ -92,6 +109,10 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             self.env[state] = value
             self._state_of[value] = state
         return results[0]
+
+    def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
+        """The kernel that the target's template of that name makes."""
+        return self._target.kernels[name](*args, **options)
 
     def kernel(self, function: tvm.tirx.PrimFunc) -> Any:
         """The global variable of a kernel, added at first use; the name says all its parameters."""
@@ -130,12 +151,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
 
     def _convert_nodes(self, entry: EntryPoint) -> Any:
         written: dict[fx.Node, None] = {}
-        epilogues = find_epilogues(entry, self.plan)
+        self.fusions = self._target.find_fusions(entry, self.plan)
         for node in entry.graph.graph.nodes:
-            if node.op == "placeholder" or node in epilogues.absorbed:
+            if node.op == "placeholder" or node in self.fusions.absorbed:
                 continue
-            if node in epilogues.matches:
-                self.env[node] = self._lower_epilogue(node, epilogues.matches[node], self)
+            if node in self.fusions.matches:
+                self.env[node] = self._target.lower_epilogue(node, self.fusions.matches[node], self)
                 continue
             if node.op == "output":
                 values = [self.env[value] for value in node.args[0]]

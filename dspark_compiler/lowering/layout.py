@@ -11,13 +11,10 @@ from torch import fx
 
 from dspark_compiler.config import DType
 from dspark_compiler.graph.program import Program, Role
-from dspark_compiler.schedules.attention_shape import key_cache_shape
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear_schedule import packed_shape
+from dspark_compiler.schedules.layouts import Layouts, PanelLayouts
 
-# A stored type, as compiled functions receive it: bfloat16 travels as the upper half of a float32's bits.
-_KERNEL_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
-# Likewise for a state whose type DLPack does not know from numpy.
+# The type of a state that DLPack does not know from numpy, as compiled functions receive it.
 _STATE_DTYPE = {torch.float8_e4m3fn: "uint8"}
 _NUMPY_DTYPE = {
     "float32": np.dtype(np.float32),
@@ -30,7 +27,7 @@ class Form(StrEnum):
     """Physical form of a parameter."""
 
     PLAIN = "plain"  # as it is, in its own type
-    PACKED = "packed"  # panels of schedules/linear.py, or such panels for each expert
+    PACKED = "packed"  # as the target's layouts pack it, or so for each expert
     ROWS = "rows"  # [V, K] as it is, in the stored type, read a row at a time
 
 
@@ -49,31 +46,38 @@ class LayoutPlan:
     ``stores`` names the types of those that are packed or read by rows.
     """
 
-    isa: VectorIsa
+    layouts: Layouts
     stores: dict[str, DType]
     forms: dict[str, Form]
     params: dict[str, PhysicalTensor]
     states: dict[str, PhysicalTensor]
 
+    @property
+    def isa(self) -> VectorIsa:
+        """Vector width of the CPU; only plans for one have it."""
+        assert isinstance(self.layouts, PanelLayouts)
+        return self.layouts.isa
 
-def plan_layouts(program: Program, isa: VectorIsa, store: DType) -> LayoutPlan:
-    """Matrix weights are packed and stored as ``store``; keys get panels of one vector's slots.
+
+def plan_layouts(program: Program, layouts: Layouts, store: DType) -> LayoutPlan:
+    """Matrix weights are packed and stored as ``store``; states lie as the target wants them.
 
     Where float32 is asked for and bfloat16 holds every value, as for weights trained or shipped in it, that is what is
-    stored: kernels widen it as they read, so results are the same bits from half the memory.
+    stored on targets whose kernels widen it as they read: results are the same bits from half the memory.
     """
     uses = _uses(program)
     forms = {name: _form(program.params[name], uses.get(name, set())) for name in program.params}
-    stores = {name: _stored(program.params[name], store) for name, form in forms.items() if form is not Form.PLAIN}
-    params = {name: _physical(tensor, forms[name], isa, stores.get(name)) for name, tensor in program.params.items()}
-    states = {}
-    for name, spec in program.states.items():
-        shape = spec.shape
-        if name.startswith("k_cache."):
-            batch, kv_heads, slots, dim = shape
-            shape = key_cache_shape(batch, kv_heads, slots, dim, isa)
-        states[name] = PhysicalTensor(shape, _STATE_DTYPE.get(spec.dtype, dtype_name(spec.dtype)))
-    return LayoutPlan(isa, stores, forms, params, states)
+    stores = {
+        name: _stored(program.params[name], store, layouts) for name, form in forms.items() if form is not Form.PLAIN
+    }
+    params = {
+        name: _physical(tensor, forms[name], layouts, stores.get(name)) for name, tensor in program.params.items()
+    }
+    states = {
+        name: PhysicalTensor(*layouts.state(name, spec.shape, _STATE_DTYPE.get(spec.dtype, dtype_name(spec.dtype))))
+        for name, spec in program.states.items()
+    }
+    return LayoutPlan(layouts, stores, forms, params, states)
 
 
 def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, np.ndarray]]:
@@ -84,18 +88,7 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
             yield name, _plain_array(tensor)
             continue
         array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.stores[name]])
-        yield name, pack(array, plan.isa) if form is Form.PACKED else array
-
-
-def pack(weight: np.ndarray, isa: VectorIsa) -> np.ndarray:
-    """W [N, K] -> [ceil(N/P), K, P], zeros where the last panel reaches past N; each of W [E, N, K] likewise."""
-    if weight.ndim == 3:
-        return np.stack([pack(expert, isa) for expert in weight])
-    features, depth = weight.shape
-    panels, _, width = packed_shape(features, depth, isa)
-    if panels * width != features:
-        weight = np.concatenate([weight, np.zeros((panels * width - features, depth), weight.dtype)])
-    return np.ascontiguousarray(weight.reshape(panels, width, depth).swapaxes(1, 2))
+        yield name, plan.layouts.pack(array) if form is Form.PACKED else array
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -139,17 +132,17 @@ def _form(tensor: torch.Tensor, uses: set[str]) -> Form:
     return Form.PACKED if "linear" in uses else Form.ROWS
 
 
-def _stored(tensor: torch.Tensor, store: DType) -> DType:
-    if store == "float32" and torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
+def _stored(tensor: torch.Tensor, store: DType, layouts: Layouts) -> DType:
+    if layouts.widens and store == "float32" and torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
         return "bfloat16"
     return store
 
 
-def _physical(tensor: torch.Tensor, form: Form, isa: VectorIsa, store: DType | None) -> PhysicalTensor:
+def _physical(tensor: torch.Tensor, form: Form, layouts: Layouts, store: DType | None) -> PhysicalTensor:
     if store is None:
         return PhysicalTensor(tuple(tensor.shape), dtype_name(tensor.dtype))
     shape = tuple(tensor.shape)
     if form is Form.PACKED:
         *experts, features, depth = shape
-        shape = (*experts, *packed_shape(features, depth, isa))
-    return PhysicalTensor(shape, _KERNEL_DTYPE[store])
+        shape = (*experts, *layouts.packed_shape(features, depth))
+    return PhysicalTensor(shape, layouts.weight_dtype(store))

@@ -33,7 +33,7 @@ def describe(
         tvm_version=tvm.__version__,
         model=model,
         target=target,
-        dtype=config.dtype,
+        dtype=config.weight_dtype,
         max_seq_len=config.max_seq_len,
         max_batch=config.max_batch,
         kv=_cache(program, config),
@@ -46,10 +46,10 @@ def describe(
 def _cache(program: Program, config: CompileConfig) -> KVInfo:
     assert config.max_seq_len is not None
     if program.pruning is None:
-        return KVInfo(slots=config.max_seq_len, dtype=config.kv_dtype)
+        return KVInfo(slots=config.max_seq_len, dtype=config.cache_dtype)
     pruning = PruningInfo(**dataclasses.asdict(program.pruning))
     return KVInfo(
-        slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype=config.kv_dtype, pruning=pruning
+        slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype=config.cache_dtype, pruning=pruning
     )
 
 

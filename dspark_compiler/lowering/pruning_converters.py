@@ -1,4 +1,4 @@
-"""What the operators that free cache slots become on a CPU: a kernel template with this node's sizes."""
+"""What the operators that free cache slots become on any target: its kernel templates with this node's sizes."""
 
 from typing import Any
 
@@ -6,15 +6,10 @@ import tvm
 from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
-from dspark_compiler.lowering.cache_converters import storage_of
 from dspark_compiler.lowering.importer import Converter, EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
-from dspark_compiler.schedules import attention_mass as mass_kernels
-from dspark_compiler.schedules import compact_slots as compact_kernels
-from dspark_compiler.schedules import logit_moments as moment_kernels
-from dspark_compiler.schedules import select_slots as select_kernels
-from dspark_compiler.schedules import slot_reads, slot_rows
+from dspark_compiler.lowering.storage import storage_of
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.slot_shape import CacheShape
@@ -43,7 +38,7 @@ def append_queries(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.append_queries: writes ring."""
     given = bound_args(node)
     shape = _row_shape(given["ring"], given["q"])
-    kernel = slot_rows.append_queries(_row_name("append_queries", shape), shape, importer.plan.isa)
+    kernel = importer.template("append_queries", _row_name("append_queries", shape), shape)
     return _write(importer, kernel, node)
 
 
@@ -51,7 +46,7 @@ def commit_queries(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.commit_queries: writes ring."""
     given = bound_args(node)
     shape = _row_shape(given["ring"], given["scratch"])
-    kernel = slot_rows.commit_queries(_row_name("commit_queries", shape), shape, importer.plan.isa)
+    kernel = importer.template("commit_queries", _row_name("commit_queries", shape), shape)
     return _write(importer, kernel, node)
 
 
@@ -59,7 +54,7 @@ def append_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.append_slot_scores: writes slot_score."""
     given = bound_args(node)
     shape = _row_shape(given["slot_score"], given["score"])
-    kernel = slot_rows.append_slot_scores(_row_name("append_slot_scores", shape), shape)
+    kernel = importer.template("append_slot_scores", _row_name("append_slot_scores", shape), shape)
     return _write(importer, kernel, node)
 
 
@@ -67,7 +62,7 @@ def commit_slot_scores(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.commit_slot_scores: writes slot_score."""
     given = bound_args(node)
     shape = _row_shape(given["slot_score"], given["scratch"])
-    kernel = slot_rows.commit_slot_scores(_row_name("commit_slot_scores", shape), shape)
+    kernel = importer.template("commit_slot_scores", _row_name("commit_slot_scores", shape), shape)
     return _write(importer, kernel, node)
 
 
@@ -75,7 +70,7 @@ def write_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.write_scratch: writes scratch."""
     given = bound_args(node)
     shape = _row_shape(given["scratch"], given["rows"])
-    kernel = slot_rows.write_scratch(_row_name("write_scratch", shape), shape, importer.plan.isa)
+    kernel = importer.template("write_scratch", _row_name("write_scratch", shape), shape)
     return _write(importer, kernel, node)
 
 
@@ -83,7 +78,7 @@ def read_state(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_state(state, sequence)."""
     given = bound_args(node)
     state = _physical(importer, given["state"])
-    kernel = slot_reads.read_state(_state_name("read_state", state), state.shape, state.dtype, importer.plan.isa)
+    kernel = importer.template("read_state", _state_name("read_state", state), state.shape, state.dtype)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor((1, *state.shape[1:]), state.dtype))
 
 
@@ -91,7 +86,7 @@ def write_state(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.write_state: writes state."""
     given = bound_args(node)
     state = _physical(importer, given["state"])
-    kernel = slot_reads.write_state(_state_name("write_state", state), state.shape, state.dtype, importer.plan.isa)
+    kernel = importer.template("write_state", _state_name("write_state", state), state.shape, state.dtype)
     return _write(importer, kernel, node)
 
 
@@ -99,7 +94,7 @@ def read_keys(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_keys(k_cache, k_scale, sequence)."""
     given = bound_args(node)
     shape = _cache_shape(given["k_cache"], given["k_scale"])
-    kernel = slot_reads.read_keys(_cache_name("read_keys", shape), shape, importer.plan.isa)
+    kernel = importer.template("read_keys", _cache_name("read_keys", shape), shape)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
@@ -107,7 +102,7 @@ def read_values(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_values(v_cache, v_scale, sequence)."""
     given = bound_args(node)
     shape = _cache_shape(given["v_cache"], given["v_scale"])
-    kernel = slot_reads.read_values(_cache_name("read_values", shape), shape, importer.plan.isa)
+    kernel = importer.template("read_values", _cache_name("read_values", shape), shape)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
@@ -119,8 +114,8 @@ def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
     scoring = Scoring(given["scale"], given["window"], given["softcap"], given["sinks"] is not None)
     last, bounded = given["last"], given["pending"] is not None
     name = _cache_name("attention_mass", shape) + f"_h{heads}_r{places}_{last}_{scoring}_{bounded}"
-    kernel = mass_kernels.attention_mass(
-        identifier(name), shape, scoring, importer.plan.isa, heads=heads, places=places, last=last, bounded=bounded
+    kernel = importer.template(
+        "attention_mass", identifier(name), shape, scoring, heads=heads, places=places, last=last, bounded=bounded
     )
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
@@ -131,7 +126,7 @@ def logit_moments(node: fx.Node, importer: EntryImporter) -> Any:
     shape, scale = _cache_shape(given["k_cache"], given["k_scale"]), given["scale"]
     _, heads, queries, _ = shape_of(given["queries"])
     name = identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
-    kernel = moment_kernels.logit_moments(name, shape, scale, importer.plan.isa, heads=heads, queries=queries)
+    kernel = importer.template("logit_moments", name, shape, scale, heads=heads, queries=queries)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
@@ -142,7 +137,7 @@ def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
     batch, kv_heads, slots = shape_of(given["slot_position"])
     shape = CacheShape(batch, kv_heads, slots, 0, 0)
     name = f"select_slots_{batch}x{kv_heads}x{slots}_{first}_{last}"
-    kernel = select_kernels.select_slots(name, shape, first, last, importer.plan.isa)
+    kernel = importer.template("select_slots", name, shape, first, last)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "int32"))
 
 
@@ -152,7 +147,7 @@ def compact_slots(node: fx.Node, importer: EntryImporter) -> Any:
     shape = _cache_shape(given["k_cache"], given["k_scale"], given["v_cache"])
     scored = given["slot_score"] is not None
     name = _cache_name("compact_slots", shape) + ("_scored" if scored else "")
-    kernel = compact_kernels.compact_slots(name, shape, importer.plan.isa, scored=scored)
+    kernel = importer.template("compact_slots", name, shape, scored=scored)
     return _write(importer, kernel, node)
 
 
@@ -163,7 +158,7 @@ def _tensors(importer: EntryImporter, node: fx.Node) -> list[Any]:
 
 def _write(importer: EntryImporter, kernel: tvm.tirx.PrimFunc, node: fx.Node) -> Any:
     """Calls the kernel of an operator that returns nothing."""
-    return importer.call_inplace(kernel, _tensors(importer, node), written_args(node), None)
+    return importer.call_inplace(kernel, _tensors(importer, node), written_args(node))
 
 
 def _physical(importer: EntryImporter, state: fx.Node) -> PhysicalTensor:

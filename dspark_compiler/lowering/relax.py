@@ -4,12 +4,11 @@ import tvm
 from tvm import relax
 
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.converters import cpu_converters, lower_epilogue
-from dspark_compiler.lowering.draft_converters import draft_converters
-from dspark_compiler.lowering.elementwise import elementwise_converters
-from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.cpu.target import cpu_lowering
+from dspark_compiler.lowering.cuda.target import cuda_lowering
+from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
-from dspark_compiler.lowering.pruning_converters import pruning_converters
+from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.database import Records
 
 
@@ -22,8 +21,7 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         LoweringError: an operator without a lowering, naming entry point and node.
         InputError: a file of records that cannot be read.
     """
-    converters = cpu_converters() | elementwise_converters() | pruning_converters() | draft_converters()
-    module = EntryImporter(program, plan, converters, lower_epilogue, records).module()
+    module = EntryImporter(program, plan, _target(plan), records).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),
@@ -35,3 +33,9 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         relax.transform.DeadCodeElimination(),
     ]
     return tvm.transform.Sequential(passes)(module)
+
+
+def _target(plan: LayoutPlan) -> TargetLowering:
+    if isinstance(plan.layouts, FragmentLayouts):
+        return cuda_lowering(plan.layouts.dtype)
+    return cpu_lowering(plan.isa)

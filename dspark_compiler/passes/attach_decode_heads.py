@@ -5,7 +5,7 @@ device, and the host reads nothing but which tokens stayed. The drafter's own mo
 head are the target's, as its graph has them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,9 +21,9 @@ from dspark_compiler.graph.values import spec_of
 from dspark_compiler.models.drafters import Drafter
 from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.passes.base import Pass, PassResult
+from dspark_compiler.passes.decode_heads.entries import accept_entry, add_inputs, empty_entry, finish, output_of
 from dspark_compiler.passes.decode_heads.rings import RingMemory, RingPlan
 from dspark_compiler.passes.decode_heads.target import Shared, Tapped, share, tap, unmark
-from dspark_compiler.passes.last_position_logits import logits_of
 
 dspark = torch.ops.dspark
 
@@ -51,7 +51,7 @@ class AttachDecodeHeads(Pass):
             self._attach(program, self.heads)
         probs = next((spec_of(_results(e)[1]) for e in program.entries.values() if e.kind is EntryKind.DRAFT), None)
         for verify in [e for e in program.entries.values() if e.kind is EntryKind.VERIFY]:
-            program.entries[f"accept_{verify.width}"] = _accept(verify, probs)
+            program.entries[f"accept_{verify.width}"] = accept_entry(verify, probs)
         for entry in program.entries.values():
             unmark(entry)
         return PassResult(program, True)
@@ -99,17 +99,17 @@ class _Join:
         inputs = {node.meta["ref"]: node for node in entry.placeholders(Role.INPUT)}
         given = {f"tap.{layer}": tapped.outputs[layer] for layer in layers}
         given |= {"final": tapped.final} if self.drafter.reads_final_hidden else {}
-        end = _output(entry)
+        end = output_of(entry)
         self._run(entry, end, _Remember(self.drafter), given, inputs)
 
     def draft(self) -> EntryPoint:
         """The entry point that makes a block."""
         config = self.drafter.config
-        entry = _empty("draft", EntryKind.DRAFT, self.plan.batch, config.block_size)
-        inputs = _add_inputs(entry, entry_inputs(entry.kind, entry.batch, entry.width, cached=True))
-        results = self._run(entry, _output(entry), _DraftBlock(self.drafter), {}, inputs)
+        entry = empty_entry("draft", EntryKind.DRAFT, self.plan.batch, config.block_size)
+        inputs = add_inputs(entry, entry_inputs(entry.kind, entry.batch, entry.width, cached=True))
+        results = self._run(entry, output_of(entry), _DraftBlock(self.drafter), {}, inputs)
         entry.outputs = ("tokens", "probs", "confidence")[: len(results)]
-        _finish(entry, results)
+        finish(entry, results)
         return entry
 
     def _run(
@@ -174,47 +174,9 @@ class _DraftBlock(_Traced):
         return tuple(tensor for tensor in found if tensor is not None)
 
 
-def _accept(verify: EntryPoint, draft_probs: TensorSpec | None) -> EntryPoint:
-    """The entry point that compares a verify's logits with what was drafted."""
-    entry = _empty(f"accept_{verify.width}", EntryKind.ACCEPT, verify.batch, verify.width)
-    logits = spec_of(logits_of(verify))
-    specs = entry_inputs(entry.kind, entry.batch, entry.width, cached=True, logits=logits, draft_probs=draft_probs)
-    inputs = _add_inputs(entry, specs)
-
-    def run(*values: Tensor) -> Any:
-        value = dict(zip(inputs, values, strict=True))
-        probs = dspark.token_probs(value["logits"], *(value[name] for name in _KNOBS))
-        return dspark.accept(value["tokens"], probs, value["count"], value["uniform"], value.get("draft_probs"))
-
-    entry.outputs = ("accepted", "next")
-    _finish(entry, splice(_output(entry), run, list(inputs.values())))
-    return entry
-
-
-def _empty(name: str, kind: EntryKind, batch: int, width: int) -> EntryPoint:
-    graph = fx.Graph()
-    graph.output(()).meta["val"] = ()
-    return EntryPoint(name, kind, batch, width, fx.GraphModule({}, graph), ())
-
-
-def _add_inputs(entry: EntryPoint, specs: Mapping[str, TensorSpec]) -> dict[str, fx.Node]:
-    return {ref: entry.add_placeholder(Role.INPUT, ref, spec) for ref, spec in specs.items()}
-
-
-def _finish(entry: EntryPoint, results: Sequence[fx.Node]) -> None:
-    end = _output(entry)
-    end.args = (tuple(results),)
-    end.meta["val"] = tuple(node.meta["val"] for node in results)
-
-
 def _results(entry: EntryPoint) -> tuple[fx.Node, ...]:
-    results: tuple[fx.Node, ...] = tuple(_output(entry).args[0])  # type: ignore[arg-type]
+    results: tuple[fx.Node, ...] = tuple(output_of(entry).args[0])  # type: ignore[arg-type]
     return results
-
-
-def _output(entry: EntryPoint) -> fx.Node:
-    end: fx.Node = next(iter(reversed(entry.graph.graph.nodes)))
-    return end
 
 
 def _tensors(drafter: Drafter) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
 from dspark_compiler.passes.base import Pass
 from dspark_compiler.passes.canonicalize import Canonicalize
 from dspark_compiler.passes.canonicalize_linear import CanonicalizeLinear
+from dspark_compiler.passes.draw_tokens import DrawTokens
 from dspark_compiler.passes.eliminate_dead_code import EliminateDeadCode
 from dspark_compiler.passes.fold_constants import FoldConstants
 from dspark_compiler.passes.fuse_experts import FuseExperts
@@ -37,7 +38,7 @@ def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple
     """
     if config.max_seq_len is None:
         raise InputError("--max-seq-len: not given, and the model names no maximum; give one")
-    stored = _KV_STORED.get(config.kv_dtype)
+    stored = _KV_STORED.get(config.cache_dtype)
     return (
         Canonicalize(),  # first: every later pattern counts on one form for each thing
         CanonicalizeLinear(),  # puts transposes on weights, for the next one to fold
@@ -49,6 +50,7 @@ def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
+        *([] if config.target == "cpu" else [DrawTokens()]),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         EliminateDeadCode(),  # last: sweeps up what all the others left

@@ -1,5 +1,7 @@
 """Runs an artifact's entry points on numpy arrays; owns weights, caches and input buffers.
 
+Where a device has its own clock, results that the next call takes stay there, and the host reads no more than it needs.
+
 Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draft, V vocabulary.
 """
 
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dspark_compiler.artifact import Artifact, aligned_zeros
+from dspark_compiler.artifact import Artifact, nbytes
 from dspark_compiler.errors import InputError
-from dspark_compiler.runtime.calls import Call, to_array
-from dspark_compiler.runtime.library import import_tvm_ffi, load_functions
-from dspark_compiler.runtime.rounds import Drafts, Verdict
+from dspark_compiler.runtime.calls import Call, Columns
+from dspark_compiler.runtime.devices import Device, open_device
+from dspark_compiler.runtime.library import load_functions
+from dspark_compiler.runtime.rounds import Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.slots import SlotAccount
 
@@ -29,6 +32,7 @@ class Executor:
     has to be reset: a sequence starts anew when it is called with length 0.
 
     Attributes:
+        device: where it runs.
         batch: sequences the artifact holds.
         cache_bytes: memory allocated for all that lives between calls; none is allocated for it later.
         max_seq_len: tokens a sequence can have.
@@ -36,19 +40,18 @@ class Executor:
 
     Raises:
         ArtifactError: library or weights cannot be loaded.
+        DeviceError: the device cannot be used, or they do not fit it.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device | None = None) -> None:
+        """``threads`` bounds the host's; ``device`` None: the one the artifact was compiled for."""
         manifest = artifact.manifest
         functions = load_functions(artifact, threads)
-        from_dlpack = import_tvm_ffi().from_dlpack
-        arrays = artifact.params(prefault=True)
-        states = {name: aligned_zeros(state.shape, state.dtype) for name, state in manifest.states.items()}
-        self.cache_bytes = sum(array.nbytes for array in states.values())
-        arrays |= states
-        # Tensors keep the arrays they came from alive.
-        shared = {name: from_dlpack(array) for name, array in arrays.items()}
-        named = {name: Call(spec, functions[name], shared) for name, spec in manifest.entry_points.items()}
+        self.device = device or open_device(artifact)
+        shared = self.device.tensors(artifact)
+        self.cache_bytes = sum(nbytes(state) for state in manifest.states.values())
+        specs = manifest.entry_points
+        named = {name: self.device.call(spec, functions[name], shared) for name, spec in specs.items()}
         calls: dict[str, list[Call]] = defaultdict(list)
         for name, call in named.items():
             calls[manifest.entry_points[name].kind].append(call)
@@ -77,6 +80,11 @@ class Executor:
     def round_widths(self) -> tuple[int, ...]:
         """Numbers of tokens ``speculate`` can look at, drafts and the one before them; empty without heads."""
         return tuple(width for width in self.verify_widths if width in self._accept)
+
+    @property
+    def draws(self) -> bool:
+        """Whether ``step`` can be called: the artifact draws tokens of plain decoding itself."""
+        return 1 in self._accept
 
     def used_slots(self, length: int) -> int:
         """Slots that ``length`` confirmed tokens take."""
@@ -115,7 +123,7 @@ class Executor:
             rest = rest[count:]
             position += count
             length += count
-        return to_array(result["logits"]).reshape(-1)
+        return self._read(result["logits"]).reshape(-1)
 
     def _prefill_for(self, tokens: int) -> Call:
         # A wide chunk that is nearly full costs less than the narrow ones it takes the place of.
@@ -127,20 +135,50 @@ class Executor:
 
         A count of 0 leaves a sequence alone; its logits mean nothing.
         """
+        return self._read(self._run_decode(tokens, positions, lengths, counts)).reshape(self.batch, -1)
+
+    def step(
+        self,
+        tokens: ArrayLike | Step,
+        positions: ArrayLike,
+        lengths: ArrayLike,
+        counts: ArrayLike,
+        uniforms: ArrayLike,
+        sampling: SamplingInputs,
+    ) -> Step:
+        """As ``decode``, and draws what follows by a number [B] in [0, 1) a sequence; nothing waits for it.
+
+        ``tokens`` may be the step before, whether or not its tokens are known to the host.
+        """
+        given = tokens.tensor if isinstance(tokens, Step) else tokens
+        logits = self._run_decode(given, positions, lengths, counts)
+        result = self._accept[1](
+            tokens=0,  # an anchor is not looked at
+            logits=logits,
+            count=0,
+            uniform=np.reshape(uniforms, (-1, 1)),
+            **sampling.as_inputs(),
+        )
+        fetched = self.device.fetch(result["next"])
+        return Step(result["next"], fetched, lambda row: self._read(logits)[row, 0])
+
+    def _run_decode(self, tokens: ArrayLike | Any, positions: ArrayLike, lengths: ArrayLike, counts: ArrayLike) -> Any:
+        """The logits [B,1,V] as the entry point returned them; ``tokens`` may be a tensor of it."""
         lengths, counts = np.asarray(lengths), np.asarray(counts)
-        for row in np.flatnonzero(counts):
-            self._make_room(int(row), int(lengths[row]), 1, self._evict)
+        for row in self._accounted(counts):
+            self._make_room(row, int(lengths[row]), 1, self._evict)
+        on_host = isinstance(tokens, np.ndarray | Sequence)
         result = self._decode(
-            input_ids=np.reshape(tokens, (-1, 1)),
+            input_ids=np.reshape(tokens, (-1, 1)) if on_host else tokens,
             positions=np.reshape(positions, (-1, 1)),
             sequence=self._sequences,
             length=lengths,
             count=counts,
             **self._free(lengths),
         )
-        for row in np.flatnonzero(counts):
-            self._confirm(int(row), 1)
-        return to_array(result["logits"]).reshape(self.batch, -1)
+        for row in self._accounted(counts):
+            self._confirm(row, 1)
+        return result["logits"]
 
     def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike, *, reading: bool = False) -> Logits:
         """Logits [B,N,V] of N unconfirmed tokens a sequence (tokens, positions [B,N]; lengths [B]).
@@ -148,16 +186,17 @@ class Executor:
         Live slots are only read; ``commit`` confirms a prefix of at most ``exact_rows`` tokens. ``reading`` evicts as
         while a prompt is read, for those who want the logits of a given text.
         """
-        result = self._run_verify(
-            tokens, positions, np.asarray(lengths), self._evict_prompt if reading else self._evict
-        )
-        return to_array(result)
+        evict = self._evict_prompt if reading else self._evict
+        result = self._run_verify(np.asarray(tokens), positions, np.asarray(lengths), evict)
+        return self._read(result)
 
-    def _run_verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: NDArray[Any], evict: Call | None) -> Any:
+    def _run_verify(
+        self, tokens: NDArray[Any] | Columns, positions: ArrayLike, lengths: NDArray[Any], evict: Call | None
+    ) -> Any:
         """The logits as the entry point returned them."""
-        for row in np.flatnonzero(lengths):
-            self._make_room(int(row), int(lengths[row]), 1, evict)
-        call = self._verify[np.shape(tokens)[1]]
+        for row in self._accounted(lengths):
+            self._make_room(row, int(lengths[row]), 1, evict)
+        call = self._verify[np.shape(positions)[1]]
         return call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths))["logits"]
 
     def commit(self, lengths: ArrayLike, accepted: ArrayLike) -> None:
@@ -168,8 +207,8 @@ class Executor:
             assert accepted[row] <= self.exact_rows(int(row), int(lengths[row])), "more than exact_rows confirmed"
             self._make_room(int(row), int(lengths[row]), int(accepted[row]), self._evict)
         self._commit(length=lengths, accepted=accepted, **self._free(lengths))
-        for row in np.flatnonzero(accepted):
-            self._confirm(int(row), int(accepted[row]))
+        for confirmed in self._accounted(accepted):
+            self._confirm(confirmed, int(accepted[confirmed]))
 
     def draft(
         self,
@@ -186,9 +225,16 @@ class Executor:
         assert self._draft is not None, "block_size is 0"
         numbers = {"uniform": uniforms, **sampling.as_inputs()}
         result = self._draft(anchor=anchors, position=positions, length=lengths, **numbers)
-        tokens = to_array(result["tokens"])
-        confidence = to_array(result["confidence"]) if "confidence" in result else None
-        return Drafts(tokens, np.full(self.batch, self.block_size), result["probs"], confidence)
+        read = [result[name] for name in ("tokens", "confidence") if name in result]
+        counts = np.full(self.batch, self.block_size)
+        return Drafts.on_device(
+            self.device.fetch(*read),
+            result["tokens"],
+            counts,
+            result["probs"],
+            has_confidence=len(read) == 2,
+            late=self.device.is_late,
+        )
 
     def speculate(
         self,
@@ -208,23 +254,32 @@ class Executor:
         """
         lengths, counts, numbers = np.asarray(lengths), np.asarray(counts), np.asarray(uniforms)
         width = next(width for width in self.round_widths if width > counts.max())
-        # Padding repeats the last real token and position, so that lookups by either stay within their tables.
+        # Padding repeats the last real position, so that lookups by it stay within their tables.
         real = np.minimum(np.arange(width), np.maximum(counts, 0)[:, None])
-        tokens = np.take_along_axis(np.column_stack([anchors, drafts.tokens]), real, axis=1)
-        logits = self._run_verify(tokens, np.asarray(positions)[:, None] + real, lengths, self._evict)
+        logits = self._run_verify(
+            drafts.after(anchors, width), np.asarray(positions)[:, None] + real, lengths, self._evict
+        )
         certain = {} if drafts.probs is None else {"draft_probs": drafts.probs}
         last = numbers.shape[1] - 1
         result = self._accept[width](
-            tokens=tokens,
+            tokens=self._verify[width].inputs["input_ids"],
             logits=logits,
             count=np.maximum(counts, 0),
             uniform=numbers[:, [*(min(place, last) for place in range(width - 1)), last]],
             **sampling.as_inputs(),
             **certain,
         )
-        accepted = to_array(result["accepted"])
+        accepted, following = self.device.fetch(result["accepted"], result["next"]).arrays()
         self.commit(lengths, np.where(counts < 0, 0, accepted + 1))
-        return Verdict(accepted, to_array(result["next"]), lambda row: to_array(logits)[row, 0])
+        return Verdict(accepted, following, lambda row: self._read(logits)[row, 0])
+
+    def _read(self, logits: Any) -> Logits:
+        (array,) = self.device.fetch(logits).arrays()
+        return array
+
+    def _accounted(self, numbers: NDArray[Any]) -> list[int]:
+        """Rows of which the number is not 0, if there is an account of slots."""
+        return [] if self._account is None else [int(row) for row in np.flatnonzero(numbers)]
 
     def _make_room(self, row: int, length: int, count: int, evict: Call | None) -> dict[str, Any]:
         """Evicts slots of a sequence if ``count`` more tokens need that; returns the input ``free`` of a prefill."""

@@ -15,8 +15,12 @@ MODEL_LIBRARY = "lib/model.so"
 
 _RUNTIME = "lib/libtvm_runtime.so"
 _THREADS_VARIABLE = "TVM_NUM_THREADS"
-_DEVICE_TYPES = {"cpu": 1}  # DLPack's numbers
+_CUDART = "lib/libcudart.so"  # the beginning of its name
 _POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
+
+# By target: device type (DLPack's number), index and allocator of each device compiled code uses, the host's last.
+_ON_HOST = (1, 0, _POOLED_ALLOCATOR)
+_DEVICES = {"cpu": _ON_HOST, "cuda": (2, 0, _POOLED_ALLOCATOR, *_ON_HOST)}
 
 Function = Callable[..., Any]
 
@@ -51,22 +55,47 @@ def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Functio
     _set_threads(threads, running)
     path = artifact.path.absolute() / MODEL_LIBRARY
     try:
-        # A process has one runtime: loading a second copy would register its functions twice and abort.
-        if not running:
-            for library in _runtime_libraries(artifact):
-                ctypes.CDLL(str(artifact.path.absolute() / library), ctypes.RTLD_GLOBAL)
+        for library in _runtime_libraries(artifact):
+            ctypes.CDLL(str(artifact.path.absolute() / library), ctypes.RTLD_GLOBAL)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
-        machine["vm_initialization"](_DEVICE_TYPES[artifact.manifest.target.kind], 0, _POOLED_ALLOCATOR)
+        machine["vm_initialization"](*_DEVICES[artifact.manifest.target.kind])
         return {name: machine[name] for name in artifact.manifest.entry_points}
     except (OSError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{path}: cannot be loaded: {reason}; compile again") from error
 
 
+def load_cudart(artifact: Artifact) -> ctypes.CDLL:
+    """CUDA's runtime library, which an artifact for Nvidia GPUs carries.
+
+    Raises:
+        ArtifactError: it cannot be loaded.
+    """
+    for name in _beginning(artifact, _CUDART):
+        path = artifact.path.absolute() / name
+        try:
+            return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be loaded: {error}; compile again") from error
+    raise ArtifactError(f"{artifact.path}: lacks CUDA's runtime library, {_CUDART}.*; compile again")
+
+
+def _beginning(artifact: Artifact, start: str) -> list[str]:
+    return [name for name in artifact.manifest.files if name.startswith(start)]
+
+
 def _runtime_libraries(artifact: Artifact) -> list[str]:
-    """The runtime itself first; its extension modules link to it."""
-    found = [name for name in artifact.manifest.files if name.startswith("lib/libtvm_runtime")]
-    return sorted(found, key=lambda name: (name != _RUNTIME, name))
+    """Those this process lacks, each after what it links to: CUDA's runtime, TVM's, and TVM's for devices.
+
+    A process has one runtime: loading a second copy would register its functions twice and abort.
+    """
+    find = import_tvm_ffi().get_global_func
+    devices = [name for name in _beginning(artifact, "lib/libtvm_runtime") if name != _RUNTIME]
+    missing = [_RUNTIME] if find("runtime.NumThreads", allow_missing=True) is None else []
+    if artifact.manifest.target.kind == "cuda":
+        lacks = find("device_api.cuda", allow_missing=True) is None
+        return [*missing, *_beginning(artifact, _CUDART), *devices] if lacks else missing
+    return [*missing, *devices] if missing else []
 
 
 def available_cores() -> int:

@@ -8,6 +8,7 @@ from importlib import metadata
 import pytest
 from click.testing import CliRunner
 
+from dspark_compiler.artifact.nvidia import Driver, Gpu
 from dspark_compiler.cli import main
 from dspark_compiler.doctor import Finding, Status, can_run, examine, packages, targets
 from dspark_compiler.doctor.packages import BASE, COMPILE, package_findings
@@ -26,17 +27,43 @@ def test_json_says_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["compiling", "torch"]["status"] == "ok"
     assert found["running artifacts", "numpy"]["detail"] == metadata.version("numpy")
     assert "GB/s" in found["machine", "read bandwidth"]["detail"]
-    for target in ("cuda", "rocm", "vulkan"):
+    for target in ("rocm", "vulkan"):
         assert "not available in this version" in found[f"target {target}", "compiling"]["detail"]
     assert "bits" in found["target cpu", "vectors"]["detail"]
 
 
 def test_table_names_sections_and_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets.shutil, "which", lambda name: None)
+    monkeypatch.setattr(targets.shutil, "which", lambda name, path=None: None)
     code, out, _ = doctor()
     assert code == 0
     assert "target rocm" in out
     assert "apt-get install gcc" in out
+
+
+@pytest.mark.parametrize(
+    ("driver", "wanted"),
+    [
+        (None, {"driver": ("absent", "no libcuda.so.1 found; compiling needs none")}),
+        (
+            Driver((12, 4), (Gpu("A100", (8, 0), 40 << 30),)),
+            {
+                "driver": ("missing", "for CUDA 12.4, artifacts need one for CUDA 13.0"),
+                "GPU 0": ("ok", "A100, sm_80, 40 GiB; artifacts run on this one"),
+            },
+        ),
+        (
+            Driver((13, 0), (), "no CUDA-capable device is detected"),
+            {"driver": ("ok", "for CUDA 13.0"), "GPU": ("absent", "no CUDA-capable device is detected")},
+        ),
+    ],
+)
+def test_driver_and_gpus(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver | None, wanted: dict[str, tuple[str, str]]
+) -> None:
+    monkeypatch.setattr(targets, "find_driver", lambda: driver)
+    found = {finding.name: (finding.status.value, finding.detail) for finding in targets.cuda_findings()}
+    assert {name: found[name] for name in wanted} == wanted
+    assert {"compiler", "libcudart"} <= found.keys()
 
 
 def requirements(monkeypatch: pytest.MonkeyPatch, *stated: str) -> None:

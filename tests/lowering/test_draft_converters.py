@@ -125,7 +125,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Model]:
     """Makes models over one compiled library."""
     program, backend = _program(), CpuBackend()
     library = tmp_path_factory.mktemp("lib") / "model.so"
-    module = lower(program, plan_layouts(program, backend.isa, "float32"))
+    module = lower(program, plan_layouts(program, backend.layouts("float32"), "float32"))
     backend.build(apply_schedules(module, backend.target, backend.isa), library)
     return lambda: Model(program, library)
 

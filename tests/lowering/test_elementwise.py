@@ -38,7 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndar
     program = b.done(*(make(b, x) for make in _CASES.values()))
     expected = evaluate(program)
     backend = CpuBackend()
-    plan = plan_layouts(program, backend.isa, "float32")
+    plan = plan_layouts(program, backend.layouts("float32"), "float32")
     module = apply_schedules(lower(program, plan), backend.target, backend.isa)
     library = tmp_path_factory.mktemp("lib") / "model.so"
     backend.build(module, Path(library))

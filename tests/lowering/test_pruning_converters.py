@@ -19,6 +19,7 @@ from dspark_compiler.lowering.layout import LayoutPlan, plan_layouts
 from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.schedules.apply import apply_schedules
+from dspark_compiler.schedules.layouts import PanelLayouts
 from tests.schedules.kernels import WIDEST
 from tests.schedules.stored import kernel_array
 from tests.schedules.test_attention import panels
@@ -193,7 +194,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Model]:
     for build in (_decode, _verify, _commit, _evict, _evict_quantized):
         build(program)
     backend = CpuBackend()
-    plan = plan_layouts(program, backend.isa, "float32")
+    plan = plan_layouts(program, backend.layouts("float32"), "float32")
     library = tmp_path_factory.mktemp("lib") / "model.so"
     backend.build(apply_schedules(lower(program, plan), backend.target, backend.isa), library)
     return lambda: Model(program, plan, library)
@@ -242,7 +243,7 @@ def test_a_cache_no_kernel_reads_is_named() -> None:
     e = Entry(program, "evict", sequence=(1,))
     e.done(e.call(dspark.read_keys.default, e["k_cache"], None, e["sequence"]))
     with pytest.raises(LoweringError, match=r"the cache k_cache_0 is stored as torch.float16, not one of"):
-        lower(program, plan_layouts(program, WIDEST, "float32"))
+        lower(program, plan_layouts(program, PanelLayouts(WIDEST), "float32"))
 
 
 def test_scales_belong_to_a_quantized_cache() -> None:
@@ -251,4 +252,4 @@ def test_scales_belong_to_a_quantized_cache() -> None:
     e = Entry(program, "evict", sequence=(1,))
     e.done(e.call(dspark.read_keys.default, e["k_cache"], e["k_scale"], e["sequence"]))
     with pytest.raises(LoweringError, match=r"the cache k_cache_0: a quantized cache, and no other, has scales"):
-        lower(program, plan_layouts(program, WIDEST, "float32"))
+        lower(program, plan_layouts(program, PanelLayouts(WIDEST), "float32"))

@@ -13,7 +13,10 @@ from dspark_compiler.passes.pipeline import default_pipeline
 
 _FOLDER = Path(dspark_compiler.passes.__file__).parent
 # Asks for what runs on request only, too.
-_EVERYTHING = CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64, heads=NGRAM)
+_EVERYTHING = (
+    CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64, heads=NGRAM),
+    CompileConfig(target="cuda", max_seq_len=80),
+)
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 
 
@@ -29,4 +32,4 @@ def test_each_pass_is_named_after_its_file_and_runs(module):
     (one,) = [m for m in own if m.__module__.endswith(f".{module}")]
     assert one.name == module
     assert one.__name__.lower() == module.replace("_", "")
-    assert one in [type(p) for p in default_pipeline(_EVERYTHING)]
+    assert one in [type(p) for config in _EVERYTHING for p in default_pipeline(config)]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from dspark_compiler.graph import sampling_ops
-from dspark_compiler.runtime.rounds import Drafts, Verdict
+from dspark_compiler.runtime.calls import Fetched
+from dspark_compiler.runtime.rounds import Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs, pick
 
 V = 8
@@ -23,7 +24,10 @@ def tables(seed: int = 0, sharpness: float = 1.0, closeness: float = 0.7) -> tup
 
 
 class MarkovExecutor:
-    """See Executor; ``room`` bounds how many tokens a round may confirm, as pruned caches do."""
+    """See Executor; ``room`` bounds how many tokens a round may confirm, as pruned caches do.
+
+    With ``draws`` it draws tokens of plain steps itself.
+    """
 
     def __init__(
         self,
@@ -36,10 +40,11 @@ class MarkovExecutor:
         max_seq_len: int = 10**6,
         room: int = 10**6,
         confidence: bool = False,
+        draws: bool = False,
     ) -> None:
         self.target, self.drafter = target, drafter
         self.batch, self.block_size, self.round_widths, self.max_seq_len = batch, block_size, widths, max_seq_len
-        self.room, self.confidence = room, confidence
+        self.room, self.confidence, self.draws = room, confidence, draws
         self.rows: list[list[int]] = [[] for _ in range(batch)]
         self.calls: list[str] = []
 
@@ -63,6 +68,20 @@ class MarkovExecutor:
             self._at(row, positions[row], lengths[row])
             self.rows[row].append(int(tokens[row]))
         return self.target[tokens]
+
+    def step(
+        self,
+        tokens: np.ndarray | Step,
+        positions: np.ndarray,
+        lengths: np.ndarray,
+        counts: np.ndarray,
+        uniforms: np.ndarray,
+        sampling: SamplingInputs,
+    ) -> Step:
+        logits = self.decode(tokens.tensor if isinstance(tokens, Step) else tokens, positions, lengths, counts)
+        p = self.probs(logits[:, None], sampling)[:, 0]
+        drawn = np.array([pick(p[row], float(uniforms[row])) for row in range(self.batch)])
+        return Step(drawn, Fetched(lambda: (drawn,)), lambda row: logits[row])
 
     def probs(self, logits: np.ndarray, sampling: SamplingInputs) -> np.ndarray:
         """Distributions [B,R,V] from logits of that shape; only temperature is known here."""

@@ -61,13 +61,16 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 0, 1, 2]]
 @pytest.mark.parametrize("paced", [False, True])
 @pytest.mark.parametrize("room", [1, 2, 3, 10**6])
 @pytest.mark.parametrize("confidence", [False, True])
-def test_greedy_tokens_are_those_of_plain_decoding(drafter: str, paced: bool, room: int, confidence: bool) -> None:
+@pytest.mark.parametrize("draws", [False, True])
+def test_greedy_tokens_are_those_of_plain_decoding(
+    drafter: str, paced: bool, room: int, confidence: bool, draws: bool
+) -> None:
     """Batches of unequal lengths that end on their own, at the end of the context too."""
     params = [SamplingParams(max_new_tokens=n) for n in (1, 23, 90)]
     options = {"batch": 3, "max_seq_len": 60}
     plain = MarkovExecutor(*tables(4), **options)
     expected = generate(plain, Autoregressive(plain), sequences(plain, PROMPTS, *params, eos=6))
-    executor = MarkovExecutor(*tables(4), **options, room=room, confidence=confidence)
+    executor = MarkovExecutor(*tables(4), **options, room=room, confidence=confidence, draws=draws)
     strategy = speculative(executor, drafter, paced=paced)
     for _ in range(2):  # the pace stays from answer to answer
         found = generate(executor, strategy, sequences(executor, PROMPTS, *params, eos=6))
@@ -182,3 +185,18 @@ def test_sampled_tokens_follow_the_target(drafter: str, tokens: int) -> None:
     freedom = len(rows) * (V - 1)
     assert chi2 < freedom + 4 * np.sqrt(2 * freedom)
     assert sum(call.startswith("verify") for call in executor.calls) > 2000
+
+
+def test_while_drafts_rest_steps_are_made_ahead_and_tokens_are_the_same() -> None:
+    """A drafter that is never right: its group rests for longer and longer."""
+    target, _ = tables(4)
+    made = []
+    for draws in (False, True):
+        executor = MarkovExecutor(target, -target, batch=3, draws=draws)
+        strategy, ahead = speculative(executor, paced=True), 0
+        found = sequences(executor, PROMPTS, *(SamplingParams(max_new_tokens=n) for n in (40, 90, 60)), eos=None)
+        for _ in run(executor, strategy, found):
+            ahead += strategy._ahead.is_for([s for s in found if s.finish_reason is None])
+        made.append([s.tokens for s in found])
+        assert (ahead > 40) is draws
+    assert made[0] == made[1]

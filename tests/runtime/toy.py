@@ -29,6 +29,7 @@ V = 260  # 256 bytes, then the special tokens
 BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
 BATCH, SLOTS, VERIFY = 3, 48, 3
 PREFILL = (4, 8)
+CUDA_ARCH = "sm_90a"
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -217,7 +218,7 @@ def _function(builder, name: str, spec: EntrySpec, kernel) -> None:
 
 
 @functools.cache
-def library(extend: Callable[[object], None] = lambda builder: None) -> bytes:
+def library(extend: Callable[[object], None] = lambda builder: None, *, cuda: bool = False) -> bytes:
     """The compiled shared library; ``extend`` adds functions to its Relax builder."""
     import tvm
     from tvm import relax
@@ -230,8 +231,37 @@ def library(extend: Callable[[object], None] = lambda builder: None) -> bytes:
         _function(builder, name, spec, kernel)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
-        tvm.compile(builder.get(), tvm.target.Target({"kind": "llvm"})).export_library(str(path))
+        if cuda:
+            target, module = _cuda_target(), _on_one_thread(builder.get())
+            with target:
+                tvm.compile(module, target).export_library(str(path))
+        else:
+            tvm.compile(builder.get(), tvm.target.Target({"kind": "llvm"})).export_library(str(path))
         return path.read_bytes()
+
+
+def _cuda_target():
+    import tvm
+
+    from dspark_compiler.backends import cuda_toolkit
+
+    cuda_toolkit.prepare()
+    return tvm.target.Target({"kind": "cuda", "arch": CUDA_ARCH}, host={"kind": "llvm", "mcpu": "x86-64-v3"})
+
+
+def _on_one_thread(module):
+    """The kernels for a GPU, of which they use one thread."""
+    from tvm import tirx
+
+    for variable, function in module.functions.items():
+        if isinstance(function, tirx.PrimFunc):
+            body = function.body
+            for tag in ("threadIdx.x", "blockIdx.x"):
+                index = tirx.Var(tag[:5], "int32")
+                thread = tirx.IterVar((0, 1), index, tirx.IterVar.ThreadIndex, tag)
+                body = tirx.AttrStmt(thread, "thread_extent", 1, body)
+            module[variable] = function.with_body(body).with_attr("tirx.is_scheduled", True)
+    return module
 
 
 def tokenizer() -> tokenizers.Tokenizer:
@@ -268,12 +298,23 @@ def manifest(**changes: object) -> Manifest:
 
 
 def write(
-    path: Path, *, text: bool = True, extra: dict[str, str] | None = None, code: bytes | None = None, **changes: object
+    path: Path,
+    *,
+    text: bool = True,
+    extra: dict[str, str] | None = None,
+    code: bytes | None = None,
+    cuda: bool = False,
+    **changes: object,
 ) -> Path:
     """Writes the toy artifact; ``text`` adds the tokenizer files, ``extra`` more files by their paths."""
     import tvm
 
-    runtime = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+    runtimes = [Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"]
+    if cuda:
+        from dspark_compiler.backends import cuda_toolkit
+
+        runtimes += cuda_toolkit.runtime_libraries()
+        changes = {"target": TargetInfo("cuda", CUDA_ARCH, manifest().target.triple)} | changes
     report = {"total_seconds": 1.5, "stages": {"capture": 1.0}, "passes": [{"name": "fold"}, {"name": "fuse"}]}
     files = {"report.json": json.dumps(report)}
     if text:
@@ -284,8 +325,9 @@ def write(
         }
     with ArtifactWriter(path) as writer:
         writer.add_params(zip(_PARAMS, tables(), strict=True))
-        writer.add_bytes("lib/model.so", code or library())
-        writer.add_file(runtime, "lib/libtvm_runtime.so")
+        writer.add_bytes("lib/model.so", code or library(cuda=cuda))
+        for runtime in runtimes:
+            writer.add_file(runtime, f"lib/{runtime.name}")
         for name, content in (files | (extra or {})).items():
             writer.add_bytes(name, content)
         return writer.finish(manifest(**changes))

@@ -1,9 +1,11 @@
 """The toy model with heads: prompt lookup, or a drafter that knows the model's first table and nothing else.
 
-Its accept is greedy, and takes a draft only if that is among what it was drawn from.
+Its accept is greedy, and takes a draft only if that is among what it was drawn from. With ``draws`` there is one for
+plain steps too.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from dspark_compiler.artifact import EntrySpec, HeadsInfo, NamedTensor, StepTime, StepTimes
@@ -25,7 +27,7 @@ def _draft_kernel():
         probs: T.Buffer((BATCH, GAMMA, V), "float32"),
         confidence: T.Buffer((BATCH, GAMMA), "float32"),
     ):
-        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64")
+        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64", scope="local")
         for b in range(BATCH):
             previous[b, 0] = anchor[b]
             for i in range(GAMMA):
@@ -41,28 +43,28 @@ def _draft_kernel():
     return kernel
 
 
-def _accept_kernel():
+def _accept_kernel(width: int):
     from tvm.script import tirx as T
 
     @T.prim_func(private=True)
     def kernel(
-        ids: T.Buffer((BATCH, VERIFY), "int64"),
-        logits: T.Buffer((BATCH, VERIFY, V), "float32"),
+        ids: T.Buffer((BATCH, width), "int64"),
+        logits: T.Buffer((BATCH, width, V), "float32"),
         count: T.Buffer((BATCH,), "int32"),
-        uniform: T.Buffer((BATCH, VERIFY), "float32"),
+        uniform: T.Buffer((BATCH, width), "float32"),
         q: T.Buffer((BATCH, GAMMA, V), "float32"),
         accepted: T.Buffer((BATCH,), "int32"),
         following: T.Buffer((BATCH,), "int64"),
     ):
-        best = T.alloc_buffer((BATCH, VERIFY), "int64")
+        best = T.alloc_buffer((BATCH, width), "int64", scope="local")
         for b in range(BATCH):
             accepted[b] = 0
-            for i in range(VERIFY):
+            for i in range(width):
                 best[b, i] = T.int64(0)
                 for v in range(V):
                     if logits[b, i, v] > logits[b, i, best[b, i]]:
                         best[b, i] = T.Cast("int64", v)
-            for i in range(GAMMA):
+            for i in range(width - 1):
                 drawn = q[b, i, ids[b, i + 1]] > T.float32(0) and uniform[b, i] < T.float32(1)
                 if accepted[b] == i and i < count[b] and ids[b, i + 1] == best[b, i] and drawn:
                     accepted[b] = i + 1
@@ -71,20 +73,22 @@ def _accept_kernel():
     return kernel
 
 
-def _entries(drafter: bool) -> dict[str, EntrySpec]:
+def _entries(drafter: bool, draws: bool) -> dict[str, EntrySpec]:
     real = [NamedTensor(name, (BATCH,), "float32") for name in ("temperature", "top_p", "min_p")]
     numbers = (real[0], NamedTensor("top_k", (BATCH,), "int32"), *real[1:])
     probs = NamedTensor("draft_probs", (BATCH, GAMMA, V), "float32")
-    accept = (
-        NamedTensor("tokens", (BATCH, VERIFY), "int64"),
-        NamedTensor("logits", (BATCH, VERIFY, V), "float32"),
-        NamedTensor("count", (BATCH,), "int32"),
-        NamedTensor("uniform", (BATCH, VERIFY), "float32"),
-        *numbers,
-        *([probs] if drafter else []),
-    )
     verdict = NamedTensor("accepted", (BATCH,), "int32"), NamedTensor("next", (BATCH,), "int64")
-    entries = {f"accept_{VERIFY}": EntrySpec("accept", BATCH, VERIFY, accept, (), (), verdict)}
+    entries = {}
+    for width in (1, VERIFY) if draws else (VERIFY,):
+        accept = (
+            NamedTensor("tokens", (BATCH, width), "int64"),
+            NamedTensor("logits", (BATCH, width, V), "float32"),
+            NamedTensor("count", (BATCH,), "int32"),
+            NamedTensor("uniform", (BATCH, width), "float32"),
+            *numbers,
+            *([probs] if drafter and width > 1 else []),
+        )
+        entries[f"accept_{width}"] = EntrySpec("accept", BATCH, width, accept, (), (), verdict)
     if not drafter:
         return entries
     draft = (
@@ -102,28 +106,46 @@ def _entries(drafter: bool) -> dict[str, EntrySpec]:
     return entries | {"draft": EntrySpec("draft", BATCH, GAMMA, draft, (), ("table",), outputs)}
 
 
-def _extend(builder, drafter: bool) -> None:
+def _extend(builder, drafter: bool, draws: bool) -> None:
     from tvm import relax
 
-    uses = {"draft": ("table", "anchor"), f"accept_{VERIFY}": ("tokens", "logits", "count", "uniform", "draft_probs")}
-    kernels = {"draft": _draft_kernel, f"accept_{VERIFY}": _accept_kernel}
-    for name, spec in _entries(drafter).items():
+    uses = {"draft": ("table", "anchor"), "accept": ("tokens", "logits", "count", "uniform", "draft_probs")}
+    for name, spec in _entries(drafter, draws).items():
         variables = {t.name: relax.Var(t.name, relax.TensorType(t.shape, t.dtype)) for t in spec.inputs}
         variables |= {p: relax.Var(p, relax.TensorType((V, V), "float32")) for p in spec.params}
         with builder.function(name, list(variables.values()), attrs={"relax.force_pure": True}):
             sure = relax.op.ones((BATCH, GAMMA, V), "float32")
-            arguments = [variables[use] if use in variables else builder.emit(sure) for use in uses[name]]
+            arguments = [variables[use] if use in variables else builder.emit(sure) for use in uses[spec.kind]]
             types = [relax.TensorType(output.shape, output.dtype) for output in spec.outputs]
-            kernel = builder.add_func(kernels[name](), f"{name}_kernel")
+            kernel = builder.add_func(
+                _draft_kernel() if name == "draft" else _accept_kernel(spec.width), f"{name}_kernel"
+            )
             builder.emit_func_output(builder.emit(relax.call_tir(kernel, arguments, out_ty=types)))
 
 
-_EXTEND = {drafter: functools.partial(_extend, drafter=drafter) for drafter in (False, True)}
+@functools.cache
+def _extension(drafter: bool, draws: bool) -> Callable[[object], None]:
+    return functools.partial(_extend, drafter=drafter, draws=draws)
 
 
-def write(path: Path, *, drafter: bool, times: StepTimes | None = TIMES, **changes: object) -> Path:
+def write(
+    path: Path,
+    *,
+    drafter: bool,
+    draws: bool = False,
+    times: StepTimes | None = TIMES,
+    cuda: bool = False,
+    **changes: object,
+) -> Path:
     """Writes the toy artifact with heads."""
     kind = "dspark" if drafter else "ngram"
     heads = HeadsInfo(kind, f"toy-{kind}", GAMMA, confidence=drafter, times=times)
-    entries = toy.manifest().entry_points | _entries(drafter)
-    return toy.write(path, code=toy.library(_EXTEND[drafter]), entry_points=entries, heads=heads, **changes)
+    entries = toy.manifest().entry_points | _entries(drafter, draws)
+    return toy.write(
+        path,
+        code=toy.library(_extension(drafter, draws), cuda=cuda),
+        cuda=cuda,
+        entry_points=entries,
+        heads=heads,
+        **changes,
+    )

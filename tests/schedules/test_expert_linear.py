@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dspark_compiler.lowering.layout import pack
 from dspark_compiler.schedules.expert_linear import expert_linear
 from dspark_compiler.schedules.isa import VectorIsa
+from dspark_compiler.schedules.layouts import PanelLayouts
 from tests.schedules.kernels import MACHINES, WIDEST, build, from_bfloat16_bits, normal, to_bfloat16_bits
 
 EXPERTS, DEPTH = 3, 20
@@ -16,7 +16,7 @@ def _run(x: np.ndarray, weight: np.ndarray, expert: np.ndarray, isa: VectorIsa =
     dtype = weight.dtype.name
     call = build(expert_linear("f", rows, EXPERTS, features, DEPTH, isa, weight_dtype=dtype), isa)
     y = np.zeros((rows, features), np.float32)
-    call(x, pack(weight, isa), expert, y)
+    call(x, PanelLayouts(isa).pack(weight), expert, y)
     return y
 
 

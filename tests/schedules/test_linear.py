@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark_compiler.lowering.layout import pack
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.isa import AVX2, AVX512, SSE, VectorIsa
+from dspark_compiler.schedules.layouts import PanelLayouts
 from dspark_compiler.schedules.linear import packed_linear
 from dspark_compiler.schedules.linear_schedule import (
     LinearSchedule,
@@ -40,7 +40,7 @@ def product(
 )
 def test_any_size_is_the_product(rows: int, features: int, depth: int, isa: VectorIsa) -> None:
     x, weight = normal(rows, depth), normal(features, depth, seed=1)
-    y = product(LinearWorkload(rows, features, depth), x, pack(weight, isa), isa=isa)
+    y = product(LinearWorkload(rows, features, depth), x, PanelLayouts(isa).pack(weight), isa=isa)
     expected = x.astype(np.float64) @ weight.T.astype(np.float64)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -50,14 +50,14 @@ def test_half_precision_weights_are_widened_exactly(dtype: str) -> None:
     x, weight = normal(3, 33), normal(70, 33, seed=1)
     stored = weight.astype(np.float16) if dtype == "float16" else to_bfloat16_bits(weight)
     exact = stored.astype(np.float32) if dtype == "float16" else from_bfloat16_bits(stored)
-    y = product(LinearWorkload(3, 70, 33, dtype), x, pack(stored, WIDEST))
+    y = product(LinearWorkload(3, 70, 33, dtype), x, PanelLayouts(WIDEST).pack(stored))
     np.testing.assert_allclose(y, x.astype(np.float64) @ exact.T.astype(np.float64), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(y, product(LinearWorkload(3, 70, 33), x, pack(exact, WIDEST)))
+    np.testing.assert_array_equal(y, product(LinearWorkload(3, 70, 33), x, PanelLayouts(WIDEST).pack(exact)))
 
 
 def test_a_row_is_the_same_for_any_number_of_rows() -> None:
     depth, features = 200, 3 * WIDEST.panel + 5
-    x, packed = normal(128, depth), pack(normal(features, depth, seed=1), WIDEST)
+    x, packed = normal(128, depth), PanelLayouts(WIDEST).pack(normal(features, depth, seed=1))
     whole = product(LinearWorkload(128, features, depth), x, packed)
     for rows in (1, 8, 13):
         part = product(LinearWorkload(rows, features, depth), x[:rows].copy(), packed)
@@ -66,7 +66,7 @@ def test_a_row_is_the_same_for_any_number_of_rows() -> None:
 
 def test_a_schedule_changes_no_bit() -> None:
     work = LinearWorkload(5, 5 * WIDEST.panel - 3, 40)
-    x, packed = normal(5, 40), pack(normal(work.features, 40, seed=1), WIDEST)
+    x, packed = normal(5, 40), PanelLayouts(WIDEST).pack(normal(work.features, 40, seed=1))
     expected = product(work, x, packed)
     for schedule in (LinearSchedule(1, 4, 32), LinearSchedule(2, 2, 0), LinearSchedule(3, 1, 16)):
         np.testing.assert_array_equal(product(work, x, packed, schedule), expected)
@@ -84,7 +84,7 @@ def test_epilogue_sees_row_feature_and_extras() -> None:
         epilogue=lambda value, row, feature, extra: value + extra[0][feature] + extra[1][row, feature],
     )
     y = np.zeros((2, work.features), np.float32)
-    build(function)(x, pack(weight, WIDEST), bias, residual, y)
+    build(function)(x, PanelLayouts(WIDEST).pack(weight), bias, residual, y)
     np.testing.assert_allclose(y, x @ weight.T + bias + residual, rtol=1e-5, atol=1e-5)
 
 
@@ -101,7 +101,9 @@ def test_gated_linear_under_any_schedule(activation: str) -> None:
     results = []
     for schedule in (None, LinearSchedule(4, 2, 32), LinearSchedule(2, 1)):
         y = np.zeros((rows, half), np.float32)
-        build(gated_linear("gated", work, WIDEST, schedule, activation=activation))(x, pack(weight, WIDEST), y)
+        build(gated_linear("gated", work, WIDEST, schedule, activation=activation))(
+            x, PanelLayouts(WIDEST).pack(weight), y
+        )
         results.append(y)
     np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-4)
     assert all(np.array_equal(results[0], other) for other in results[1:])
@@ -124,7 +126,7 @@ def test_sixteen_rows_are_two_equal_tiles() -> None:
 
 def test_packing_pads_the_last_panel_with_zeros() -> None:
     weight = normal(WIDEST.panel + 2, 3)
-    packed = pack(weight, WIDEST)
+    packed = PanelLayouts(WIDEST).pack(weight)
     assert packed.shape == packed_shape(WIDEST.panel + 2, 3, WIDEST)
     np.testing.assert_array_equal(packed[1, :, :2], weight[WIDEST.panel :].T)
     assert not packed[1, :, 2:].any()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dspark_compiler.lowering.layout import pack
+from dspark_compiler.schedules.layouts import PanelLayouts
 from dspark_compiler.schedules.rows import last_row, packed_embedding, row_embedding
 from tests.schedules.kernels import WIDEST, build, from_bfloat16_bits, normal, to_bfloat16_bits
 
@@ -15,7 +15,7 @@ def test_embedding_picks_rows_and_clamps_ids(tokens: int, packed: bool) -> None:
     ids = np.random.default_rng(1).integers(0, VOCAB, tokens)
     ids[:2] = (-4, VOCAB + 100)
     kernel = (packed_embedding if packed else row_embedding)("embedding", tokens, VOCAB, DEPTH, WIDEST)
-    build(kernel)(ids, pack(weight, WIDEST) if packed else weight, y)
+    build(kernel)(ids, PanelLayouts(WIDEST).pack(weight) if packed else weight, y)
     np.testing.assert_array_equal(y, weight[ids.clip(0, VOCAB - 1)])
 
 

@@ -6,12 +6,12 @@
 from dspark_compiler.schedules.cuda.threads import address, device, run
 from dspark_compiler.schedules.tir import Buffer, Expr
 
-_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
+PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
 
 
 def multiply_add(sums: Buffer, a: Buffer, b: Buffer, dtype: str, *, at: tuple[int, int, int] = (0, 0, 0)) -> None:
     """sums[4] += A B for a warp, mma.m16n8k16: a uint32[4], b uint32[2], fp32 sums; ``at`` is where each begins."""
-    kind = _PTX_TYPE[dtype]
+    kind = PTX_TYPE[dtype]
     name = f"dspark_mma_{kind}"
     source = f"""
 __device__ __forceinline__ void {name}(float* d, const unsigned* a, const unsigned* b) {{
@@ -47,7 +47,7 @@ __device__ __forceinline__ void dspark_load16(unsigned* d, const void* p) {
 
 def pack_pair(low: Expr, high: Expr, dtype: str) -> Expr:
     """Two float32 rounded to ``dtype``, as one uint32."""
-    kind = _PTX_TYPE[dtype]
+    kind = PTX_TYPE[dtype]
     source = f"""
 __device__ __forceinline__ unsigned dspark_pack_{kind}(float low, float high) {{
   unsigned d; asm("cvt.rn.{kind}x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low)); return d;

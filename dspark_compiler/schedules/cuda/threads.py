@@ -28,13 +28,22 @@ def launch(grid: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
 
 def registers(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
     """An array private to a thread; index it with constants, or it leaves the registers."""
-    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local")
+    return _whole(T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local"))
 
 
 def shared(shape: int | tuple[int, ...], dtype: str = "float32", *, dynamic: bool = False) -> Buffer:
     """An array of the block's; more than 48 KB in all have to be ``dynamic``."""
     scope = "shared.dyn" if dynamic else "shared"
-    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope=scope)
+    return _whole(T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope=scope))
+
+
+def _whole(buffer: Buffer) -> Buffer:
+    """The array, kept at its size: TVM cuts it down to what it sees used, of what a device function gets the first."""
+    source = """
+__device__ __forceinline__ void dspark_use(const void*) {}
+"""
+    run(device("dspark_use", address(buffer, *(extent - 1 for extent in buffer.shape)), source=source))
+    return buffer
 
 
 def barrier() -> None:

@@ -6,14 +6,13 @@ from typing import Any
 import tvm
 from torch import fx
 
-from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import EntryImporter
-from dspark_compiler.lowering.layout import PhysicalTensor, dtype_name
+from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.storage import storage_of
 from dspark_compiler.schedules import attention as kernels
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cache_storage import STORAGES, Storage
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
@@ -50,22 +49,7 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     form = cache_form(tensors)
     name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}" + _form_name(form))
     kernel = kernels.commit_scratch(name, shape, importer.plan.isa, form)
-    return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node), None)
-
-
-def storage_of(cache: fx.Node, scale: fx.Node | None) -> Storage:
-    """The type a cache keeps keys or values in; ``scale`` is the node of its scales, if it has any.
-
-    Raises:
-        LoweringError: a type no kernel reads, or scales where there should be none, or none where there should be.
-    """
-    dtype = cache.meta["val"].dtype
-    storage = STORAGES.get(dtype_name(dtype))
-    if storage is None:
-        raise LoweringError(f"the cache {cache.name} is stored as {dtype}, not one of {', '.join(STORAGES)}")
-    if storage.scaled != (scale is not None):
-        raise LoweringError(f"the cache {cache.name}: a quantized cache, and no other, has scales")
-    return storage
+    return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
 
 def cache_form(tensors: dict[str, fx.Node]) -> CacheForm:

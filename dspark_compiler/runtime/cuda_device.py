@@ -1,0 +1,160 @@
+"""Running on an Nvidia GPU: one stream, on which calls and copies follow each other without the host's waiting."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark_compiler.artifact import Artifact, EntrySpec
+from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.calls import Call, Fetched
+from dspark_compiler.runtime.cuda import CudaRuntime
+from dspark_compiler.runtime.cuda_call import CudaCall
+from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
+from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_cudart
+
+_FIRST_GPU = (2, 0)
+
+_PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
+
+
+class CudaDevice:
+    """See Device.
+
+    Attributes:
+        cuda: CUDA's runtime library.
+        stream: what everything is put on.
+        where: DLPack's type and number of the device.
+        epoch: counts how often memory may have been taken back from graphs.
+    """
+
+    is_late = True
+
+    def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = _FIRST_GPU) -> None:
+        self.cuda = cuda
+        self.where = where
+        self.stream = cuda.stream()
+        self.obstacle: str | None = None
+        self.epoch = 0
+        self._used = 0
+        self._places: list[_Place] = []  # that nobody fetches into
+        self._slabs: list[Slab] = []
+
+    def tensors(self, artifact: Artifact) -> dict[str, Any]:
+        """See Device."""
+        manifest = artifact.manifest
+        self._require(manifest.params, manifest.states)
+        weights, states = self.slab(manifest.params), self.slab(manifest.states)
+        self._slabs += weights, states
+        upload(self.cuda, artifact.params(), weights)
+        self.cuda.zero(states.address, states.size, self.stream)
+        return weights.tensors | states.tensors
+
+    def _require(self, params: Described, states: Described) -> None:
+        weights, caches = slab_bytes(params), slab_bytes(states)
+        free, total = self.cuda.memory()
+        if weights + caches > free:
+            raise DeviceError(
+                f"{weights / 1e9:.2f} GB of weights and {caches / 1e9:.2f} GB of caches do not fit the GPU: "
+                f"{free / 1e9:.2f} of its {total / 1e9:.2f} GB are free; end what else runs on it, or compile "
+                "with a smaller --max-seq-len or --max-batch, or quantized"
+            )
+
+    def slab(self, described: Described) -> Slab:
+        """Memory for some tensors."""
+        with self.counted():
+            return Slab(self.cuda, described, self.where)
+
+    def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
+        """See Device."""
+        return CudaCall(self, spec, function, shared)
+
+    def fetch(self, *tensors: Any) -> Fetched:
+        """See Device; copies, so that calls made later do not change them."""
+        sizes = [tensor.numel() * (tensor.dtype.bits // 8) for tensor in tensors]
+        offsets = list(accumulate(sizes, initial=0))
+        place = self._place(offsets[-1])
+        for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
+            self.cuda.copy(place.address + offset, tensor.data_ptr(), size, self.stream)
+        self.cuda.record(place.filled, self.stream)
+        views = [
+            place.memory[offset : offset + size].view(str(tensor.dtype)).reshape(tensor.shape)
+            for tensor, offset, size in zip(tensors, offsets, sizes, strict=False)
+        ]
+        return Fetched(_Arrival(self.cuda, place, views, self._places.append))
+
+    def _place(self, size: int) -> "_Place":
+        found = next((place for place in self._places if place.memory.size >= size), None)
+        if found is None:
+            return _Place(self.cuda, max(_PLACE_BYTES, 1 << (size - 1).bit_length()))
+        self._places.remove(found)
+        return found
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """What the GPU has less of after this is ours.
+
+        If it has more, TVM's allocator has given back what it kept for later, since nothing was left; with that went
+        memory that graphs use between their inputs and outputs.
+        """
+        before, _ = self.cuda.memory()
+        yield
+        after, _ = self.cuda.memory()
+        self._used += max(0, before - after)
+        self.epoch += after > before
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Compiled code launches its kernels on our stream."""
+        tvm_ffi = import_tvm_ffi()
+        with tvm_ffi.use_raw_stream(tvm_ffi.device(*self.where), self.stream):
+            yield
+
+    def peak_memory_bytes(self) -> int:
+        """See Device: what the GPU had less of after each allocation; nothing is given back before the end."""
+        return self._used
+
+
+class _Place:
+    """Pinned memory that tensors are fetched into, and the event that says when they are there."""
+
+    def __init__(self, cuda: CudaRuntime, size: int) -> None:
+        self.memory = cuda.pinned(size)
+        self.address: int = self.memory.ctypes.data
+        self.filled = cuda.event()
+
+
+class _Arrival:
+    """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
+
+    def __init__(
+        self, cuda: CudaRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
+    ) -> None:
+        self._cuda = cuda
+        self._place = place
+        self._views = views
+        self._give_back = give_back
+        self._arrays: tuple[NDArray[Any], ...] | None = None
+
+    def __call__(self) -> tuple[NDArray[Any], ...]:
+        if self._arrays is None:
+            self._cuda.wait(self._place.filled)
+            self._arrays = tuple(np.array(view) for view in self._views)
+            self._give_back(self._place)
+        return self._arrays
+
+    def __del__(self) -> None:
+        if self._arrays is None:  # a later fetch into the same place comes after this one's on the stream
+            self._give_back(self._place)
+
+
+def open_cuda(artifact: Artifact) -> CudaDevice:
+    """The first GPU of this machine; the artifact's libraries are loaded.
+
+    Raises:
+        DeviceError: CUDA cannot use it.
+    """
+    return CudaDevice(CudaRuntime(load_cudart(artifact)))

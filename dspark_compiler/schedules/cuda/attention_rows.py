@@ -1,0 +1,196 @@
+"""Which query rows, slots and shared memory a block of an attention kernel works on.
+
+The query rows of a key/value head are numbered token by token: row m is token m // group, query head m % group of the
+head's ``group``. Virtual slots count the live slots first and the scratch rows behind them: slot s is live where
+s < used, scratch row s - used from there on. A token's own slot is used + its number either way.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.cuda.memory import copy16_from, load_int, load_pair, store_word
+from dspark_compiler.schedules.cuda.threads import address, registers
+from dspark_compiler.schedules.tir import Buffer, Expr, when
+
+PIECE = 16  # bytes a copy moves
+ELEMENTS = 8  # 2-byte elements in a piece
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An attention call as kernels see it; ``dtype`` is what queries, keys and values are multiplied in."""
+
+    shape: AttentionShape
+    scoring: Scoring
+    form: CacheForm
+    dtype: str
+    out_dtype: str
+
+    @property
+    def rows(self) -> int:
+        """Query rows of a key/value head."""
+        return self.shape.width * self.shape.group
+
+    @property
+    def slots(self) -> int:
+        """Virtual slots a sequence can have."""
+        return self.shape.slots + self.shape.scratch
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Buffers of a call by the operator's names."""
+
+    of: dict[str, Buffer] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self.of[name]
+
+    def get(self, name: str) -> Buffer | None:
+        """The buffer, None if the call has none of that name."""
+        return self.of.get(name)
+
+
+def padded(dim: int) -> int:
+    """Head size as products take it, in steps of 16."""
+    return -(-dim // 16) * 16
+
+
+def row_bytes(dim: int) -> int:
+    """Bytes of a row in shared memory: an odd number of pieces, so that eight rows lie in different banks."""
+    return (padded(dim) // ELEMENTS | 1) * PIECE
+
+
+def as_int(condition: Expr) -> Expr:
+    """1 or 0, for device functions."""
+    return T.cast(condition, "int32")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The virtual slots of one sequence, int32 expressions."""
+
+    sequence: Expr  # row of the cache
+    used: Expr  # live slots before the call
+    length: Expr  # confirmed tokens
+    end: Expr  # one past the last slot that anyone may see
+
+    def first_visible(self, problem: Problem, token: Expr) -> Expr:
+        """The first slot ``token`` sees; 0 where that takes a look at the positions."""
+        if not problem.scoring.window or problem.form.slot_position:
+            return T.int32(0)
+        return T.max(self.used + token + (1 - problem.scoring.window), 0)
+
+
+def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
+    """The slots of the call's row ``row``; tokens past the cache's end have none."""
+    shape, free = problem.shape, tensors.get("free")
+
+    def control(name: str) -> Expr:
+        return T.Bind(load_int(address(tensors[name], row)))
+
+    length = control("length")
+    used = length if free is None else T.Bind(T.min(length, shape.slots - control("free")))
+    if shape.scratch:
+        return Span(row, used, length, T.Bind(used + shape.width))
+    sequence, count = control("sequence"), control("count")
+    return Span(sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
+
+
+class SlotRows:
+    """Copies rows of keys or values of one head into shared memory."""
+
+    def __init__(self, problem: Problem, tensors: Tensors, span: Span, head: Expr) -> None:
+        self._problem, self._tensors, self._span, self._head = problem, tensors, span, head
+
+    def copy(self, name: str, target: Buffer, at: Expr, first: Expr, count: int, worker: Expr, workers: int) -> None:
+        """Starts copying slots first..first+count of ``name``, "k" or "v", to target[at:]; zeros past the end.
+
+        The work is shared by ``workers`` threads, of which this is number ``worker``.
+        """
+        shape, span = self._problem.shape, self._span
+        dim = shape.head_dim if name == "k" else shape.value_dim
+        pieces, stride = dim // ELEMENTS, row_bytes(dim)
+        for start in range(0, count * pieces, workers):
+            unit = worker + start
+            number, column = T.Bind(unit // pieces), T.Bind(unit % pieces)
+            slot = T.Bind(first + number)
+            to = address(target, at + number * stride + column * PIECE)
+            with when(unit < count * pieces) if start + workers > count * pieces else nullcontext():
+                # Where nothing is valid nothing is read, wherever that points.
+                valid = as_int(slot < span.end)
+                live = address(self._tensors[f"{name}_cache"], span.sequence, self._head, slot, column * ELEMENTS)
+                if not shape.scratch:
+                    copy16_from(to, live, live, T.int32(1), valid)
+                    continue
+                scratch = self._tensors[f"{name}_scratch"]
+                new = address(scratch, span.sequence, self._head, slot - span.used, column * ELEMENTS)
+                copy16_from(to, live, new, as_int(slot < span.used), valid)
+
+    def position(self, slot: Expr) -> Expr:
+        """Position of the token in ``slot``, where slots keep theirs."""
+        shape, span, positions = self._problem.shape, self._span, self._tensors["slot_position"]
+        known = load_int(address(positions, span.sequence, self._head, T.max(T.min(slot, shape.slots - 1), 0)))
+        return T.Select(slot < span.used, known, span.length + slot - span.used)
+
+
+class QueryRows:
+    """The query rows of a block on their way to shared memory, zeros in padding and for rows there are not.
+
+    Those of the compute dtype are copied, those of float32 go through registers: ``start`` comes before other copies,
+    in whose group the copies are, ``finish`` after them.
+    """
+
+    def __init__(self, problem: Problem, q: Buffer, place: tuple[Expr, Expr, Expr], count: int) -> None:
+        """``place`` is (row of the call, key/value head, first query row), ``count`` how many rows there are from it."""
+        self._problem, self._q, self._place, self._count = problem, q, place, count
+        self._copied = q.dtype == problem.dtype
+
+    def start(self, memory: Buffer, at: int, thread: Expr, threads: int) -> None:
+        """Starts the copies to memory[at:]."""
+        if not self._copied:
+            return
+        pieces = padded(self._problem.shape.head_dim) // ELEMENTS
+        for unit, number, column in self._units(pieces, thread, threads):
+            with when(unit < self._count * pieces):
+                there, pointer = self._element(number, column * ELEMENTS)
+                to = address(memory, at + number * row_bytes(self._problem.shape.head_dim) + column * PIECE)
+                copy16_from(to, pointer, pointer, T.int32(1), as_int(there))
+
+    def finish(self, memory: Buffer, at: int, thread: Expr, threads: int) -> None:
+        """Writes what is not copied."""
+        if self._copied:
+            return
+        pairs = padded(self._problem.shape.head_dim) // 2
+        units = self._units(pairs, thread, threads)
+        for first in range(0, len(units), _BATCH):
+            batch = units[first : first + _BATCH]
+            words = registers(len(batch), "uint32")  # loads are under way together
+            for i, (_, number, pair) in enumerate(batch):
+                T.buffer_store(words, T.uint32(0), [i])
+                there, pointer = self._element(number, pair * 2)
+                with when(there):
+                    T.buffer_store(words, load_pair(pointer, self._q.dtype, self._problem.dtype), [i])
+            for i, (unit, number, pair) in enumerate(batch):
+                with when(unit < self._count * pairs):
+                    row = at + number * row_bytes(self._problem.shape.head_dim)
+                    store_word(address(memory, row + pair * 4), words[i])
+
+    def _units(self, per_row: int, thread: Expr, threads: int) -> list[tuple[Expr, Expr, Expr]]:
+        """(unit, row, part of the row) that a thread has to move, turn by turn."""
+        starts = range(0, self._count * per_row, threads)
+        return [
+            (start + thread, T.Bind((start + thread) // per_row), T.Bind((start + thread) % per_row))
+            for start in starts
+        ]
+
+    def _element(self, number: Expr, d: Expr) -> tuple[Expr, Expr]:
+        """Whether the block's row ``number`` has an element d, and a pointer to it."""
+        shape, (row, head, first) = self._problem.shape, self._place
+        m = T.Bind(first + number)
+        there = T.And(m < self._problem.rows, d < shape.head_dim)
+        return there, address(self._q, row, head * shape.group + m % shape.group, m // shape.group, d)

@@ -1,0 +1,197 @@
+"""Running on a GPU, on a fake one that does nothing before it must: the same results as on the host, in fewer calls."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_compiler.artifact import Artifact, StepTime, StepTimes
+from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.runtime.drafts import CompiledDrafter
+from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.pace import Pace
+from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
+from dspark_compiler.runtime.scheduler import AsyncScheduler
+from dspark_compiler.runtime.sequence import SequenceState
+from dspark_compiler.runtime.speculative import Speculative
+from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
+from tests.runtime import toy, toy_heads
+from tests.runtime.fake_cuda import FakeDevice
+
+PROMPTS = [[1, 2, 3], [7] * 20, [30, 31, 32, 33, 34]]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return Artifact.open(toy_heads.write(tmp_path_factory.mktemp("fake") / "toy.dspark", drafter=True, draws=True))
+
+
+def tokens(executor: Executor, strategy: Strategy, params: SamplingParams) -> list[list[int]]:
+    sequences = [
+        SequenceState(row, prompt, params, room=toy.SLOTS - len(prompt) + 1, eos_ids=frozenset({4}), tokenizer=None)
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    for _ in run(executor, strategy, sequences):
+        pass
+    return [sequence.tokens for sequence in sequences]
+
+
+def expected(eos: int = 4) -> list[list[int]]:
+    reference = toy.Reference()
+    return [reference.greedy(p, min(25, toy.SLOTS - len(p) + 1), eos=eos) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_plain_and_speculative_tokens_are_the_references(artifact: Artifact, captures: bool) -> None:
+    executor = Executor(artifact, device=FakeDevice(captures=captures))
+    params = SamplingParams(max_new_tokens=25)
+    rounds = Speculative(executor, CompiledDrafter(executor), executor.block_size)
+    for strategy in (Autoregressive(executor), rounds, Autoregressive(executor), rounds):
+        assert tokens(executor, strategy, params) == expected()
+    assert (executor.device.obstacle is None) == captures
+
+
+def test_a_penalty_reads_logits(artifact: Artifact) -> None:
+    params = SamplingParams(max_new_tokens=25, repetition_penalty=1.2)
+    made = []
+    for device in (None, FakeDevice()):
+        executor = Executor(artifact, device=device)
+        rounds = Speculative(executor, CompiledDrafter(executor), executor.block_size)
+        made += [tokens(executor, strategy, params) for strategy in (Autoregressive(executor), rounds)]
+    assert all(answer == made[0] for answer in made)
+
+
+def test_every_call_is_captured_once_and_then_replayed(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    tokens(executor, Autoregressive(executor), SamplingParams(max_new_tokens=25))
+    runs = device.fake.log.count("run")
+    assert runs == device.fake.log.count("capture") == 4  # two widths of prefill, decode, accept
+    assert device.fake.log.count("launch") > 20
+
+
+def test_a_step_is_made_before_the_last_one_is_read(artifact: Artifact) -> None:
+    executor = Executor(artifact, device=FakeDevice())
+    strategy = Autoregressive(executor)
+    sequence = SequenceState(0, [1], SamplingParams(30), room=30, eos_ids=frozenset(), tokenizer=None)
+    steps = run(executor, strategy, [sequence])
+    for _ in range(5):
+        next(steps)
+    assert executor.device.fake.waiting  # type: ignore[attr-defined]
+
+
+def test_results_survive_the_next_call(artifact: Artifact) -> None:
+    executor = Executor(artifact, device=FakeDevice())
+    first = executor.prefill(0, [1, 2], 0, 0)
+    copy = first.copy()
+    for token in range(10):
+        executor.prefill(0, [1, 2, token], 0, 0)
+    np.testing.assert_array_equal(first, copy)
+
+
+def test_verify_and_commit(artifact: Artifact) -> None:
+    executor, reference = Executor(artifact, device=FakeDevice()), toy.Reference()
+    for turn in range(3):
+        prompt = [3, 4, 5, 6, 7 + turn]
+        for row in range(toy.BATCH):
+            executor.prefill(row, prompt, 0, 0)
+        drafts = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+        logits = executor.verify(drafts, 5 + np.tile(np.arange(3), (3, 1)), [5, 5, 5])
+        for row in range(toy.BATCH):
+            for i in range(toy.VERIFY):
+                np.testing.assert_array_equal(logits[row, i], reference.logits([*prompt, *drafts[row, : i + 1]]))
+        executor.commit([5, 5, 5], [0, 2, 3])
+        found = executor.decode([11] * 3, [5, 7, 8], [5, 7, 8], [1, 1, 1])
+        for row, accepted in enumerate([0, 2, 3]):
+            np.testing.assert_array_equal(found[row], reference.logits([*prompt, *drafts[row, :accepted], 11]))
+
+
+def test_weights_that_do_not_fit_are_refused_with_numbers(artifact: Artifact) -> None:
+    with pytest.raises(DeviceError, match=r"0\.00 GB of weights and 0\.00 GB of caches do not fit .* 0\.00 of its"):
+        Executor(artifact, device=FakeDevice(memory=1000))
+
+
+def test_a_failing_kernel_is_one_line(artifact: Artifact) -> None:
+    device = FakeDevice()
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Traceback\n  a line\nCUDAError: cuLaunchKernel failed")
+
+    call = device.call(artifact.manifest.entry_points["decode"], fail, device.tensors(artifact))
+    call._function = fail
+    with pytest.raises(DeviceError, match=r"^CUDAError: cuLaunchKernel failed \(1\.07 of the GPU's"):
+        call()
+
+
+def test_a_whole_round_waits_for_the_gpu_once(artifact: Artifact, tmp_path: Path) -> None:
+    """What the host reads of a round: how many drafts stay, and what follows."""
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    for row in range(toy.BATCH):
+        executor.prefill(row, [5, 6], 0, 0)
+    sampling = SamplingInputs.greedy(toy.BATCH)
+    anchors, two = np.array([9, 10, 11]), np.full(toy.BATCH, 2)
+    drafts = executor.draft(anchors, two, two, np.zeros((3, toy_heads.GAMMA), np.float32), sampling)
+    assert device.fake.waiting
+    logits = executor._run_verify(drafts.after(anchors, toy.VERIFY), two[:, None] + np.arange(3), two, None)
+    assert device.fake.waiting
+    table = toy.Reference().table
+    best = table[[9, 10, 11]].argmax(1)
+    assert drafts.tokens[:, 0].tolist() == best.tolist()
+    found = executor._read(logits)
+    for row in range(toy.BATCH):
+        np.testing.assert_array_equal(
+            found[row, 1], toy.Reference().logits([5, 6, int(anchors[row]), int(drafts.tokens[row, 0])])
+        )
+
+
+def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifact: Artifact) -> None:
+    """Nothing of a round is done before its verdict is waited for, once two rounds are past."""
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    costs = RoundCosts(StepTimes(1.0, 0.01, (StepTime(toy.VERIFY, 1.02),)))
+    pace = Pace(costs, executor.block_size, (), AsyncScheduler())
+    strategy = Speculative(executor, CompiledDrafter(executor), executor.block_size, lambda: pace)
+    sequence = SequenceState(0, [1], SamplingParams(40), room=47, eos_ids=frozenset(), tokenizer=None)
+    waits = []
+    device.fake.on_wait = waits.append
+    turns = []
+    for _ in run(executor, strategy, [sequence]):
+        turns.append(len(waits))
+        waits.clear()
+    # A prompt is read once, and so is a round's verdict; the first two rounds look at their confidences.
+    assert turns[:3] == [1, 2, 2]
+    assert set(turns[3:-1]) == {1}
+    assert sequence.tokens == toy.Reference().greedy([1], 40, eos=None)
+
+
+def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
+    sampling = SamplingInputs.greedy(toy.BATCH)
+    previous = executor.step(one, one, one, one, numbers, sampling)
+    for turn in range(2, 6):
+        previous_made = previous.following if turn == 2 else None
+        waits: list[int] = []
+        device.fake.on_wait = waits.append
+        step = executor.step(previous, one * turn, one * turn, one, numbers, sampling)
+        assert not waits
+        assert previous_made is None or len(previous_made) == toy.BATCH
+        assert previous.following is not None
+        previous = step
+
+
+def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    params = SamplingParams(max_new_tokens=10)
+    first = tokens(executor, Autoregressive(executor), params)
+    captures = device.fake.log.count("capture")
+    with device.counted():
+        device.fake.free += 1 << 20
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
