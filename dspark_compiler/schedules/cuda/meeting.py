@@ -51,12 +51,11 @@ class Meeting:
         self._between = {dtype: shared((2, self._blocks), dtype) for dtype in _SIZE}
         self._turn = registers(1, "int32")
         T.buffer_store(self._turn, T.int32(0), [0])
-        if self._blocks > 1:
-            self._doors = shared(2, "int64")
-            with when(thread == 0):
-                for door in range(2):
-                    run(device("dspark_meeting_open", address(self._doors, door), source=_OPEN))
-            cluster_barrier()  # no block may be sent to before it has opened
+        self._doors = shared(2, "int64")
+        with when(thread == 0):
+            for door in range(2):
+                run(device("dspark_meeting_open", address(self._doors, door), source=_OPEN))
+        cluster_barrier()  # no block may be sent to before it has opened
 
     def agree(self, *parts: tuple[Agreement, Expr]) -> list[Expr]:
         """Sums (of int64 below 2^58, not negative, or of int32), maxima, minima of the warps' parts, one of each type.
@@ -66,16 +65,13 @@ class Meeting:
         for how, value in parts:
             _put(value, self._inside[_dtype(how)], self._place(), self._warp)
         barrier()
-        if self._blocks == 1:
-            results = [self._gather(how, self._inside, self._warps) for how, _ in parts]
-        else:
-            with when(self._warp == 0):
-                for how, _ in parts:
-                    self._send(self._gather(how, self._inside, self._warps), self._between[_dtype(how)])
-            size = self._blocks * sum(_SIZE[_dtype(how)] for how, _ in parts)
-            doors, first = address(self._doors), self._thread == 0
-            run(device("dspark_meeting_wait", doors, self._turn[0], size, first, source=_WAIT))
-            results = [self._gather(how, self._between, self._blocks) for how, _ in parts]
+        with when(self._warp == 0):
+            for how, _ in parts:
+                self._send(self._gather(how, self._inside, self._warps), self._between[_dtype(how)])
+        size = self._blocks * sum(_SIZE[_dtype(how)] for how, _ in parts)
+        doors, first = address(self._doors), self._thread == 0
+        run(device("dspark_meeting_wait", doors, self._turn[0], size, first, source=_WAIT))
+        results = [self._gather(how, self._between, self._blocks) for how, _ in parts]
         T.buffer_store(self._turn, self._turn[0] + 1, [0])
         # TVM takes equal calls for equal numbers, whatever came between; what is stored it lets be.
         kept = [registers(1, _dtype(how)) for how, _ in parts]
