@@ -14,7 +14,10 @@ MOST_BLOCKS = 8  # larger clusters do not run everywhere
 
 @contextmanager
 def launch_clusters(blocks: int, rest: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
-    """Emits a launch of prod(rest) clusters of two or more; yields the block's place in its cluster, the index in rest, the thread."""
+    """Emits a launch of prod(rest) clusters of two blocks or more.
+
+    Yields the block's place in its cluster, the cluster's index in ``rest``, and the thread's number in its block.
+    """
     with T.launch_thread("clusterCtaIdx.x", blocks), launch((blocks, *rest), threads) as axes:
         yield axes
 
