@@ -63,10 +63,12 @@ class StreamKernel:
             args.append(Arg("norm_weight", (depth,)))
         elif around.norm_eps is not None:
             args.append(Arg("squares", (rows, late_norm_parts(depth))))
+        if around.feeds_norm:
+            args.append(Arg("next_weight", (features,)))
         args.append(self.output)
         if around.feeds_norm:
-            shapes = ((features,), (rows, features), (rows, late_norm_parts(features)))
-            args.extend(map(Arg, _FED, shapes, ("float32", self.form.dtype, "float32")))
+            args.append(Arg("product", (rows, features), self.form.dtype))
+            args.append(Arg("product_squares", (rows, late_norm_parts(features))))
         return args
 
     @property

@@ -36,8 +36,8 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,N] = x[M,K] @ W.T (+ bias) (+ residual).
 
-    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], y, [norm weight, product,
-    squares].
+    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], [next norm's weight], y,
+    [product, squares].
 
     Args:
         name: name of the function.
