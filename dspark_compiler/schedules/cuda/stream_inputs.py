@@ -19,6 +19,7 @@ GROUP = 8  # rows of x in one product, the narrow operand's width
 X_WORDS = 4  # uint32 of a group's 32 columns in each lane
 _OCTETS = TILE_DEPTH // 8
 _STATIC = 48 * 1024  # bytes of shared memory a kernel has without asking
+_MOST = 208 * 1024  # bytes of it that x may take
 _OTHER = 14 * 1024  # bytes that the rest of a kernel may use
 
 # (where to, first element, tile of the depth, group of rows, row of the group, octet of the tile)
@@ -83,6 +84,8 @@ class _Staged:
 
     def __init__(self, rows: int, padded: int) -> None:
         self._rows, self._padded, size = rows, padded, 2 * rows * padded
+        if size > _MOST:
+            raise ValueError(f"{rows} rows of {padded} elements do not fit shared memory")
         # TVM asks CUDA for more than it has without asking only where the dynamic part alone is. The type is bytes
         # because all kernels of a module that have such memory must agree on one.
         self._memory = shared(max(size, _STATIC) if size > _STATIC - _OTHER else size, "uint8", dynamic=True)
