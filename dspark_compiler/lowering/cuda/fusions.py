@@ -10,8 +10,9 @@ from dspark_compiler.lowering.cuda.operands import is_packed_linear
 from dspark_compiler.lowering.epilogues import Epilogues, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan
 from dspark_compiler.lowering.nodes import args_of, shape_of
+from dspark_compiler.schedules.cuda.stream_linear import EARLY_NORM_ROWS
 
-FEW_ROWS = 32  # up to so many rows a linear streams its weight, and normalizes what it reads itself
+FEW_ROWS = 32  # up to so many rows a linear streams its weight
 
 _RMS_NORM = torch.ops.dspark.rms_norm.default
 
@@ -32,6 +33,6 @@ def absorbed_norm(x: fx.Node, found: Epilogues) -> fx.Node | None:
 
 def _is_read_by_streams(norm: fx.Node, plan: LayoutPlan) -> bool:
     x, weight, _ = args_of(norm)
-    if weight is None or math.prod(shape_of(x)[:-1]) > FEW_ROWS or shape_of(x)[-1] % 8:
+    if weight is None or math.prod(shape_of(x)[:-1]) > EARLY_NORM_ROWS or shape_of(x)[-1] % 8:
         return False
     return bool(norm.users) and all(is_packed_linear(user, plan) and user.args[0] is norm for user in norm.users)

@@ -1,4 +1,4 @@
-"""Attention over cache slots on tensor cores: the operators of graph/cache_ops.py, and the same on rows already written.
+"""Attention over cache slots on tensor cores: those of graph/cache_ops.py, and the same on rows already written.
 
 Caches are [B,G,C,D] and [B,G,C,Dv] of the compute dtype, scratch [B,G,N,*] likewise. New rows are written by a launch
 of their own, before; then all is read from where it is stored.
@@ -38,7 +38,7 @@ def append_attention(
     unless given), workspace float32 (anything in it).
 
     Raises:
-        LoweringError: a quantized cache, or head sizes that are no multiples of 8.
+        LoweringError: a quantized cache, one of 2^31 elements or more, or head sizes that are no multiples of 8.
     """
     problem = _problem(shape, scoring, dtype, form, out_dtype)
     return _attention(name, problem, in_dtype, ("sequence", "length", "count"), writes=True)
@@ -86,6 +86,8 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
         raise LoweringError(f"--target cuda: no attention over a cache of {form.storage.dtype} yet")
     if shape.head_dim % ELEMENTS or shape.value_dim % ELEMENTS:
         raise LoweringError(f"--target cuda: head sizes {shape.head_dim}, {shape.value_dim} are no multiples of 8")
+    if shape.batch * shape.kv_heads * shape.slots * max(shape.head_dim, shape.value_dim) >= 1 << 31:
+        raise LoweringError("--target cuda: kernels count the elements of a cache in 31 bits; lower --max-seq-len")
     return Problem(shape, scoring, form, dtype, out_dtype or dtype)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
@@ -26,7 +27,6 @@ from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import bit_length
 from dspark_compiler.schedules.cuda.launch_bounds import resident_blocks
-from dspark_compiler.schedules.cuda.memory import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.cuda.warp import part_barrier
 from dspark_compiler.schedules.tir import Buffer, Expr, when

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, weight_of
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
@@ -21,9 +22,10 @@ from dspark_compiler.schedules.cuda.attention_rows import (
 )
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.memory import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.tir import Buffer, Expr, when
+
+SLACK = 8.0  # weights and their sums stay far from the largest numbers, and what is rounded is relative
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class _Rows:
         queries = plan.stages * self._stage
         memory = shared(queries + plan.height * self._key_row, "uint8", dynamic=True)
         dims = (shape.head_dim, shape.value_dim)
-        warp = WarpTile(dims, problem.scoring, problem.dtype, memory, self._lane, plan.tiles, stretch)
+        warp = WarpTile(dims, problem.scoring, problem.dtype, memory, self._lane, plan.tiles, stretch, slack=SLACK)
         start = T.Bind(span.first_visible(problem, first // shape.group) // stretch * stretch)
         last = T.min(first + (plan.height - 1), problem.rows - 1) // shape.group
         # Tokens past the count see nothing.

@@ -146,7 +146,7 @@ class QueryRows:
     """
 
     def __init__(self, problem: Problem, q: Buffer, place: tuple[Expr, Expr, Expr], count: int) -> None:
-        """``place`` is (row of the call, key/value head, first query row), ``count`` how many rows there are from it."""
+        """``place`` is (row of the call, key/value head, first query row), ``count`` the rows from it on."""
         self._problem, self._q, self._place, self._count = problem, q, place, count
         self._copied = q.dtype == problem.dtype
 

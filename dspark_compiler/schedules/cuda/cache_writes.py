@@ -1,4 +1,4 @@
-"""Launches that put new keys and values into the cache or its scratch, and the kernel that moves scratch to live slots."""
+"""Launches that put new keys and values into the cache or its scratch, and the move from scratch to live slots."""
 
 from collections.abc import Callable
 

@@ -17,9 +17,9 @@ __device__ __forceinline__ float dspark_exp2(float x) {
 def tanh(value: Expr) -> Expr:
     """tanh, off by a few 1e-7 at most."""
     source = """
-__device__ __forceinline__ float dspark_tanh(float x) { return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x)); }
+__device__ __forceinline__ float dspark_quick_tanh(float x) { return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x)); }
 """
-    return device("dspark_tanh", value, source=source, returns="float32")
+    return device("dspark_quick_tanh", value, source=source, returns="float32")
 
 
 def fused(a: Expr, b: Expr, c: Expr) -> Expr:

@@ -31,8 +31,12 @@ def logit_moments(
             count = T.Bind(T.max(T.min(length[0], queries), 1))
             with T.serial(0, count) as t:
                 logit = variable(T.float32(0.0), "float32")
-                for d in range(dim):
-                    T.buffer_store(logit, logit[0] + T.cast(q[0, head, t, d], "float32") * key[d], [0])
+                for d in range(0, dim, lanes):
+                    query = registers(lanes)
+                    with vector(lanes) as lane:
+                        T.buffer_store(query, T.cast(q[0, head, t, d + lane], "float32"), [lane])
+                    for i in range(lanes):
+                        T.buffer_store(logit, logit[0] + query[i] * key[d + i], [0])
                 # Both moments so far, after Welford 1962: differences of large sums would lose the small variance.
                 off = T.Bind(logit[0] * T.float32(scale) - mean[0])
                 T.buffer_store(mean, mean[0] + off / T.cast(t + 1, "float32"), [0])

@@ -6,7 +6,7 @@ from dspark_compiler.schedules.tir import Buffer, Expr
 
 _SHARED = "(unsigned)__cvta_generic_to_shared"
 _LOAD_WORD = """
-__device__ __forceinline__ unsigned dspark_load_word(const void* p) {
+__device__ __forceinline__ unsigned dspark_load_two_halves(const void* p) {
   unsigned v; asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v;
 }
 """
@@ -23,28 +23,12 @@ __device__ __forceinline__ void dspark_copy16_from(void* to, const void* a, cons
     run(device("dspark_copy16_from", target, first, second, in_first, valid, source=source))
 
 
-def commit_copies() -> None:
-    """Makes the thread's copies since the last commit a group."""
-    source = """
-__device__ __forceinline__ void dspark_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-"""
-    run(device("dspark_commit_copies", source=source))
-
-
-def wait_copies(pending: int) -> None:
-    """Waits until at most ``pending`` of the thread's groups are under way."""
-    source = f"""
-__device__ __forceinline__ void dspark_wait_copies_{pending}() {{
-  asm volatile("cp.async.wait_group {pending};" ::: "memory");
-}}
-"""
-    run(device(f"dspark_wait_copies_{pending}", source=source))
-
-
 def store_pair(pointer: Expr, low: Expr, high: Expr) -> None:
     """Stores two float32 side by side; the pointer is a multiple of 8."""
     source = """
-__device__ __forceinline__ void dspark_store_pair(void* p, float low, float high) { *(float2*)p = make_float2(low, high); }
+__device__ __forceinline__ void dspark_store_pair(void* p, float low, float high) {
+  *(float2*)p = make_float2(low, high);
+}
 """
     run(device("dspark_store_pair", pointer, low, high, source=source))
 
@@ -69,7 +53,7 @@ def store_float(pointer: Expr, value: Expr) -> None:
 
 def copy_word(target: Expr, pointer: Expr) -> None:
     """Copies 4 bytes from global memory."""
-    store_word(target, device("dspark_load_word", pointer, source=_LOAD_WORD, returns="uint32"))
+    store_word(target, device("dspark_load_two_halves", pointer, source=_LOAD_WORD, returns="uint32"))
 
 
 def load_int(pointer: Expr) -> Expr:
@@ -83,7 +67,7 @@ __device__ __forceinline__ int dspark_load_int(const void* p) {
 
 
 def load_floats(target: Buffer, at: int, pointer: Expr, count: int) -> None:
-    """``count`` float32, 2 or 4, of global memory into target[at : at+count]; the pointer is a multiple of their size."""
+    """``count`` float32, 2 or 4, of global memory into target[at : at+count]; pointers are multiples of their size."""
     outs = ", ".join(f'"=f"(d[{i}])' for i in range(count))
     names = ", ".join(f"%{i}" for i in range(count))
     name = f"dspark_load_floats_{count}"
@@ -98,7 +82,7 @@ __device__ __forceinline__ void {name}(float* d, const void* p) {{
 def load_pair(pointer: Expr, stored: str, wanted: str) -> Expr:
     """Two elements of global memory as a pair of 2-byte floats; ``stored`` is their type, ``wanted`` or float32."""
     if stored != "float32":
-        return device("dspark_load_word", pointer, source=_LOAD_WORD, returns="uint32")
+        return device("dspark_load_two_halves", pointer, source=_LOAD_WORD, returns="uint32")
     kind = PTX_TYPE[wanted]
     source = f"""
 __device__ __forceinline__ unsigned dspark_load_pair_{kind}(const void* p) {{

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.async_copy import commit_copies, copy16, wait_copies
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH
 from dspark_compiler.schedules.cuda.memory_reads import load_written
 from dspark_compiler.schedules.cuda.mma import PTX_TYPE, load_shared
@@ -39,7 +41,7 @@ class Inputs:
 
 
 def written_inputs(x: Buffer, padded: int) -> Inputs:
-    """What an earlier kernel wrote; W's tiles reach to column ``padded``."""
+    """What an earlier kernel wrote, read where it lies; W's tiles reach to column ``padded``."""
     rows, depth = (int(extent) for extent in x.shape)
 
     def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
@@ -49,6 +51,62 @@ def written_inputs(x: Buffer, padded: int) -> Inputs:
         load_written(target, at, address(x, group * GROUP + _within(row, group, rows), column))
 
     return Inputs(rows, depth, load, near=False)
+
+
+def staged_inputs(x: Buffer, padded: int, thread: Expr, threads: int) -> Inputs:
+    """The same, copied to shared memory first.
+
+    The compiler moves loads of x down to where they are needed, and each waits for the L2 there: where a step takes
+    long anyway, as with quantized weights, one wait for all of a short x is less. For more rows it is more.
+    """
+    rows, depth = (int(extent) for extent in x.shape)
+    staged = _Staged(rows, padded)
+    octets = depth // 8
+    for start in range(0, rows * octets, threads):
+        piece = start + thread
+        with when(piece < rows * octets) if start + threads > rows * octets else nullcontext():
+            row, octet = piece // octets, piece % octets
+            target = staged.address(octet // _OCTETS, row, octet % _OCTETS, 0)
+            copy16(target, address(x, row, octet * 8), tvm.tirx.const(True, "bool"))
+    commit_copies()
+    staged.clear(depth, thread, threads)
+    wait_copies(0)
+    barrier()
+    return staged.inputs(depth)
+
+
+class _Staged:
+    """x of 2-byte elements in shared memory, in the order fragments are read in: [tile][row][octet][16 bytes].
+
+    Tiles are of 32 columns, up to column ``padded``.
+    """
+
+    def __init__(self, rows: int, padded: int) -> None:
+        self._rows, self._padded, size = rows, padded, 2 * rows * padded
+        # TVM asks CUDA for more than it has without asking only where the dynamic part alone is. The type is bytes
+        # because all kernels of a module that have such memory must agree on one.
+        self._memory = shared(max(size, _STATIC) if size > _STATIC - _OTHER else size, "uint8", dynamic=True)
+
+    def address(self, tile: Expr, row: Expr, octet: Expr, byte: Expr) -> Expr:
+        """Pointer to a byte of an octet."""
+        return address(self._memory, ((tile * self._rows + row) * _OCTETS + octet) * 16 + byte)
+
+    def clear(self, depth: int, thread: Expr, threads: int) -> None:
+        """Zeros past the depth."""
+        for column in range(depth, self._padded, 8):
+            for start in range(0, self._rows * 4, threads):
+                word = start + thread
+                with when(word < self._rows * 4):
+                    target = self.address(column // TILE_DEPTH, word // 4, column % TILE_DEPTH // 8, word % 4 * 4)
+                    _store_zero(target)
+
+    def inputs(self, depth: int) -> Inputs:
+        """Reads it, once it is there."""
+
+        def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
+            load_shared(target, at, self.address(tile, group * GROUP + _within(row, group, self._rows), octet, 0))
+
+        return Inputs(self._rows, depth, load, near=True)
 
 
 @dataclass(frozen=True)
@@ -61,43 +119,23 @@ class Norm:
     dtype: str  # of the result
 
     def inputs(self, padded: int, thread: Expr, warps: int) -> Inputs:
-        """The result, worked out by the block into shared memory, in the order fragments are read in.
-
-        That is [tile][row][octet][16 bytes], tiles of 32 columns up to ``padded``, zeros past the depth.
-        """
+        """The result, worked out by the block into shared memory, with zeros past the depth up to ``padded``."""
         rows, depth = (int(extent) for extent in self.x.shape)
-        size = 2 * padded * rows
-        # TVM asks CUDA for more than it has without asking only where the dynamic part alone is. The type is bytes
-        # because all kernels of a module that have such memory must agree on one.
-        memory = shared(max(size, _STATIC) if size > _STATIC - _OTHER else size, "uint8", dynamic=True)
+        staged = _Staged(rows, padded)
         fours = _Fours(depth // 4, thread, warps * WARP)
-
-        def place(tile: Expr, row: Expr, octet: Expr, byte: Expr) -> Expr:
-            return ((tile * rows + row) * _OCTETS + octet) * 16 + byte
-
         partial = self._squares(fours, warps)
         for row in range(rows):
             scale = self._scale(partial, row)
 
             def put(four: Expr, row: int = row, scale: Buffer = scale) -> None:
-                target = address(memory, place(four // 8, row, four // 2 % _OCTETS, four % 2 * 8))
+                target = staged.address(four // 8, row, four // 2 % _OCTETS, four % 2 * 8)
                 x, weight = address(self.x, row, four * 4), address(self.weight, four * 4)
                 _scale_four(target, x, weight, scale[0], self.dtype)
 
             fours.each(put)
-        for column in range(depth, padded, 8):
-            for byte in range(0, rows * 16, warps * WARP):
-                with when(byte + thread < rows * 16):
-                    row, inside = (byte + thread) // 16, (byte + thread) % 16
-                    zero = place(column // TILE_DEPTH, row, column % TILE_DEPTH // 8, inside)
-                    T.buffer_store(memory, T.uint8(0), [zero])
+        staged.clear(depth, thread, warps * WARP)
         barrier()
-
-        def load(target: Buffer, at: int, tile: Expr, group: int, row: Expr, octet: Expr) -> None:
-            source = address(memory, place(tile, group * GROUP + _within(row, group, rows), octet, 0))
-            load_shared(target, at, source)
-
-        return Inputs(rows, depth, load, near=True)
+        return staged.inputs(depth)
 
     def _squares(self, fours: "_Fours", warps: int) -> Buffer:
         """Sums of squares of what each warp has of each row, in shared memory."""
@@ -176,3 +214,11 @@ __device__ __forceinline__ void {name}(void* d, const void* x, const void* w, fl
 }}
 """
     run(device(name, target, x, weight, scale, source=source))
+
+
+def _store_zero(target: Expr) -> None:
+    """Stores four bytes of zero."""
+    source = """
+__device__ __forceinline__ void dspark_store_zero(void* d) { *(unsigned*)d = 0; }
+"""
+    run(device("dspark_store_zero", target, source=source))

@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda import functions
 from dspark_compiler.schedules.cuda.interval_search import Search
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
-from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, flipped, ranked, variable
+from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float32, flipped, ranked, variable
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _LOWEST_RANK, _LOWEST = 0x7FFFFF - 2**31, -3.4028234663852886e38  # the rank is minus infinity's
@@ -130,8 +130,8 @@ class _Row:
         held, number = self._row.above(last)
         with_equals, number_with = self._row.above(T.reinterpret("float32", T.reinterpret("int32", last) - 1))
         equals = T.Bind(T.cast(number_with - number, "int64"))
-        one = T.Bind(T.floordiv(with_equals - held, equals))
-        needed = T.Bind(T.cast(T.floordiv(wanted - held + one - 1, one), "int32"))
+        one = T.Bind(T.truncdiv(with_equals - held, equals))
+        needed = T.Bind(T.cast(T.truncdiv(wanted - held + one - 1, one), "int32"))
         with when(needed < number_with - number):
             # The place before which there are fewer than needed, and no later one.
             place = variable(T.int32(0), "int32")
@@ -151,5 +151,5 @@ class _Row:
     def normalize(self) -> None:
         """Weights over their sum."""
         total, _ = self._row.above(T.float32(-1.0))
-        divisor = T.Bind(T.cast(T.cast(total, "float64") * T.float64(2.0**-FIXED_POINT), "float32"))
+        divisor = T.Bind(as_float32(total))
         self._row.change(lambda value, _: value / divisor)
