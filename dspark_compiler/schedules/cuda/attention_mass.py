@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.cuda import functions
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
-from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, variable
+from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float32, variable
 from dspark_compiler.schedules.cuda.threads import barrier, registers, shared
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape
@@ -130,7 +130,7 @@ def _weigh(row: RowRegisters, scoring: Scoring, score: Buffer, visible: Expr, si
     highest = T.Bind(T.max(row.maximum(), T.float32(_LOWEST) if sink is None else sink))
     row.change(lambda value, _: functions.exp(value - highest))
     sum_of_weights, _ = row.above(T.float32(-1.0))
-    total = variable(T.cast(T.cast(sum_of_weights, "float64") * T.float64(2.0**-FIXED_POINT), "float32"), "float32")
+    total = variable(as_float32(sum_of_weights), "float32")
     if sink is not None:
         T.buffer_store(total, total[0] + functions.exp(sink - highest), [0])
     # A query that sees no slot pays nothing.

@@ -1,7 +1,7 @@
 """Clusters of blocks, which see each other's shared memory (CUDA programming guide, "Thread block clusters")."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -14,18 +14,19 @@ MOST_BLOCKS = 8  # larger clusters do not run everywhere
 
 @contextmanager
 def launch_clusters(blocks: int, rest: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
-    """Emits a launch of prod(rest) clusters; yields the block's place in its cluster, the index in rest, the thread."""
-    with ExitStack() as stack:
-        if blocks > 1:
-            stack.enter_context(T.launch_thread("clusterCtaIdx.x", blocks))
-        yield stack.enter_context(launch((blocks, *rest), threads))
+    """Emits a launch of prod(rest) clusters of two blocks or more.
+
+    Yields the block's place in its cluster, the cluster's index in ``rest``, and the thread's number in its block.
+    """
+    with T.launch_thread("clusterCtaIdx.x", blocks), launch((blocks, *rest), threads) as axes:
+        yield axes
 
 
 def cluster_barrier() -> None:
     """All threads of the cluster get here, and see what the others wrote before, before one goes on."""
     source = """
 __device__ __forceinline__ void dspark_cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.aligned;\\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive;\\nbarrier.cluster.wait;" ::: "memory");
 }
 """
     run(device("dspark_cluster_barrier", source=source))

@@ -1,19 +1,26 @@
 """How the warps of a cluster put their parts of a number together, at the price of one trip between blocks.
 
-A warp's part goes to every block by an asynchronous store that also tells the receiver's mbarrier of its bytes; each
-block waits until it has all of them (PTX ISA, "st.async" and "mbarrier"). Parts lie in two places by turns, with an
-mbarrier each: a slow warp may still read one while a fast one's next part arrives in the other. A part for a place
-comes only after its sender has all parts of the other, and so after all warps are done with what was there before.
+A block's warps meet in its shared memory. Its first warp sends what they have to every block by an asynchronous store
+that also tells the receiver's mbarrier of its bytes; each block waits until it has all (PTX ISA, "st.async" and
+"mbarrier"). Everything has two places, taken by turns: a slow warp may still read one while the next numbers arrive in
+the other, and they come to this one again only after all warps had the other's, so are done here.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.clusters import cluster_barrier
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
-from dspark_compiler.schedules.cuda.threads import WARP, address, device, registers, run, shared
-from dspark_compiler.schedules.tir import Expr, when
+from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, device, registers, run, shared
+from dspark_compiler.schedules.cuda.warps import add_int64, reduce_int32
+from dspark_compiler.schedules.tir import Buffer, Expr, when
+
+Agreement = Literal["add", "max", "min", "add_int64"]
+
+_NEUTRAL = {"add": 0, "max": -(2**31), "min": 2**31 - 1, "add_int64": 0}
+_SIZE = {"int32": 4, "int64": 8}
+_C_TYPE = {"int32": "int", "int64": "int64_t"}
 
 _OPEN = """
 __device__ __forceinline__ void dspark_meeting_open(int64_t* door) {
@@ -34,22 +41,54 @@ __device__ __forceinline__ void dspark_meeting_wait(int64_t* doors, int turn, in
 
 
 class Meeting:
-    """Emits what the kinds of parts have in common: the mbarriers, and which turn it is."""
+    """Emits agreements on numbers. All threads of the cluster take part in each."""
 
     def __init__(self, cluster: RowCluster, block: Expr, thread: Expr) -> None:
-        self.cluster, self.thread = cluster, thread
-        self.warp = T.Bind(block * (cluster.threads // WARP) + thread // WARP)
-        self.doors, self.turn = shared(2, "int64"), registers(1, "int32")
-        self._sent = 0  # bytes a warp sends to each block this turn
-        T.buffer_store(self.turn, T.int32(0), [0])
+        self._blocks, self._block, self._thread = cluster.blocks, block, thread
+        self._warps = cluster.threads // WARP
+        self._warp, self._lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
+        self._inside = {dtype: shared((2, self._warps), dtype) for dtype in _SIZE}
+        self._between = {dtype: shared((2, self._blocks), dtype) for dtype in _SIZE}
+        self._turn = registers(1, "int32")
+        T.buffer_store(self._turn, T.int32(0), [0])
+        self._doors = shared(2, "int64")
         with when(thread == 0):
             for door in range(2):
-                run(device("dspark_meeting_open", address(self.doors, door), source=_OPEN))
+                run(device("dspark_meeting_open", address(self._doors, door), source=_OPEN))
         cluster_barrier()  # no block may be sent to before it has opened
 
-    def send(self, value: Expr, place: Expr, dtype: str) -> None:
-        """Sends a warp's ``value``, the same in all lanes, to ``place`` of each block's shared memory."""
-        kind, bits, letter = {"int32": ("int", 32, "r"), "int64": ("int64_t", 64, "l")}[dtype]
+    def agree(self, *parts: tuple[Agreement, Expr]) -> list[Expr]:
+        """Sums (of int64 below 2^58, not negative, or of int32), maxima, minima of the warps' parts, one of each type.
+
+        A part is the same in all lanes of a warp.
+        """
+        for how, value in parts:
+            _put(value, self._inside[_dtype(how)], self._place(), self._warp)
+        barrier()
+        with when(self._warp == 0):
+            for how, _ in parts:
+                self._send(self._gather(how, self._inside, self._warps), self._between[_dtype(how)])
+        size = self._blocks * sum(_SIZE[_dtype(how)] for how, _ in parts)
+        doors, first = address(self._doors), self._thread == 0
+        run(device("dspark_meeting_wait", doors, self._turn[0], size, first, source=_WAIT))
+        results = [self._gather(how, self._between, self._blocks) for how, _ in parts]
+        T.buffer_store(self._turn, self._turn[0] + 1, [0])
+        # TVM takes equal calls for equal numbers, whatever came between; what is stored it lets be.
+        kept = [registers(1, _dtype(how)) for how, _ in parts]
+        for place, result in zip(kept, results, strict=True):
+            T.buffer_store(place, result, [0])
+        return [place[0] for place in kept]
+
+    def _gather(self, how: Agreement, places: dict[str, Buffer], count: int) -> Expr:
+        """The numbers of all places of this turn as one, by each warp for itself."""
+        neutral = getattr(T, _dtype(how))(_NEUTRAL[how])
+        number = _get(places[_dtype(how)], self._place(), T.min(self._lane, count - 1))
+        value = T.Bind(T.Select(self._lane < count, number, neutral))
+        return add_int64(value) if how == "add_int64" else reduce_int32(value, how)
+
+    def _send(self, value: Expr, places: Buffer) -> None:
+        dtype = str(places.dtype)
+        kind, bits, letter = _C_TYPE[dtype], 8 * _SIZE[dtype], {"int32": "r", "int64": "l"}[dtype]
         name = f"dspark_meeting_send_{dtype}"
         source = f"""
 __device__ __forceinline__ void {name}({kind} value, {kind}* place, int64_t* doors, int turn, int blocks) {{
@@ -63,37 +102,33 @@ __device__ __forceinline__ void {name}({kind} value, {kind}* place, int64_t* doo
   }}
 }}
 """
-        self._sent += bits // 8
-        run(device(name, value, place, address(self.doors), self.turn[0], self.cluster.blocks, source=source))
+        place = address(places, self._place(), self._block)
+        run(device(name, value, place, address(self._doors), self._turn[0], self._blocks, source=source))
 
-    def wait(self) -> None:
-        """Waits for the parts of all warps; what they sent is theirs until the next call but one."""
-        size = self._sent * self.cluster.warps
-        run(device("dspark_meeting_wait", address(self.doors), self.turn[0], size, self.thread == 0, source=_WAIT))
-        T.buffer_store(self.turn, self.turn[0] + 1, [0])
-        self._sent = 0
-
-
-class Parts:
-    """Parts of one type, int32 or int64."""
-
-    def __init__(self, meeting: Meeting, dtype: str) -> None:
-        self._meeting, self._dtype = meeting, dtype
-        self._parts = shared((2, meeting.cluster.warps), dtype)
-
-    def send(self, value: Expr) -> None:
-        """Sends a warp's part, the same in all lanes, to all; before ``Meeting.wait``."""
-        place = address(self._parts, self._place(T.bitwise_and(self._meeting.turn[0], 1)), self._meeting.warp)
-        self._meeting.send(value, place, self._dtype)
-
-    def gather(self, take: Callable[[Expr], None]) -> None:
-        """Calls take with a lane's share of the parts; after ``Meeting.wait``."""
-        warps = self._meeting.cluster.warps
-        for first in range(0, warps, WARP):
-            warp = first + self._meeting.thread % WARP
-            with when(warp < warps):
-                take(self._parts[self._place(T.bitwise_and(self._meeting.turn[0] + 1, 1)), warp])
-
-    def _place(self, odd: Expr) -> Expr:
+    def _place(self) -> Expr:
         # TVM takes an unknown index for a constant one, and would cut the buffer down to that.
-        return T.Select(odd == 0, T.int32(0), T.int32(1))
+        return T.Select(T.bitwise_and(self._turn[0], 1) == 0, T.int32(0), T.int32(1))
+
+
+def _put(value: Expr, buffer: Buffer, *place: Expr) -> None:
+    """Stores a warp's value in shared memory; TVM would see a race in places taken by turns, and want barriers."""
+    kind = _C_TYPE[str(buffer.dtype)]
+    name = f"dspark_meeting_put_{buffer.dtype}"
+    source = f"""
+__device__ __forceinline__ void {name}({kind} value, {kind}* place) {{ if (threadIdx.x % 32 == 0) *place = value; }}
+"""
+    run(device(name, value, address(buffer, *place), source=source))
+
+
+def _get(buffer: Buffer, *place: Expr) -> Expr:
+    """Loads what ``_put`` or another block has stored."""
+    kind = _C_TYPE[str(buffer.dtype)]
+    name = f"dspark_meeting_get_{buffer.dtype}"
+    source = f"""
+__device__ __forceinline__ {kind} {name}(const {kind}* place) {{ return *place; }}
+"""
+    return T.Bind(device(name, address(buffer, *place), source=source, returns=str(buffer.dtype)))
+
+
+def _dtype(how: Agreement) -> str:
+    return "int64" if how == "add_int64" else "int32"

@@ -7,6 +7,7 @@ the largest key names the first of the largest logits.
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.clusters import cluster_barrier
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory_reads import written_float
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
@@ -31,7 +32,7 @@ def row_argmax(name: str, rows: int, vocab: int, *, out_dtype: str = "int32") ->
     def body(logits: Buffer, y: Buffer) -> None:
         with cluster.launch(rows) as (row, block, thread):
             best, seen = registers(1, _KEY), registers(_BATCH)
-            keys = shared(cluster.warps, _KEY)
+            keys = shared(cluster.threads // WARP, _KEY)
             T.buffer_store(best, T.int64(-(2**63)), [0])  # below every logit's key
             release_next()
             await_previous()
@@ -44,14 +45,17 @@ def row_argmax(name: str, rows: int, vocab: int, *, out_dtype: str = "int32") ->
                 for i, place in enumerate(places):
                     _keep(best, _key(seen[i], place))
             _keep(best, _warp_max(best[0]))
-            cluster.send(best[0], keys, block * (cluster.threads // WARP) + thread // WARP)
-            cluster.barrier()
+            with when(thread % WARP == 0):
+                T.buffer_store(keys, best[0], [thread // WARP])
+            cluster_barrier()
             with when(tvm.tirx.all(block == 0, thread < WARP)):
-                for first in range(0, cluster.warps, WARP):
-                    _keep(best, keys[T.min(first + thread, cluster.warps - 1)])
+                warp = T.min(thread, cluster.threads // WARP - 1)
+                for other in range(cluster.blocks):
+                    _keep(best, _of_block(other, address(keys, warp)))
                 _keep(best, _warp_max(best[0]))
                 with when(thread == 0):
                     T.buffer_store(y, T.cast(_place(best[0]), out_dtype), [row])
+            cluster_barrier()  # no block may go while its keys are read
 
     return kernel(name, [Arg("logits", (rows, vocab)), Arg("y", (rows,), out_dtype)], body)
 
@@ -94,3 +98,17 @@ __device__ __forceinline__ int64_t dspark_warp_max_key(int64_t key) {
 }
 """
     return device("dspark_warp_max_key", key, source=source, returns=_KEY)
+
+
+def _of_block(block: int, pointer: Expr) -> Expr:
+    """The key that the cluster's block has where ``pointer`` lies in this block's shared memory."""
+    source = """
+__device__ __forceinline__ int64_t dspark_key_of_block(int block, const void* p) {
+  unsigned at = __cvta_generic_to_shared(p);
+  int64_t key;
+  asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(block));
+  asm volatile("ld.shared::cluster.s64 %0, [%1];" : "=l"(key) : "r"(at) : "memory");
+  return key;
+}
+"""
+    return device("dspark_key_of_block", block, pointer, source=source, returns=_KEY)

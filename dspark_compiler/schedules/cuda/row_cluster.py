@@ -26,7 +26,8 @@ class RowCluster:
     @property
     def blocks(self) -> int:
         """Blocks of a cluster."""
-        return next(n for n in (1, 2, 4, MOST_BLOCKS) if n == MOST_BLOCKS or self.extent <= n * _FEW * self.threads)
+        # Never one: a block that was not launched in a cluster may not send, not even to itself.
+        return next(n for n in (2, 4, MOST_BLOCKS) if n == MOST_BLOCKS or self.extent <= n * _FEW * self.threads)
 
     @property
     def each(self) -> int:

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.loops import unrolled
-from dspark_compiler.schedules.cuda.meeting import Meeting, Parts
+from dspark_compiler.schedules.cuda.meeting import Meeting
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
-from dspark_compiler.schedules.cuda.warps import Combine, add_int64, reduce_int32
+from dspark_compiler.schedules.cuda.warps import Combine, reduce_int32
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 FIXED_POINT = 40  # fractional bits of sums: 2^18 weights, none above 1, add up within 58 bits
 
 _SIGN_CLEAR = 2**31 - 1
-_IDENTITY = {"add": 0, "max": -(2**31), "min": 2**31 - 1}
+_NEVER = 2**31 - 1
 
 # Adding 8 rounds a weight to 2^-20 and leaves the multiple in the last bits; the rest is rounded to 2^-40 likewise.
 _ADD_FIXED = """
@@ -29,6 +29,11 @@ __device__ __forceinline__ void dspark_add_fixed(int* high, int* low, float weig
   }
 }
 """
+
+
+def as_float32(total: Expr) -> Expr:
+    """A sum in fixed point as a float32."""
+    return T.cast(total, "float32") * T.float32(2.0**-FIXED_POINT)
 
 
 def variable(value: Expr, dtype: str) -> Buffer:
@@ -57,7 +62,6 @@ class RowRegisters:
         self._block, self._thread = block, thread
         self.values = registers(cluster.each)
         self._meeting = Meeting(cluster, block, thread)
-        self._numbers, self._sums = Parts(self._meeting, "int32"), Parts(self._meeting, "int64")
 
     def each(self, emit: Callable[[Expr, Expr], None]) -> None:
         """Calls emit with the number of each element among the thread's, and its index in the row."""
@@ -95,7 +99,7 @@ class RowRegisters:
 
     def first(self, holds: Callable[[Expr], Expr]) -> Expr:
         """The lowest index of an element for which ``holds``; above all indices if there is none."""
-        index = variable(T.int32(_IDENTITY["min"]), "int32")
+        index = variable(T.int32(_NEVER), "int32")
 
         def emit(j: Expr, i: Expr) -> None:
             with when(holds(self.values[j])):
@@ -118,14 +122,11 @@ class RowRegisters:
 
         self.each(emit)
         number = self._count(lambda value, _: value > bound)
-        high_part, low_part = (T.cast(reduce_int32(part[0], "add"), "int64") for part in (high, low))
-        self._sums.send(high_part * T.int64(1 << FIXED_POINT // 2) + low_part)
-        self._numbers.send(reduce_int32(number[0], "add"))
-        self._meeting.wait()
-        total, whole = variable(T.int64(0), "int64"), variable(T.int32(0), "int32")
-        self._sums.gather(lambda part: T.buffer_store(total, total[0] + part, [0]))
-        self._numbers.gather(lambda part: T.buffer_store(whole, whole[0] + part, [0]))
-        return add_int64(total[0]), reduce_int32(whole[0], "add")
+        # A warp's 2^11 weights may add up to 2^31 of the larger units.
+        larger = T.cast(T.reinterpret("uint32", reduce_int32(high[0], "add")), "int64")
+        total = larger * T.int64(1 << FIXED_POINT // 2) + T.cast(reduce_int32(low[0], "add"), "int64")
+        whole, count = self._meeting.agree(("add_int64", T.Bind(total)), ("add", reduce_int32(number[0], "add")))
+        return whole, count
 
     def _count(self, holds: Callable[[Expr, Expr], Expr]) -> Buffer:
         number = variable(T.int32(0), "int32")
@@ -139,9 +140,4 @@ class RowRegisters:
 
     def _reduce(self, how: Combine, value: Expr) -> Expr:
         """Sum, maximum or minimum of each thread's int32 ``value``."""
-        self._numbers.send(reduce_int32(value, how))
-        self._meeting.wait()
-        result = variable(T.int32(_IDENTITY[how]), "int32")
-        combine = {"add": lambda a, b: a + b, "max": T.max, "min": T.min}[how]
-        self._numbers.gather(lambda part: T.buffer_store(result, combine(result[0], part), [0]))
-        return reduce_int32(result[0], how)
+        return self._meeting.agree((how, reduce_int32(value, how)))[0]

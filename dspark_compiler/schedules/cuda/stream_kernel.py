@@ -11,8 +11,9 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
 from dspark_compiler.schedules.cuda.late_norm import LateScales, late_norm_output, late_norm_parts
 from dspark_compiler.schedules.cuda.memory_reads import written_float
-from dspark_compiler.schedules.cuda.stream_inputs import Inputs, Norm, written_inputs
+from dspark_compiler.schedules.cuda.stream_inputs import Inputs, staged_inputs, written_inputs
 from dspark_compiler.schedules.cuda.stream_meeting import meet
+from dspark_compiler.schedules.cuda.stream_norm import Norm
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.stream_tiles import Weights, Worker, stream_tiles
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch
@@ -63,10 +64,12 @@ class StreamKernel:
             args.append(Arg("norm_weight", (depth,)))
         elif around.norm_eps is not None:
             args.append(Arg("squares", (rows, late_norm_parts(depth))))
+        if around.feeds_norm:
+            args.append(Arg("next_weight", (features,)))
         args.append(self.output)
         if around.feeds_norm:
-            shapes = ((features,), (rows, features), (rows, late_norm_parts(features)))
-            args.extend(map(Arg, _FED, shapes, ("float32", self.form.dtype, "float32")))
+            args.append(Arg("product", (rows, features), self.form.dtype))
+            args.append(Arg("product_squares", (rows, late_norm_parts(features))))
         return args
 
     @property
@@ -93,7 +96,6 @@ class StreamKernel:
                 lambda: self._inputs(given, thread, late),
                 Worker(thread // WARP, cut.warps, thread % WARP),
                 cut.ahead,
-                cut.fetch,
             )
             for scales in late:
                 scales.add_up()
@@ -101,14 +103,15 @@ class StreamKernel:
             meet(sums, self.work.rows, cut.stripes, cut.warps, thread, store)
 
     def _inputs(self, given: Given, thread: Expr, late: list[LateScales]) -> Inputs:
+        x, around, warps = given["x"], self.around, self.cut.warps
         padded = self.form.args()[0].shape[1] * self.form.units * TILE_DEPTH
-        if self.around.norm_eps is None:
-            return written_inputs(given["x"], padded)
-        if self.around.late_norm:
-            late.append(LateScales(given["squares"], self.work.depth, self.around.norm_eps, thread, self.cut.warps))
-            return written_inputs(given["x"], padded)
-        norm = Norm(given["x"], given["norm_weight"], self.around.norm_eps, self.form.dtype)
-        return norm.inputs(padded, thread, self.cut.warps)
+        if around.norm_eps is not None:
+            if not around.late_norm:
+                return Norm(x, given["norm_weight"], around.norm_eps, self.form.dtype).inputs(padded, thread, warps)
+            late.append(LateScales(given["squares"], self.work.depth, around.norm_eps, thread, warps))
+        if self.form.quantized and self.work.rows == 1:
+            return staged_inputs(x, padded, thread, warps * WARP)
+        return written_inputs(x, padded)
 
     def _store(
         self, given: Given, late: Sequence[LateScales], first: Expr, sums: Sequence[Expr], row: Expr, place: Expr

@@ -16,6 +16,9 @@ from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tir import Arg, Expr
 
+# Rows up to which every block's own norm of x takes less time than a kernel for it (measured on an H200).
+EARLY_NORM_ROWS = 2
+
 
 def stream_linear(
     name: str,
@@ -33,8 +36,8 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,N] = x[M,K] @ W.T (+ bias) (+ residual).
 
-    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], y, [norm weight, product,
-    squares].
+    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], [next norm's weight], y,
+    [product, squares].
 
     Args:
         name: name of the function.
@@ -46,9 +49,12 @@ def stream_linear(
         residual: whether float32 [M, N] is added.
         norm_eps: if given, x goes through an RMS norm first.
         late_norm: whether x is what a kernel that feeds a norm made of it (late_norm.py), with its squares. Otherwise x
-            is float32, and each block works its norm out anew: right for one or two rows.
+            is float32, and each block works its norm out anew: for up to EARLY_NORM_ROWS.
         feeds_norm: whether x of a next kernel with a late norm is made, too; N is a multiple of 16 then.
         out_dtype: of y.
+
+    Raises:
+        ValueError: x of a norm that is not late does not fit shared memory.
     """
     y = Arg("y", (work.rows, work.features), out_dtype)
     form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
@@ -41,9 +40,7 @@ class Weights:
     stripes: Sequence[Expr]
 
 
-def stream_tiles(
-    weights: Weights, inputs: Callable[[], Inputs], worker: Worker, ahead: int, fetch: bool
-) -> list[list[Buffer]]:
+def stream_tiles(weights: Weights, inputs: Callable[[], Inputs], worker: Worker, ahead: int) -> list[list[Buffer]]:
     """This worker's part of x @ W.T: for each stripe of 16 features and each 8 rows of x a C fragment, float32[4].
 
     Tile i of a stripe is the (i mod count)-th worker's, in order. The first loads of W go out before
@@ -53,10 +50,6 @@ def stream_tiles(
     for step in range(stream.slots):
         with stream.having(step):
             stream.load_weights(step, step)
-    if fetch:
-        for stripe in weights.stripes:
-            with when(tvm.tirx.all(worker.index == 0, worker.lane == 0)):
-                _fetch(address(weights.codes, stripe, 0, 0), stream.tiles * 1024)
     release_next()
     await_previous()
     stream.take(inputs())
@@ -179,13 +172,3 @@ __device__ __forceinline__ void dspark_load_word(unsigned* d, const void* p) {
 }
 """
     run(device("dspark_load_word", address(target, at), pointer, source=source))
-
-
-def _fetch(pointer: Expr, size: int) -> None:
-    """Asks for ``size`` bytes, a multiple of 16, as far as the L2."""
-    source = """
-__device__ __forceinline__ void dspark_fetch(const void* p, int size) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(size) : "memory");
-}
-"""
-    run(device("dspark_fetch", pointer, size, source=source))

@@ -54,16 +54,12 @@ class WeightForm:
 
     def load(self, target: Buffer, at: int, w: Buffer, stripe: Expr, tile: Expr, lane: Expr) -> None:
         """Asks for a lane's two pieces of a tile; nobody will read them again."""
-        if self.quantized:
-            place, name, order = lane * 16, "dspark_load_codes", range(8)
-        else:
+        row, octet = lane // 4, lane % 4
+        place, name, order = lane * 16, "dspark_load_codes", [0, 1, 2, 3, 4, 5, 6, 7]
+        if not self.quantized:
             # Words alternate between the halves, as in an A fragment.
-            row, octet = lane // 4, lane % 4
-            place, name, order = (
-                row * 32 + T.bitwise_xor(octet, row // 2) * 8,
-                "dspark_load_tile",
-                (0, 2, 4, 6, 1, 3, 5, 7),
-            )
+            place, name = row * 32 + T.bitwise_xor(octet, row // 2) * 8, "dspark_load_tile"
+            order = [0, 2, 4, 6, 1, 3, 5, 7]
         words = [f'"=r"(d[{i}])' for i in order]
         loads = "\n".join(
             f'  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {{%0,%1,%2,%3}}, [%4+{512 * half}];"\n'
@@ -126,15 +122,19 @@ def _fused(kind: str, name: str, a: str, b: str, c: str) -> str:
     return f'asm("fma.rn.{kind}x2 %0, %1, %2, %3;" : "=r"({name}) : "r"({a}), "r"({b}), "r"({c}));'
 
 
+def _masked(name: str, a: str, mask: str, c: str) -> str:
+    """PTX for (a & mask) | c in one instruction."""
+    return f'asm("lop3.b32 %0, %1, {mask}, %2, 0xea;" : "=r"({name}) : "r"({a}), "r"({c}));'
+
+
 def _widen_int4(name: str, kind: str, zeros: bool) -> str:
     """Codes under the exponent of 128 (1024 in fp16) count from there; 136 (1032), or that plus the zero, goes off."""
+    bfloat = kind == "bf16"
     base, one, less = (
-        ("0x43004300u", "0x3f803f80u", "0xc308c308u")
-        if kind == "bf16"
-        else ("0x64006400u", "0x3c003c00u", "0xe408e408u")
+        ("0x43004300u", "0x3f803f80u", "0xc308c308u") if bfloat else ("0x64006400u", "0x3c003c00u", "0xe408e408u")
     )
     origin = "unsigned o = __byte_perm(zeros, 0, h ? 0x3232 : 0x1010);" if zeros else f"unsigned o = {less};"
-    body = f"unsigned v = (w[4 * h] >> 4 * i & 0x000f000fu) | {base}, r; {_fused(kind, 'r', 'v', one, 'o')}"
+    body = f"unsigned v, r; {_masked('v', 'w[4 * h] >> 4 * i', '0x000f000f', base)} {_fused(kind, 'r', 'v', one, 'o')}"
     return _pairs(name, origin, body)
 
 
@@ -143,14 +143,12 @@ def _widen_int8(name: str, kind: str, zeros: bool) -> str:
     pick = "unsigned v = __byte_perm(w[4 * h + i / 2], {0}, i % 2 ? 0x4342 : 0x4140), r;"
     if kind == "bf16":
         # The sign bit is the exponent's lowest, so it makes 256 of the 128 that goes off.
-        body = (
-            pick.format("0x43434343u")
-            + " unsigned low = v & 0xff7fff7fu, off = (v & 0xff80ff80u) ^ 0x80008000u; "
-            + _fused(kind, "r", "low", "0x3f803f80u", "off")
-        )
+        less = _fused(kind, "r", "off", "0xbf80bf80u", "low")
+        body = pick.format("0x43434343u") + " unsigned low = v & 0xff7fff7fu, off = v & 0xff80ff80u; " + less
     else:
         # With the sign bit turned over a code counts from 1024 + 128.
-        body = pick.format("0x64646464u") + " v ^= 0x00800080u; " + _fused(kind, "r", "v", "0x3c003c00u", "0xe480e480u")
+        less = _fused(kind, "r", "v", "0x3c003c00u", "0xe480e480u")
+        body = pick.format("0x64646464u") + " v ^= 0x00800080u; " + less
     return _pairs(name, "", body)
 
 
@@ -158,8 +156,9 @@ def _widen_float8(name: str, kind: str, zeros: bool) -> str:
     """Exponent and mantissa moved into place, 2^120 (2^8 in fp16) too small for the wider exponent's bias."""
     shift, mask, factor = (4, "0x07f007f0u", "0x7b807b80u") if kind == "bf16" else (1, "0x3f803f80u", "0x5c005c00u")
     body = (
-        "unsigned v = __byte_perm(w[4 * h + i / 2], 0, i % 2 ? 0x3424 : 0x1404), r; "
-        f"v = (v & 0x80008000u) | (v >> {shift} & {mask}); " + _fused(kind, "r", "v", factor, "0x80008000u")
+        "unsigned v = __byte_perm(w[4 * h + i / 2], 0, i % 2 ? 0x3424 : 0x1404), m, r; "
+        f"m = v >> {shift} & {mask}; {_masked('v', 'v', '0x80008000', 'm')} "
+        + _fused(kind, "r", "v", factor, "0x80008000u")
     )
     return _pairs(name, "", body)
 
