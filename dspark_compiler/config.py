@@ -9,10 +9,12 @@ from dspark_compiler.errors import InputError
 Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
 KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
+Quantization = Literal["int8", "int4-g128", "int4-g128-awq", "fp8", "keep"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq", "fp8", "keep")
 
 # What is taken where nothing is asked for, on the CPU and on GPUs.
 _CPU_DTYPE: DType = "float32"
@@ -41,6 +43,8 @@ class CompileConfig:
     output: Path | None = None
     dtype: DType | None = None
     kv_dtype: KVDType | None = None
+    quantize: Quantization | None = None
+    calibration: Path | None = None
     max_seq_len: int | None = None
     max_batch: int = 1
     prefill_widths: tuple[int, ...] | None = None
@@ -63,6 +67,10 @@ class CompileConfig:
         ):
             if name is not None and name not in known:
                 raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
+        if self.calibration is not None and self.quantize != "int4-g128-awq":
+            raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),

@@ -2,7 +2,7 @@
 
 import torch
 
-from dspark_compiler.config import CompileConfig, KVDType
+from dspark_compiler.config import CompileConfig, KVDType, Quantization
 from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
@@ -22,8 +22,16 @@ from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
+from dspark_compiler.passes.quantize_weights import QuantizeWeights
+from dspark_compiler.quantization.weight_format import WeightFormat
 
 _KV_STORED: dict[KVDType, torch.dtype] = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
+_WEIGHT_FORMATS: dict[Quantization, WeightFormat] = {
+    "int8": WeightFormat("int8"),
+    "int4-g128": WeightFormat("int4", group=128),
+    "int4-g128-awq": WeightFormat("int4", group=128),
+    "fp8": WeightFormat("float8_e4m3"),
+}
 
 
 def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple[Pass, ...]:
@@ -53,8 +61,14 @@ def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple
         *([] if config.target == "cpu" else [DrawTokens()]),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
+        *_quantizing(config),  # after what makes weights of others
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )
+
+
+def _quantizing(config: CompileConfig) -> tuple[Pass, ...]:
+    form = None if config.quantize is None else _WEIGHT_FORMATS.get(config.quantize)
+    return () if form is None else (QuantizeWeights(form),)
 
 
 def _drafting(config: CompileConfig, heads: Heads | None) -> tuple[Pass, ...]:
