@@ -31,6 +31,5 @@ def channel_scales(weight: Tensor, inputs: Tensor, form: WeightFormat) -> Tensor
 
 def _error(weight: Tensor, inputs: Tensor, exact: Tensor, scales: Tensor, form: WeightFormat) -> float:
     """Mean squared error of the outputs with the weight's columns multiplied by ``scales`` and rounded."""
-    importance = (inputs / scales).square().mean(0)
-    rounded = quantize(weight * scales, form, importance).dequantized() / scales
+    rounded = quantize(weight * scales, form, clip=False).dequantized() / scales
     return float((inputs @ rounded.T - exact).square().mean())

@@ -31,12 +31,15 @@ class QuantizedWeight:
         return dequantized(self.codes, self.scales, self.offsets)
 
 
-def quantize(weight: Tensor, form: WeightFormat, importance: Tensor | None = None) -> QuantizedWeight:
+def quantize(
+    weight: Tensor, form: WeightFormat, importance: Tensor | None = None, *, clip: bool = True
+) -> QuantizedWeight:
     """Rounds W [N,K] to the nearest codes, with symmetric scales.
 
     The scale of a group is the one of a few, the largest element's and smaller, that leaves the smallest squared error,
-    columns weighted by ``importance`` [K], the mean square of what they are multiplied by, where it is known.
-    e4m3 codes have the same relative error at any scale: for them it is the largest element's.
+    columns weighted by ``importance`` [K], the mean square of what they are multiplied by, where it is known; without
+    ``clip`` it is the largest element's.
+    e4m3 codes have the same relative error at any scale: for them there is nothing to search.
     """
     assert not form.offsets
     features, depth = weight.shape
@@ -45,8 +48,8 @@ def quantize(weight: Tensor, form: WeightFormat, importance: Tensor | None = Non
     weights = torch.ones(depth) if importance is None else importance.float()
     weights = weights.view(1, form.groups(depth), -1)
     best = codes = scales = None
-    for clip in _CLIPS if form.codes != "float8_e4m3" else (1.0,):
-        scale = peak * (clip / _LARGEST[form.codes])
+    for share in _CLIPS if clip and form.codes != "float8_e4m3" else (1.0,):
+        scale = peak * (share / _LARGEST[form.codes])
         if form.group:
             scale = scale.to(_GROUP_SCALES).float().clamp(min=2.0**-24)
         found = _rounded(groups / scale, form)
