@@ -23,10 +23,10 @@ from dspark_compiler.schedules.layouts import PanelLayouts
 from dspark_compiler.schedules.tune import TuningStep, tune
 
 # x86-64 levels of the psABI, by the /proc/cpuinfo flags each adds.
-_V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
-_V3 = (*_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
+_V3 = (*V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+_LEVELS = {"x86-64-v2": V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 # What LLVM may use beyond the levels when it compiles for the very host.
 _NATIVE = (
     *("avx512_bf16", "avx512_bitalg", "avx512_fp16", "avx512_vbmi2", "avx512_vnni", "avx512_vpopcntdq"),

@@ -1,6 +1,5 @@
 """The CUDA target: code for one architecture of Nvidia's, compiled with or without such a GPU at hand."""
 
-import ctypes
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,17 +13,20 @@ from tvm import relax
 from tvm.relax.backend.cuda.pipeline import dataflow_lower_passes
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.artifact.nvidia import Gpu, find_driver, runs_on
 from dspark_compiler.backends import cuda_toolkit
-from dspark_compiler.backends.cpu import _V2
+from dspark_compiler.backends.cpu import V2
 from dspark_compiler.errors import InputError, LoweringError
+from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.cuda.rules import gpu_rules
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
 
 _OLDEST = 80  # mma.m16n8k16 of bfloat16 begins with Ampere
+_OWN_INSTRUCTIONS = 9  # from this capability on, code for one architecture alone has instructions others lack
 _DEFAULT_ARCH = "sm_90a"  # where there is no GPU to ask
-_HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", _V2
+_HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", V2
 _MAX_SHARED = 48 * 1024  # bytes a block of a rule's kernel may use
 
 
@@ -51,7 +53,9 @@ class CudaBackend:
     def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
         triple = tvm.target.codegen.llvm_get_system_triple()
-        return TargetInfo("cuda", self.arch or _local_arch() or _DEFAULT_ARCH, triple, _HOST_FEATURES)
+        gpu = _gpu_here()
+        arch = self.arch or (_DEFAULT_ARCH if gpu is None else _arch_of(gpu))
+        return TargetInfo("cuda", arch, triple, _HOST_FEATURES)
 
     @cached_property
     def target(self) -> Any:
@@ -71,14 +75,14 @@ class CudaBackend:
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""
-        local = _local_arch()
-        # Code with an architecture's own instructions (sm_90a) runs on that one alone.
-        return local is not None and local.rstrip("af") == self.spec.arch.rstrip("af")
+        gpu = _gpu_here()
+        return gpu is not None and runs_on(self.spec.arch, gpu.capability)
 
     def schedule(self, module: Any, records: Records) -> Any:
         """See Backend."""
         with self.target:
-            return gpu_rules()(module)
+            # Before the rules, which would make kernels of what is only another view.
+            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules()])(module)
 
     def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
         """See Backend."""
@@ -99,7 +103,9 @@ class CudaBackend:
         try:
             with self.target:
                 pipeline = tvm.transform.Sequential(passes)
-                executable = relax.build(module, target=self.target, relax_pipeline=pipeline)
+                executable = relax.build(
+                    module, target=self.target, relax_pipeline=pipeline, tir_pipeline=register_pipeline()
+                )
             with tempfile.TemporaryDirectory(prefix="dspark-link-") as workspace:
                 executable.export_library(str(library), workspace_dir=workspace)
         except (RuntimeError, ValueError) as error:
@@ -113,19 +119,13 @@ class CudaBackend:
         return [Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so", *cuda_toolkit.runtime_libraries()]
 
 
-def _local_arch() -> str | None:
-    """The architecture of this machine's first GPU; None where there is no GPU or no driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    # What stands in for the driver while compiling lacks cuInit.
-    if not hasattr(driver, "cuInit") or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return None
-    capability_major, capability_minor = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-    if not count.value or driver.cuDeviceGetAttribute(ctypes.byref(major), capability_major, 0):
-        return None
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), capability_minor, 0)
-    number = f"sm_{major.value}{minor.value}"
-    return number + "a" if number == "sm_90" else number
+def _gpu_here() -> Gpu | None:
+    """The GPU that would be used."""
+    driver = find_driver()
+    return driver.gpus[0] if driver is not None and driver.gpus else None
+
+
+def _arch_of(gpu: Gpu) -> str:
+    """The architecture that makes use of all a GPU has."""
+    major, minor = gpu.capability
+    return f"sm_{major}{minor}" + ("a" if major >= _OWN_INSTRUCTIONS else "")

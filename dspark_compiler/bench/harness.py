@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.bench.contestants import COMPILED, NO_HEADS, OPPONENTS, SOURCE_OPPONENTS, Setup
+from dspark_compiler.bench.copy_bandwidth import of_artifact
 from dspark_compiler.bench.process import ContestantProcess, Generation
 from dspark_compiler.compare.origin import source_of, tokenizer_of
 from dspark_compiler.compare.prompts import TextSampler
@@ -60,7 +61,7 @@ class BenchConfig:
 class Contender:
     """A contestant's results; ``prepare_s`` is the time to load, compile and warm up.
 
-    ``bandwidths`` are what the cores read in bytes a second right before each generation.
+    ``bandwidths`` are what the cores read, or the GPU copies, in bytes a second right before each generation.
     """
 
     name: str
@@ -114,9 +115,10 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     needs_source = any(name in SOURCE_OPPONENTS for name in names)
     model = source_of(artifact, config.model) if needs_source else None
     threads = config.threads or cores()
-    setup = Setup(str(config.artifact), model, manifest.dtype, threads, config.prompt_len, config.new_tokens)
+    lengths = config.prompt_len, config.new_tokens
+    setup = Setup(str(config.artifact), model, manifest.dtype, threads, *lengths, manifest.target.kind)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
-    bandwidth = ReadBandwidth(threads)
+    bandwidth = ReadBandwidth(threads) if manifest.target.kind == "cpu" else of_artifact(artifact)
     rest = RestWatch()
     with ExitStack() as stack:
         contenders, processes = [], []

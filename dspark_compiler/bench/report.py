@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dspark_compiler.artifact import Manifest
+from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.bench.contestants import COMPILED
 from dspark_compiler.bench.harness import Contender, Measurements
 from dspark_compiler.bench.roofline import token_traffic
@@ -38,7 +40,7 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "model": manifest.model.name,
         "target": manifest.target.kind,
         "dtype": manifest.dtype,
-        "device": str(processor()),
+        "device": device_of(manifest),
         "versions": installed_versions(),
         "prompt_len": len(measured.prompts[0]),
         "new_tokens": len(measured.contenders[0].generations[0].tokens),
@@ -51,6 +53,15 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "tokens_identical": not parted if len(runs) > 1 else None,
         "partings": [str(parting) for parting in parted],
     }
+
+
+def device_of(manifest: Manifest) -> str:
+    """What an artifact runs on here, for people."""
+    driver = None if manifest.target.kind == "cpu" else find_driver()
+    if driver is None or not driver.gpus:
+        return str(processor())
+    gpu = driver.gpus[0]
+    return f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB"
 
 
 def _speedups(contenders: Sequence[Contender], *, by_prompt: bool) -> dict[str, float]:
@@ -126,7 +137,8 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
         f"{result['model']} {result['dtype']}, {result['prompt_len']} prompt and {result['new_tokens']} new tokens, "
         f"{result['repeats']} prompts, {result['threads']} threads"
     )
-    caption = f"{result['device']}; limit: all cores read {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    how = "all cores read" if result["target"] == "cpu" else "the GPU copies"
+    caption = f"{result['device']}; limit: {how} {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
     table = Table(
         title=title, caption=caption, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
     )  # lean enough for 80 columns

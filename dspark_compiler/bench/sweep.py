@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dspark_compiler.artifact import Artifact, nbytes
-from dspark_compiler.bench.report import installed_versions
+from dspark_compiler.bench.report import device_of, installed_versions
 from dspark_compiler.bench.tasks import TASKS
 from dspark_compiler.errors import InputError
-from dspark_compiler.machine.processor import processor
 
 # Makes the artifact with a policy and so many slots; it is gone when the context ends.
 CompileVariant = Callable[[str, int], AbstractContextManager[Artifact]]
@@ -128,7 +127,7 @@ def _document(artifact: Artifact, options: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "max_seq_len": manifest.max_seq_len,
         "artifact_sha256": hashlib.sha256(manifest.dumps().encode()).hexdigest(),
-        "device": str(processor()),
+        "device": device_of(manifest),
         "versions": installed_versions(),
         "command": " ".join(["dspark", *sys.argv[1:]]),
         "options": dict(options),

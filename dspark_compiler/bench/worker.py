@@ -5,18 +5,15 @@ or ``{"do": "memory"}``, each with ``"settled": true`` if memory used until its 
 to what was stdout; whatever libraries print there goes to stderr.
 """
 
-import contextlib
 import gc
 import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
 from dspark_compiler.bench.contestants import CONTESTANTS, Contestant, Setup
 from dspark_compiler.errors import DSparkError
-from dspark_compiler.runtime.memory import peak_memory_bytes
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -33,12 +30,12 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         for line in requests:
             request = json.loads(line)
             if request["do"] == "memory":
-                answer(peak_memory_bytes=peak_memory_bytes())
+                answer(peak_memory_bytes=contestant.memory.peak_bytes())
             else:
                 tokens, times, steps = timed(contestant, request["prompt"], request["new_tokens"])
                 answer(tokens=tokens, times_ms=times, steps=steps)
             if request.get("settled"):
-                forget_peak()
+                contestant.memory.forget()
     except (DSparkError, OSError, ImportError) as error:
         answer(error=str(error), kind=type(error).__name__)
 
@@ -59,12 +56,6 @@ def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[l
         tokens += made
         steps, previous = steps + 1, now
     return tokens, times, steps
-
-
-def forget_peak() -> None:
-    """Lets the peak of resident memory start again from what is resident now, where Linux allows it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """``dspark generate``: an artifact continues a prompt."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def generate_command(
     else:
         stream = engine.generate(prompt or "", params)
     if as_json:
-        _print_result(stream)
+        _print_result(stream, engine.executor.device.peak_memory_bytes)
     else:
         _print_stream(stream, has_text=engine.tokenizer is not None)
 
@@ -99,9 +100,7 @@ def _print_stream(stream: "Stream", *, has_text: bool) -> None:
     click.echo("" if has_text else " ".join(map(str, stream.completion.tokens)))
 
 
-def _print_result(stream: "Stream") -> None:
-    from dspark_compiler.runtime.memory import peak_memory_bytes
-
+def _print_result(stream: "Stream", peak_memory_bytes: Callable[[], int]) -> None:
     for _ in stream:
         pass
     result = stream.completion

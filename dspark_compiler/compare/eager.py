@@ -22,7 +22,7 @@ def eager_logits(model: PreTrainedModel, tokens: Sequence[int], first: int = 0) 
 
     Every token is given (teacher forcing); nothing the model would have chosen is fed back.
     """
-    ids = torch.tensor([list(tokens)])  # [1, len(tokens)]
+    ids = torch.tensor([list(tokens)], device=model.device)  # [1, len(tokens)]
     options: dict[str, Any] = {cache_keyword(model): DynamicCache(config=model.config), "use_cache": True}
     with torch.inference_mode():
         for begin in range(0, ids.shape[1], _CHUNK):
@@ -30,5 +30,5 @@ def eager_logits(model: PreTrainedModel, tokens: Sequence[int], first: int = 0) 
             wanted = min(chunk.shape[1], begin + chunk.shape[1] - first)
             output = model(chunk, logits_to_keep=max(wanted, 1), **options)
             if wanted > 0:
-                logits: NDArray[np.float32] = output.logits[0].float().numpy()
+                logits: NDArray[np.float32] = output.logits[0].float().cpu().numpy()
                 yield logits

@@ -11,7 +11,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program, Role
-from dspark_compiler.lowering.epilogues import Gate, Residual, find_epilogues
+from dspark_compiler.lowering.epilogues import Epilogues, Gate, Residual
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
 from dspark_compiler.lowering.nodes import effects
 from dspark_compiler.schedules.database import Records
@@ -28,11 +28,13 @@ class TargetLowering:
 
     Attributes:
         converters: by operator name, as TVM's importer spells names.
+        find_fusions: what kernels of an entry point do besides their own operator.
         lower_epilogue: for a linear with what is done to its output.
         kernels: the templates that converters of all targets call, by name.
     """
 
     converters: Mapping[str, Converter]
+    find_fusions: Callable[[EntryPoint, LayoutPlan], Epilogues]
     lower_epilogue: EpilogueLowering
     kernels: Mapping[str, KernelTemplate]
 
@@ -57,6 +59,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.plan = plan
         self.block_builder = relax.BlockBuilder()
         self.entry: EntryPoint | None = None
+        self.fusions = Epilogues()
         self._kernels: dict[str, Any] = {}
         self._reshaped_from: dict[Any, Any] = {}
         self._state_of: dict[Any, fx.Node] = {}
@@ -148,12 +151,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
 
     def _convert_nodes(self, entry: EntryPoint) -> Any:
         written: dict[fx.Node, None] = {}
-        epilogues = find_epilogues(entry, self.plan)
+        self.fusions = self._target.find_fusions(entry, self.plan)
         for node in entry.graph.graph.nodes:
-            if node.op == "placeholder" or node in epilogues.absorbed:
+            if node.op == "placeholder" or node in self.fusions.absorbed:
                 continue
-            if node in epilogues.matches:
-                self.env[node] = self._target.lower_epilogue(node, epilogues.matches[node], self)
+            if node in self.fusions.matches:
+                self.env[node] = self._target.lower_epilogue(node, self.fusions.matches[node], self)
                 continue
             if node.op == "output":
                 values = [self.env[value] for value in node.args[0]]

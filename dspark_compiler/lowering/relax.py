@@ -5,8 +5,10 @@ from tvm import relax
 
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.cpu.target import cpu_lowering
-from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.cuda.target import cuda_lowering
+from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.database import Records
 
 
@@ -19,7 +21,7 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         LoweringError: an operator without a lowering, naming entry point and node.
         InputError: a file of records that cannot be read.
     """
-    module = EntryImporter(program, plan, cpu_lowering(plan.isa), records).module()
+    module = EntryImporter(program, plan, _target(plan), records).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),
@@ -31,3 +33,9 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         relax.transform.DeadCodeElimination(),
     ]
     return tvm.transform.Sequential(passes)(module)
+
+
+def _target(plan: LayoutPlan) -> TargetLowering:
+    if isinstance(plan.layouts, FragmentLayouts):
+        return cuda_lowering(plan.layouts.dtype)
+    return cpu_lowering(plan.isa)

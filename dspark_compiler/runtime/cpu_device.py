@@ -14,6 +14,7 @@ from dspark_compiler.runtime.memory import peak_memory_bytes
 class CpuDevice:
     """See Device."""
 
+    is_late = False
     obstacle: str | None = None
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:

@@ -41,6 +41,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudaGraphInstantiate": (c_void_p, c_void_p, c_ulonglong),
     "cudaGraphDestroy": (c_void_p,),
     "cudaGraphLaunch": (c_void_p, c_void_p),
+    "cudaGraphExecDestroy": (c_void_p,),
 }
 
 
@@ -149,6 +150,10 @@ class CudaRuntime:
     def launch(self, graph: int, stream: int) -> None:
         """Puts all of a graph on the stream."""
         self._check("cudaGraphLaunch", graph, stream)
+
+    def destroy(self, graph: int) -> None:
+        """Gives a graph's memory back; what was launched of it still ends."""
+        self._check("cudaGraphExecDestroy", graph)
 
     def _made(self, name: str, *arguments: Any, of: int | None = None) -> int:
         """What the function gives by its first argument; ``of`` comes before that."""

@@ -28,13 +28,17 @@ class CudaDevice:
         cuda: CUDA's runtime library.
         stream: what everything is put on.
         where: DLPack's type and number of the device.
+        epoch: counts how often memory may have been taken back from graphs.
     """
+
+    is_late = True
 
     def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = _FIRST_GPU) -> None:
         self.cuda = cuda
         self.where = where
         self.stream = cuda.stream()
         self.obstacle: str | None = None
+        self.epoch = 0
         self._used = 0
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []
@@ -91,11 +95,16 @@ class CudaDevice:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """What the GPU has less of after this is ours."""
+        """What the GPU has less of after this is ours.
+
+        If it has more, TVM's allocator has given back what it kept for later, since nothing was left; with that went
+        memory that graphs use between their inputs and outputs.
+        """
         before, _ = self.cuda.memory()
         yield
         after, _ = self.cuda.memory()
         self._used += max(0, before - after)
+        self.epoch += after > before
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:

@@ -11,9 +11,11 @@ class Device(Protocol):
     """Holds tensors and runs calls, in the order they are made.
 
     Attributes:
+        is_late: whether it has its own clock, so that what it does takes no time until somebody waits.
         obstacle: why calls are slower than they could be here, one sentence; None where nothing is in the way.
     """
 
+    is_late: bool
     obstacle: str | None
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:

@@ -165,8 +165,8 @@ class Executor:
     def _run_decode(self, tokens: ArrayLike | Any, positions: ArrayLike, lengths: ArrayLike, counts: ArrayLike) -> Any:
         """The logits [B,1,V] as the entry point returned them; ``tokens`` may be a tensor of it."""
         lengths, counts = np.asarray(lengths), np.asarray(counts)
-        for row in np.flatnonzero(counts):
-            self._make_room(int(row), int(lengths[row]), 1, self._evict)
+        for row in self._accounted(counts):
+            self._make_room(row, int(lengths[row]), 1, self._evict)
         on_host = isinstance(tokens, np.ndarray | Sequence)
         result = self._decode(
             input_ids=np.reshape(tokens, (-1, 1)) if on_host else tokens,
@@ -176,8 +176,8 @@ class Executor:
             count=counts,
             **self._free(lengths),
         )
-        for row in np.flatnonzero(counts):
-            self._confirm(int(row), 1)
+        for row in self._accounted(counts):
+            self._confirm(row, 1)
         return result["logits"]
 
     def verify(self, tokens: ArrayLike, positions: ArrayLike, lengths: ArrayLike, *, reading: bool = False) -> Logits:
@@ -194,8 +194,8 @@ class Executor:
         self, tokens: NDArray[Any] | Columns, positions: ArrayLike, lengths: NDArray[Any], evict: Call | None
     ) -> Any:
         """The logits as the entry point returned them."""
-        for row in np.flatnonzero(lengths):
-            self._make_room(int(row), int(lengths[row]), 1, evict)
+        for row in self._accounted(lengths):
+            self._make_room(row, int(lengths[row]), 1, evict)
         call = self._verify[np.shape(positions)[1]]
         return call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths))["logits"]
 
@@ -207,8 +207,8 @@ class Executor:
             assert accepted[row] <= self.exact_rows(int(row), int(lengths[row])), "more than exact_rows confirmed"
             self._make_room(int(row), int(lengths[row]), int(accepted[row]), self._evict)
         self._commit(length=lengths, accepted=accepted, **self._free(lengths))
-        for row in np.flatnonzero(accepted):
-            self._confirm(int(row), int(accepted[row]))
+        for confirmed in self._accounted(accepted):
+            self._confirm(confirmed, int(accepted[confirmed]))
 
     def draft(
         self,
@@ -227,7 +227,14 @@ class Executor:
         result = self._draft(anchor=anchors, position=positions, length=lengths, **numbers)
         read = [result[name] for name in ("tokens", "confidence") if name in result]
         counts = np.full(self.batch, self.block_size)
-        return Drafts.on_device(self.device.fetch(*read), result["tokens"], counts, result["probs"])
+        return Drafts.on_device(
+            self.device.fetch(*read),
+            result["tokens"],
+            counts,
+            result["probs"],
+            has_confidence=len(read) == 2,
+            late=self.device.is_late,
+        )
 
     def speculate(
         self,
@@ -269,6 +276,10 @@ class Executor:
     def _read(self, logits: Any) -> Logits:
         (array,) = self.device.fetch(logits).arrays()
         return array
+
+    def _accounted(self, numbers: NDArray[Any]) -> list[int]:
+        """Rows of which the number is not 0, if there is an account of slots."""
+        return [] if self._account is None else [int(row) for row in np.flatnonzero(numbers)]
 
     def _make_room(self, row: int, length: int, count: int, evict: Call | None) -> dict[str, Any]:
         """Evicts slots of a sequence if ``count`` more tokens need that; returns the input ``free`` of a prefill."""

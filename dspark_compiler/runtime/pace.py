@@ -9,7 +9,7 @@ import numpy as np
 
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.rounds import RoundRecord
-from dspark_compiler.runtime.scheduler import Admission, Survival, survival
+from dspark_compiler.runtime.scheduler import Admission, LateSurvivals, Survival
 
 # Rounds without drafts after which one round tries again; doubled each time that does not pay.
 _FIRST_PAUSE, _LAST_PAUSE = 8, 256
@@ -100,6 +100,11 @@ class Pace:
         refreshing = 0 < self._refresh <= self._in_a_row
         return self._parked == 0 and self._lost + worst <= allowed and not refreshing
 
+    @property
+    def rests(self) -> bool:
+        """Whether this round has no drafts, and neither will the next."""
+        return self._parked > 1
+
     def lengths(self, available: Sequence[int], confidences: Sequence[np.ndarray] | None) -> list[int]:
         """How many of each sequence's ``available`` drafts to verify, given the logits of their confidence, if any.
 
@@ -112,8 +117,7 @@ class Pace:
             width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
             self._declined = width == 1
         else:
-            pairs = zip(confidences, available, strict=True)
-            values = [survival(logits, self._temperatures)[:count] for logits, count in pairs]
+            values = LateSurvivals(confidences, available, self._temperatures)
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
             width = self._costs.width(max(admitted, default=0))
         return [min(count, width - 1) for count in available]

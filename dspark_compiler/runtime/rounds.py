@@ -3,7 +3,7 @@
 Shapes: B sequences the artifact holds, g tokens of a draft, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,31 @@ class Step:
         return tokens
 
 
+class LateRows(Sequence[NDArray[np.float32]]):
+    """Some rows of an array that may be on its way to the host; how many is known, looking at one waits."""
+
+    def __init__(self, array: Callable[[], NDArray[np.float32]], rows: Sequence[int]) -> None:
+        self._array = array
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._array()[self._rows[place]]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self._array()[row] for row in self._rows)
+
+
 class Drafts:
     """Tokens that may follow each sequence's last one.
 
     Attributes:
         counts: how many of a sequence's tokens are drafts, int64 [B].
         probs: what they were drawn from, float32 [B,g,V] as an entry point returned it; None where they are certain.
+        late: whether the host may have to wait for the rest.
+        has_confidence: whether somebody says how sure they are.
     """
 
     def __init__(
@@ -55,12 +74,17 @@ class Drafts:
         self._tensor: Any | None = None
         self.counts = counts
         self.probs = probs
+        self.late = False
+        self.has_confidence = confidence is not None
 
     @classmethod
-    def on_device(cls, fetched: Fetched, tensor: Any, counts: NDArray[np.int64], probs: Any) -> "Drafts":
+    def on_device(
+        cls, fetched: Fetched, tensor: Any, counts: NDArray[np.int64], probs: Any, *, has_confidence: bool, late: bool
+    ) -> "Drafts":
         """Drafts as an entry point made them; ``fetched`` tokens, and confidence if there is some."""
         drafts = cls.__new__(cls)
         drafts._fetched, drafts._tensor, drafts.counts, drafts.probs = fetched, tensor, counts, probs
+        drafts.has_confidence, drafts.late = has_confidence, late
         return drafts
 
     @property
@@ -71,8 +95,11 @@ class Drafts:
     @property
     def confidence(self) -> NDArray[np.float32] | None:
         """Logits that each stays if those before it do, float32 [B,g]; None where nobody says. Waits for them."""
-        arrays = self._fetched.arrays()
-        return arrays[1] if len(arrays) > 1 else None
+        return self._fetched.arrays()[1] if self.has_confidence else None
+
+    def confidences(self, rows: Sequence[int]) -> LateRows | None:
+        """The same of some sequences; waits when it is looked at."""
+        return LateRows(lambda: self._fetched.arrays()[1], rows) if self.has_confidence else None
 
     def after(self, anchors: ArrayLike, width: int) -> NDArray[np.int64] | Columns:
         """Each anchor [B] and the first width - 1 of its drafts, as an input [B,width]; waits for nothing.

@@ -10,6 +10,7 @@ longer the target's (the paper's appendix A). Confidence k is known before draft
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,27 @@ def _descending(survivals: Sequence[Survival]) -> Iterator[tuple[int, float]]:
     return ((row, -negative) for negative, _, row in sorted(drafts))
 
 
+class LateSurvivals(Sequence[Survival]):
+    """Survivals of drafts whose confidences may be on their way to the host: looking at them waits, once."""
+
+    def __init__(
+        self, confidences: Sequence[NDArray[np.float32]], available: Sequence[int], temperatures: Sequence[float]
+    ) -> None:
+        """``available`` drafts of each sequence count."""
+        self._given = confidences, available, temperatures
+
+    @cached_property
+    def _values(self) -> list[Survival]:
+        confidences, available, temperatures = self._given
+        return [survival(logits, temperatures)[:count] for logits, count in zip(confidences, available, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._given[1])
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._values[place]
+
+
 class Admission(Protocol):
     """A rule by which drafts are admitted round by round."""
 
@@ -92,5 +114,6 @@ class AsyncScheduler:
         """See Admission."""
         full = len(self._past) == 2
         admitted = capacity(self._past[0], rate) if full else sum(len(values) for values in survivals)
-        self._past.append(list(survivals))
-        return admit_top(survivals, admitted)
+        self._past.append(survivals)
+        # Of one sequence there is nothing to choose from, and nothing to wait for.
+        return [admitted] if len(survivals) == 1 and full else admit_top(survivals, admitted)

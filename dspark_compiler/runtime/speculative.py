@@ -21,6 +21,7 @@ from dspark_compiler.runtime.pace import Pace
 from dspark_compiler.runtime.rounds import Drafts, RoundRecord
 from dspark_compiler.runtime.sampling import SamplingInputs, pick, probabilities
 from dspark_compiler.runtime.sequence import SequenceState
+from dspark_compiler.runtime.strategy import StepAhead, make_step
 
 Observer = Callable[[RoundRecord], None]
 
@@ -73,35 +74,48 @@ class Speculative:
         self._costs = None if live is None else live.costs
         self._own: WeakKeyDictionary[SequenceState, Pace] = WeakKeyDictionary()
         self._observer = observer or (lambda _: None)
+        self._ahead = StepAhead()
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
-        numbers = self._numbers(active)
+        began = time.perf_counter()
         limits = {sequence.row: self._limit(sequence) for sequence in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
+        if self._ahead.is_for(active):  # there were not to be drafts
+            self._decode(active, groups, None)
+            self._stepped(1, began, None)
+            for group in groups:
+                self._settle(group, None, None, None)
+            return
+        numbers = self._numbers(active)
         wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
         drafts, sampling = None, _sampling(self._executor.batch, active)
         if wanting:
             drafting = [sequence for group in wanting for sequence in group.sequences]
-            began = time.perf_counter()
             drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
-            if self._costs is not None:
+            if self._costs is not None and not drafts.late:
                 self._costs.drafted(_since(began))
+                began = time.perf_counter()
             for group in wanting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
-        began, width = time.perf_counter(), 1
+        width = 1
         if drafts is not None and counts.max() > 0:
             width = next(width for width in self._executor.round_widths if width > counts.max())
             accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
         else:
-            accepted = self._decode(active, numbers[:, -1], sampling)
-        if self._costs is not None:
-            self._costs.stepped(width, _since(began))
+            accepted = self._decode(active, groups, numbers[:, -1])
+        self._stepped(width, began, drafts)
         for group in groups:
             self._settle(group, drafts if group in wanting else None, counts, accepted)
+
+    def _stepped(self, width: int, began: float, drafts: Drafts | None) -> None:
+        if self._costs is not None:
+            # What was drafted in the device's own time was waited for with the step.
+            late_ms = self._costs.times.draft_ms if drafts is not None and drafts.late else 0.0
+            self._costs.stepped(width, _since(began) - late_ms)
 
     def _limit(self, sequence: SequenceState) -> int:
         """Drafts of a sequence that may be looked at; with the anchor, so many tokens and one more may come of it."""
@@ -151,24 +165,35 @@ class Speculative:
         return verdict.accepted
 
     def _decode(
-        self, active: Sequence[SequenceState], numbers: NDArray[np.float32], sampling: SamplingInputs
+        self, active: Sequence[SequenceState], groups: Sequence[_Group], numbers: NDArray[np.float32] | None
     ) -> NDArray[np.int32]:
-        """A plain step; numbers [B] are those that a verify without drafts would use."""
-        anchors, positions, lengths = self._columns(active)
-        counts = np.zeros(self._executor.batch, np.int64)
-        counts[[sequence.row for sequence in active]] = 1
-        if self._executor.draws:
-            step = self._executor.step(anchors, positions, lengths, counts, numbers, sampling)
-            for sequence in active:
-                penalized = sequence.params.repetition_penalty != 1
-                row = sequence.row
-                token = sequence.draw(step.first_logits(row)) if penalized else int(step.following[row])
-                _advance(sequence, [token])
+        """A plain step; numbers [B] are those that a verify without drafts would use, None if it was made ahead."""
+        if self._executor.draws and all(sequence.params.repetition_penalty == 1 for sequence in active):
+            self._draw(active, groups, numbers)
         else:
+            assert numbers is not None, "what is drawn by the host is not made ahead"
+            anchors, positions, lengths = self._columns(active)
+            counts = np.zeros(self._executor.batch, np.int64)
+            counts[[sequence.row for sequence in active]] = 1
             logits = self._executor.decode(anchors, positions, lengths, counts)
             for sequence in active:
                 _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row]))])
         return np.zeros(self._executor.batch, np.int32)
+
+    def _draw(
+        self, active: Sequence[SequenceState], groups: Sequence[_Group], numbers: NDArray[np.float32] | None
+    ) -> None:
+        """A plain step whose tokens the artifact draws; the next one is made ahead if it is going to be plain too."""
+        step = self._ahead.pop(active)
+        if step is None:
+            assert numbers is not None, "there was a step ahead"
+            step = make_step(self._executor, active, numbers, None)
+        going_on = [sequence for sequence in active if sequence.remaining > 1]
+        if going_on and all(group.pace is not None and group.pace.rests for group in groups):
+            self._ahead.keep(going_on, make_step(self._executor, going_on, self._numbers(going_on)[:, -1], step))
+        following = step.following
+        for sequence in active:
+            _advance(sequence, [int(following[sequence.row])])
 
     def _columns(self, active: Sequence[SequenceState]) -> NDArray[np.int64]:
         """Anchors, positions and lengths, [B] each; zeros where there is no sequence."""
@@ -178,10 +203,14 @@ class Speculative:
         return columns
 
     def _settle(
-        self, group: _Group, drafts: Drafts | None, counts: NDArray[np.int64], accepted: NDArray[np.int32]
+        self,
+        group: _Group,
+        drafts: Drafts | None,
+        counts: NDArray[np.int64] | None,
+        accepted: NDArray[np.int32] | None,
     ) -> None:
-        """Tells the pace and the observer what came of the round."""
-        if drafts is None or not drafts.counts[group.rows].any():
+        """Tells the pace and the observer what came of the round; without ``drafts`` nothing else is looked at."""
+        if drafts is None or counts is None or accepted is None or not drafts.counts[group.rows].any():
             if group.pace is not None:
                 group.pace.decoded()
             return
@@ -204,8 +233,7 @@ def _since(began: float) -> float:
 def _lengths(group: _Group, available: list[int], drafts: Drafts) -> list[int]:
     if group.pace is None or not any(available):
         return available
-    confidence = drafts.confidence
-    return group.pace.lengths(available, None if confidence is None else [confidence[row] for row in group.rows])
+    return group.pace.lengths(available, drafts.confidences(group.rows))
 
 
 def _sampling(batch: int, active: Sequence[SequenceState]) -> SamplingInputs:

@@ -60,7 +60,12 @@ class _Timer:
     def decode(self) -> None:
         """One token a sequence."""
         lengths = self._zeros + self._length
-        self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
+        if self._executor.draws:
+            numbers = self._zeros.astype(np.float32)
+            step = self._executor.step(self._zeros, lengths, lengths, self._zeros + 1, numbers, self._sampling)
+            assert step.following is not None  # waits for it
+        else:
+            self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
         self._length += 1
 
     def draft(self) -> None:
@@ -68,6 +73,7 @@ class _Timer:
         lengths = self._zeros + self._length
         uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
         self._drafts = self._executor.draft(self._zeros, lengths, lengths, uniforms, self._sampling)
+        assert self._drafts.tokens is not None  # waits for them
 
     def verify(self, width: int) -> None:
         """Looks at width - 1 drafts a sequence."""

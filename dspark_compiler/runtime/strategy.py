@@ -1,7 +1,6 @@
 """How sequences advance between prefill and end; a strategy knows the executor, never text or sampling rules."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,7 +28,7 @@ class Autoregressive:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._ahead: _Ahead | None = None
+        self._ahead = StepAhead()
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
@@ -51,36 +50,53 @@ class Autoregressive:
 
     def _drawn(self, active: Sequence[SequenceState]) -> dict[int, int]:
         """The next token by row, drawn by the artifact."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or not set(active) <= ahead.sequences:
-            ahead = self._begin(active, None)
+        step = self._ahead.pop(active) or self._make(active, None)
         going_on = [sequence for sequence in active if sequence.remaining > 1]
         if going_on:
-            self._ahead = self._begin(going_on, ahead.step)
-        following = ahead.step.following
+            self._ahead.keep(going_on, self._make(going_on, step))
+        following = step.following
         return {sequence.row: int(following[sequence.row]) for sequence in active}
 
-    def _begin(self, active: Sequence[SequenceState], previous: Step | None) -> "_Ahead":
-        """A step after what ``previous`` will have drawn, or after the tokens there are."""
-        batch = self._executor.batch
-        tokens, positions, lengths, counts = _columns(batch, active)
-        sampling, numbers = SamplingInputs.greedy(batch), np.zeros(batch, np.float32)
+    def _make(self, active: Sequence[SequenceState], after: Step | None) -> Step:
+        numbers = np.zeros(self._executor.batch, np.float32)
         for sequence in active:
-            sampling.put(sequence.row, sequence.params)
             numbers[sequence.row] = sequence.numbers(1)[0]
-        later = 0 if previous is None else counts
-        step = self._executor.step(
-            tokens if previous is None else previous, positions + later, lengths + later, counts, numbers, sampling
-        )
-        return _Ahead(frozenset(active), step)
+        return make_step(self._executor, active, numbers, after)
 
 
-@dataclass(frozen=True)
-class _Ahead:
-    """A step that nobody has read yet, and the sequences that take part."""
+class StepAhead:
+    """A step that was made before the tokens it follows were known to the host, until somebody wants it."""
 
-    sequences: frozenset[SequenceState]
-    step: Step
+    def __init__(self) -> None:
+        self._sequences: frozenset[SequenceState] = frozenset()
+        self._step: Step | None = None
+
+    def keep(self, sequences: Sequence[SequenceState], step: Step) -> None:
+        """The step that these take next."""
+        self._sequences, self._step = frozenset(sequences), step
+
+    def is_for(self, active: Sequence[SequenceState]) -> bool:
+        """Whether it is one that all of these take part in."""
+        return self._step is not None and self._sequences.issuperset(active)
+
+    def pop(self, active: Sequence[SequenceState]) -> Step | None:
+        """The step if it is for these; it is gone then, and of no use otherwise."""
+        step = self._step if self.is_for(active) else None
+        self._sequences, self._step = frozenset(), None
+        return step
+
+
+def make_step(
+    executor: Executor, active: Sequence[SequenceState], numbers: NDArray[np.float32], after: Step | None
+) -> Step:
+    """A step for these sequences by numbers [B], after their last tokens, or after those ``after`` will have drawn."""
+    tokens, positions, lengths, counts = _columns(executor.batch, active)
+    sampling = SamplingInputs.greedy(executor.batch)
+    for sequence in active:
+        sampling.put(sequence.row, sequence.params)
+    later = 0 if after is None else counts
+    given = tokens if after is None else after
+    return executor.step(given, positions + later, lengths + later, counts, numbers, sampling)
 
 
 def _columns(batch: int, active: Sequence[SequenceState]) -> NDArray[np.int64]:

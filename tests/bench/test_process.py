@@ -9,6 +9,7 @@ import pytest
 
 from dspark_compiler.bench import worker
 from dspark_compiler.bench.contestants import CONTESTANTS, Setup
+from dspark_compiler.bench.memory import Memory
 from dspark_compiler.bench.process import ContestantProcess
 from dspark_compiler.errors import ArtifactError, DSparkError, InputError
 from tests.runtime import toy
@@ -52,6 +53,7 @@ class Slow:
     """A contestant whose clock is known."""
 
     options = {"kind": "fake"}  # noqa: RUF012
+    memory = Memory(lambda: 5, lambda: None)
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -31,7 +31,8 @@ class FakeCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.marks: dict[int, Work] = {}
         self.log: list[str] = []
-        self._events = 0
+        self.on_wait: Callable[[int], Any] = lambda event: None
+        self._events = self._made = 0
         self._blocks: dict[int, np.ndarray] = {}
 
     def memory(self) -> tuple[int, int]:
@@ -79,6 +80,7 @@ class FakeCuda:
     def wait(self, event: int) -> None:
         mark = self.marks.get(event)
         if mark in self.waiting:
+            self.on_wait(event)
             self._work(self.waiting.index(mark) + 1)
 
     def synchronize(self, stream: int) -> None:
@@ -94,13 +96,17 @@ class FakeCuda:
 
     def end_capture(self, stream: int) -> int:
         assert self.captured is not None
-        self.graphs[len(self.graphs) + 1], self.captured = self.captured, None
+        self._made += 1
+        self.graphs[self._made], self.captured = self.captured, None
         if not self.captures:
             raise DeviceError("cudaStreamEndCapture: operation failed (error 901)")
-        return len(self.graphs)
+        return self._made
 
     def abandon_capture(self, stream: int) -> None:
         self.captured = None
+
+    def destroy(self, graph: int) -> None:
+        del self.graphs[graph]
 
     def launch(self, graph: int, stream: int) -> None:
         self.log.append("launch")

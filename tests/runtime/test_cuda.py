@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dspark_compiler.errors import DeviceError
+from dspark_compiler.artifact import Artifact, FileInfo
+from dspark_compiler.errors import ArtifactError, DeviceError
 from dspark_compiler.runtime.cuda import CudaRuntime, Rows
+from dspark_compiler.runtime.library import load_cudart
+from tests.runtime import toy
 
 # Every function gives handle 4096 and more, and fails once if it is the one that is to fail.
 _SOURCE = """
@@ -47,6 +50,7 @@ int cudaGraphInstantiate(long *to, long g, u64 flags) {
   *to = g + 100; return done("cudaGraphInstantiate"); }
 DOES(cudaGraphDestroy, long g)
 DOES(cudaGraphLaunch, long g, long s)
+DOES(cudaGraphExecDestroy, long g)
 int cudaGetLastError(void) { return 0; }
 S *cudaGetErrorString(int c) { return c == 2 ? "out of memory" : "unspecified launch failure"; }
 S *last_called(void) { return last; }
@@ -89,6 +93,8 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     graph = cuda.end_capture(stream)
     assert library.last_called() == b"cudaGraphDestroy"  # the instance is kept, what it was made from is not
     cuda.launch(graph, stream)
+    cuda.destroy(graph)
+    assert library.last_called() == b"cudaGraphExecDestroy"
     cuda.abandon_capture(stream)
     event = cuda.event()
     cuda.record(event, stream)
@@ -106,3 +112,11 @@ def test_failures_are_one_line(library: ctypes.CDLL) -> None:
     with pytest.raises(DeviceError, match=r"^cudaMalloc: out of memory \(error 2\); 1\.50 of 4\.00 GB are free$"):
         cuda.allocate(1 << 40)
     assert cuda.allocate(1)
+
+
+def test_an_artifact_without_the_library_or_with_a_broken_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"lacks CUDA's runtime library, lib/libcudart\.so\.\*; compile again"):
+        load_cudart(Artifact(tmp_path, toy.manifest()))
+    files = {"lib/libcudart.so.13": FileInfo(1, "0" * 64)}
+    with pytest.raises(ArtifactError, match=r"libcudart\.so\.13: cannot be loaded: .*; compile again"):
+        load_cudart(Artifact(tmp_path, toy.manifest(files=files)))

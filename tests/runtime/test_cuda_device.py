@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, StepTime, StepTimes
 from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.costs import RoundCosts
 from dspark_compiler.runtime.drafts import CompiledDrafter
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.sampling import SamplingParams
+from dspark_compiler.runtime.pace import Pace
+from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
+from dspark_compiler.runtime.scheduler import AsyncScheduler
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.speculative import Speculative
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
@@ -127,8 +130,6 @@ def test_a_whole_round_waits_for_the_gpu_once(artifact: Artifact, tmp_path: Path
     executor = Executor(artifact, device=device)
     for row in range(toy.BATCH):
         executor.prefill(row, [5, 6], 0, 0)
-    from dspark_compiler.runtime.sampling import SamplingInputs
-
     sampling = SamplingInputs.greedy(toy.BATCH)
     anchors, two = np.array([9, 10, 11]), np.full(toy.BATCH, 2)
     drafts = executor.draft(anchors, two, two, np.zeros((3, toy_heads.GAMMA), np.float32), sampling)
@@ -143,3 +144,54 @@ def test_a_whole_round_waits_for_the_gpu_once(artifact: Artifact, tmp_path: Path
         np.testing.assert_array_equal(
             found[row, 1], toy.Reference().logits([5, 6, int(anchors[row]), int(drafts.tokens[row, 0])])
         )
+
+
+def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifact: Artifact) -> None:
+    """Nothing of a round is done before its verdict is waited for, once two rounds are past."""
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    costs = RoundCosts(StepTimes(1.0, 0.01, (StepTime(toy.VERIFY, 1.02),)))
+    pace = Pace(costs, executor.block_size, (), AsyncScheduler())
+    strategy = Speculative(executor, CompiledDrafter(executor), executor.block_size, lambda: pace)
+    sequence = SequenceState(0, [1], SamplingParams(40), room=47, eos_ids=frozenset(), tokenizer=None)
+    waits = []
+    device.fake.on_wait = waits.append
+    turns = []
+    for _ in run(executor, strategy, [sequence]):
+        turns.append(len(waits))
+        waits.clear()
+    # A prompt is read once, and so is a round's verdict; the first two rounds look at their confidences.
+    assert turns[:3] == [1, 2, 2]
+    assert set(turns[3:-1]) == {1}
+    assert sequence.tokens == toy.Reference().greedy([1], 40, eos=None)
+
+
+def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
+    sampling = SamplingInputs.greedy(toy.BATCH)
+    previous = executor.step(one, one, one, one, numbers, sampling)
+    for turn in range(2, 6):
+        previous_made = previous.following if turn == 2 else None
+        waits: list[int] = []
+        device.fake.on_wait = waits.append
+        step = executor.step(previous, one * turn, one * turn, one, numbers, sampling)
+        assert not waits
+        assert previous_made is None or len(previous_made) == toy.BATCH
+        assert previous.following is not None
+        previous = step
+
+
+def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    params = SamplingParams(max_new_tokens=10)
+    first = tokens(executor, Autoregressive(executor), params)
+    captures = device.fake.log.count("capture")
+    with device.counted():
+        device.fake.free += 1 << 20
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures

@@ -185,3 +185,18 @@ def test_sampled_tokens_follow_the_target(drafter: str, tokens: int) -> None:
     freedom = len(rows) * (V - 1)
     assert chi2 < freedom + 4 * np.sqrt(2 * freedom)
     assert sum(call.startswith("verify") for call in executor.calls) > 2000
+
+
+def test_while_drafts_rest_steps_are_made_ahead_and_tokens_are_the_same() -> None:
+    """A drafter that is never right: its group rests for longer and longer."""
+    target, _ = tables(4)
+    made = []
+    for draws in (False, True):
+        executor = MarkovExecutor(target, -target, batch=3, draws=draws)
+        strategy, ahead = speculative(executor, paced=True), 0
+        found = sequences(executor, PROMPTS, *(SamplingParams(max_new_tokens=n) for n in (40, 90, 60)), eos=None)
+        for _ in run(executor, strategy, found):
+            ahead += strategy._ahead.is_for([s for s in found if s.finish_reason is None])
+        made.append([s.tokens for s in found])
+        assert (ahead > 40) is draws
+    assert made[0] == made[1]

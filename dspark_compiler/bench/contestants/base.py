@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dspark_compiler.bench.memory import Memory
+
 
 @dataclass(frozen=True)
 class Setup:
     """What a contestant is made from; lengths in tokens.
 
     ``model`` is the source model as the command line takes it (None: only the artifact is run), ``dtype`` that of the
-    artifact's weights.
+    artifact's weights, ``device`` that it runs on, by its target's name, which is torch's too.
     """
 
     artifact: str
@@ -19,6 +21,7 @@ class Setup:
     threads: int
     prompt_len: int
     new_tokens: int
+    device: str = "cpu"
 
     @property
     def source(self) -> str:
@@ -33,6 +36,10 @@ class Contestant(Protocol):
     @property
     def options(self) -> Mapping[str, str]:
         """Settings and versions that a reader needs to judge the result."""
+
+    @property
+    def memory(self) -> Memory:
+        """What it takes of the device's."""
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """Greedy tokens step by step, those of a step as soon as they are known; end-of-sequence ids do not end it."""

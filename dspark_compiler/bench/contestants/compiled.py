@@ -5,6 +5,8 @@ from pathlib import Path
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.bench.memory import Memory, host_memory
+from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.heads import make_strategy
 from dspark_compiler.runtime.sampling import SamplingParams
@@ -26,6 +28,10 @@ class Compiled:
             "tvm": artifact.manifest.tvm_version,
             "target": f"{target.kind} {target.arch}",
         }
+        if target.kind == "cpu":
+            self.memory = host_memory()
+        else:  # the GPU's, which takes its weights and caches before the first prompt, and gives nothing back
+            self.memory = Memory(self._executor.device.peak_memory_bytes, lambda: None)
         if heads and (info := artifact.manifest.heads) is not None:
             self.options = {**self.options, "heads": f"{info.name} ({info.type}, {info.block_size} drafts)"}
 
@@ -37,3 +43,5 @@ class Compiled:
         for _ in run(self._executor, self._strategy, [sequence]):
             yield sequence.tokens[taken:]
             taken = len(sequence.tokens)
+        if (obstacle := self._executor.device.obstacle) is not None:
+            raise DeviceError(f"no speed to report: {obstacle}")

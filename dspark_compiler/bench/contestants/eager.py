@@ -7,14 +7,15 @@ import transformers
 from transformers import DynamicCache
 
 from dspark_compiler.bench.contestants.base import Setup
-from dspark_compiler.bench.contestants.torch_models import greedy, load_model
+from dspark_compiler.bench.contestants.torch_models import greedy, load_model, memory_of
 
 
 class Eager:
     """See Contestant."""
 
     def __init__(self, setup: Setup) -> None:
-        self._model = load_model(setup.source, setup.dtype, setup.threads)
+        self._model = load_model(setup)
+        self.memory = memory_of(setup)
         self.options: Mapping[str, str] = {
             "torch": torch.__version__,
             "transformers": transformers.__version__,

@@ -11,6 +11,7 @@ import onnxruntime
 from onnxruntime import GraphOptimizationLevel, InferenceSession, OrtValue, SessionOptions
 
 from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.bench.memory import host_memory
 from dspark_compiler.errors import DSparkError, InputError
 
 
@@ -23,6 +24,9 @@ class OnnxRuntime:
     """
 
     def __init__(self, setup: Setup) -> None:
+        if setup.device != "cpu":
+            raise InputError("--against onnxruntime: compares artifacts for the cpu only")
+        self.memory = host_memory()
         if setup.dtype != "float32":
             raise InputError(
                 f"--against onnxruntime: its CPU kernels compute in float32, the artifact holds {setup.dtype}; "

@@ -6,18 +6,31 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
+from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.bench.memory import Memory, host_memory, torch_memory
 from dspark_compiler.compare.eager import cache_keyword
+from dspark_compiler.errors import DeviceError
 from dspark_compiler.frontend.source import open_source
 
 
-def load_model(model: str, dtype: str, threads: int) -> PreTrainedModel:
-    """The source model with PyTorch's fused attention; sets torch's number of threads.
+def load_model(setup: Setup) -> PreTrainedModel:
+    """The source model with PyTorch's fused attention, where the artifact runs; sets torch's number of threads.
 
     Raises:
         InputError: no such model, or one that is damaged.
+        DeviceError: this torch cannot use the GPU.
     """
-    torch.set_num_threads(threads)
-    return open_source(model).load(getattr(torch, dtype), attention="sdpa")
+    if setup.device != "cpu" and not torch.cuda.is_available():
+        raise DeviceError(f"torch {torch.__version__} cannot use the GPU; install the build of torch for its driver")
+    torch.set_num_threads(setup.threads)
+    model = open_source(setup.source).load(getattr(torch, setup.dtype), attention="sdpa")
+    model.to(setup.device)
+    return model
+
+
+def memory_of(setup: Setup) -> Memory:
+    """What its contestants take memory of."""
+    return host_memory() if setup.device == "cpu" else torch_memory()
 
 
 @torch.inference_mode()  # on a generator: only while it runs, not while it waits
@@ -26,10 +39,10 @@ def greedy(
 ) -> Iterator[Sequence[int]]:
     """Prefill and decode through ``forward`` (``model``, or a compiled form of it) with ``cache``, which is empty."""
     keyword = cache_keyword(model)
-    ids = torch.tensor([list(prompt)])  # [1, len(prompt)], then [1, 1]
+    ids = torch.tensor([list(prompt)], device=model.device)  # [1, len(prompt)], then [1, 1]
     start = 0
     for _ in range(new_tokens):
-        positions = torch.arange(start, start + ids.shape[1])[None]
+        positions = torch.arange(start, start + ids.shape[1], device=model.device)[None]
         options = {keyword: cache, "use_cache": True, "logits_to_keep": 1}
         logits = forward(ids, position_ids=positions, **options).logits
         start += ids.shape[1]

@@ -5,6 +5,7 @@ from dspark_compiler.lowering.cpu.attention import append_attention, commit_scra
 from dspark_compiler.lowering.cpu.elementwise import elementwise_converters
 from dspark_compiler.lowering.cpu.linear import linear, lower_epilogue
 from dspark_compiler.lowering.draft_converters import draft_converters
+from dspark_compiler.lowering.epilogues import find_epilogues
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
 from dspark_compiler.schedules.cpu_kernels import cpu_kernels
@@ -21,4 +22,4 @@ def cpu_lowering(isa: VectorIsa) -> TargetLowering:
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | elementwise_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, lower_epilogue, cpu_kernels(isa))
+    return TargetLowering(converters, find_epilogues, lower_epilogue, cpu_kernels(isa))

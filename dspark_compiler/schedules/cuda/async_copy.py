@@ -1,7 +1,7 @@
 """Copies into shared memory that run beside the threads, and the barriers that tell when they are done.
 
-cp.async (sm_80, PTX ISA "cp.async") moves 16 bytes a thread and is waited for by its thread; cp.async.bulk (sm_90) moves
-a contiguous piece and counts its bytes on an mbarrier (PTX ISA "mbarrier"). A barrier is 8 bytes of shared memory.
+cp.async (sm_80, PTX ISA "cp.async") moves 16 bytes a thread and is waited for by its thread; cp.async.bulk (sm_90)
+moves a contiguous piece and counts its bytes on an mbarrier (PTX ISA "mbarrier"), eight bytes of shared memory.
 """
 
 from dspark_compiler.schedules.cuda.threads import device, run

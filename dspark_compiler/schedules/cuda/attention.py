@@ -1,4 +1,4 @@
-"""Attention over cache slots on tensor cores: the operators of graph/cache_ops.py, and the same on rows already written.
+"""Attention over cache slots on tensor cores: those of graph/cache_ops.py, and the same on rows already written.
 
 Caches are [B,G,C,D] and [B,G,C,Dv] of the compute dtype, scratch [B,G,N,*] likewise. New rows are written by a launch
 of their own, before; then all is read from where it is stored.
@@ -10,9 +10,12 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda.attention_combine import combine_chunks
 from dspark_compiler.schedules.cuda.attention_decode import attend_chunks, partial_sizes
+from dspark_compiler.schedules.cuda.attention_prefill import attend_rows
 from dspark_compiler.schedules.cuda.attention_rows import ELEMENTS, Problem, Tensors
 from dspark_compiler.schedules.cuda.cache_writes import write_new
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+
+FEW_TOKENS = 32  # of a call whose work is split along the slots; more are split by rows
 
 _PLAIN = CacheForm()
 Workspace = tuple[int, ...]
@@ -35,7 +38,7 @@ def append_attention(
     unless given), workspace float32 (anything in it).
 
     Raises:
-        LoweringError: a quantized cache, or head sizes that are no multiples of 8.
+        LoweringError: a quantized cache, one of 2^31 elements or more, or head sizes that are no multiples of 8.
     """
     problem = _problem(shape, scoring, dtype, form, out_dtype)
     return _attention(name, problem, in_dtype, ("sequence", "length", "count"), writes=True)
@@ -83,21 +86,27 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
         raise LoweringError(f"--target cuda: no attention over a cache of {form.storage.dtype} yet")
     if shape.head_dim % ELEMENTS or shape.value_dim % ELEMENTS:
         raise LoweringError(f"--target cuda: head sizes {shape.head_dim}, {shape.value_dim} are no multiples of 8")
+    if shape.batch * shape.kv_heads * shape.slots * max(shape.head_dim, shape.value_dim) >= 1 << 31:
+        raise LoweringError("--target cuda: kernels count the elements of a cache in 31 bits; lower --max-seq-len")
     return Problem(shape, scoring, form, dtype, out_dtype or dtype)
 
 
 def _attention(
     name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
-    workspace = (sum(partial_sizes(problem)),)
+    few = problem.shape.width <= FEW_TOKENS
+    workspace = (sum(partial_sizes(problem)) if few else 1,)
     args = [*_args(problem, in_dtype, control, writes=writes), Arg("workspace", workspace)]
 
     def body(*buffers: Buffer) -> None:
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         if writes:
             write_new(problem, tensors)
-        attend_chunks(problem, tensors, tensors["workspace"])
-        combine_chunks(problem, tensors, tensors["workspace"])
+        if few:
+            attend_chunks(problem, tensors, tensors["workspace"])
+            combine_chunks(problem, tensors, tensors["workspace"])
+        else:
+            attend_rows(problem, tensors)
 
     return kernel(name, args, body), workspace
 

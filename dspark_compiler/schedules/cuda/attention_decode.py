@@ -1,50 +1,49 @@
 """Attention of few tokens, split along the slots: each block takes a chunk of them, a second kernel adds the chunks up.
 
-A block's warps are ``LANES`` lines by up to four tiles of 16 query rows: line w takes slots 16w to 16w + 15 of every 64
-and streams them through a ring of its own in shared memory (cp.async), so that warps wait for nobody but those that
-share a line. Chunks and lines follow slot numbers, never the number of tokens: a token's result is bit for bit the same
-from decode and verify. Split as in Flash-Decoding (Dao et al. 2023); a chunk's weights are relative to its own maximum.
+A block's warps are four lines by up to four tiles of 16 query rows: line w takes slots 16w to 16w + 15 of every 64 and
+streams them through a ring of its own in shared memory (cp.async), so that warps wait for nobody but those that share a
+line. Split as in Flash-Decoding (Dao et al. 2023), into as many chunks as fill the chip once whatever is in the cache:
+chunks double where the live slots do. Chunks and lines follow slot numbers, never the number of tokens, so a token's
+result is bit for bit the same from decode and verify but where the chunks double between the two.
 """
 
 from dataclasses import dataclass
-from functools import reduce
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
+from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
+    QueryRows,
     SlotRows,
     Span,
     Tensors,
-    load_queries,
     padded,
     row_bytes,
     span_of,
 )
-from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, WarpTile
-from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, shared
-from dspark_compiler.schedules.cuda.warp import (
-    commit_copies,
-    load_float,
-    part_barrier,
-    power_of_two,
-    store_float,
-    store_pair,
-    wait_copies,
-)
+from dspark_compiler.schedules.cuda.attention_warp import WarpTile
+from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.floats import bit_length
+from dspark_compiler.schedules.cuda.launch_bounds import resident_blocks
+from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
+from dspark_compiler.schedules.cuda.warp import part_barrier
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 LINES = 4
 STEP = 16  # slots a line takes at once
 ROUND = LINES * STEP
+_BLOCKS = 512  # and no fewer than half of it: two for every multiprocessor of an H100 or H200, about
+_MEMORY, _RESERVED = 227 * 1024, 1024  # bytes that a multiprocessor's blocks can have, and that each costs besides
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How a call is cut up; sizes depend on the head sizes and the capacity, not on the number of tokens."""
+    """How a call is cut up; chunks depend on heads and slots, not on the number of tokens."""
 
-    chunk: int  # slots a block
-    chunks: int
+    parts: int  # chunks until they double
+    chunks: int  # at most
     tiles: int  # 16-row tiles of queries a block
     blocks: int  # of tiles, that cover a head's rows
     stages: int  # of a line's ring
@@ -54,14 +53,30 @@ class DecodePlan:
         """Threads a block."""
         return LINES * self.tiles * WARP
 
+    def chunk(self, span: Span) -> Expr:
+        """Slots a chunk, ``parts`` of them being more than are live."""
+        return T.Bind(T.int32(ROUND) << bit_length(span.used // (ROUND * self.parts)))
+
 
 def decode_plan(problem: Problem) -> DecodePlan:
-    """Short chunks where there are few of them; rings that let two blocks of 128-wide heads share a multiprocessor."""
+    """Chunks for two blocks a multiprocessor and more; rings as long as there is memory for."""
     shape = problem.shape
-    chunk = 64 if problem.slots <= 4096 else 256 if problem.slots <= 16384 else 512
-    wide = shape.head_dim + shape.value_dim > 256
-    tiles = min(2 if wide else 4, -(-problem.rows // 16))
-    return DecodePlan(chunk, -(-problem.slots // chunk), tiles, -(-problem.rows // (16 * tiles)), 2 if wide else 3)
+    parts = min(128, max(8, _BLOCKS // (shape.rows * shape.kv_heads)))
+    # The call's own tokens may reach into one more.
+    chunks = min(parts + -(-shape.width // ROUND), -(-problem.slots // ROUND))
+    tiles = min(4 if max(shape.head_dim, shape.value_dim) <= 128 else 2, -(-problem.rows // 16))
+    return DecodePlan(parts, chunks, tiles, -(-problem.rows // (16 * tiles)), _stages(problem, tiles))
+
+
+def _stages(problem: Problem, tiles: int) -> int:
+    """As many as there is memory for with two blocks on a multiprocessor, or one where two have no room."""
+    keys, values = row_bytes(problem.shape.head_dim), row_bytes(problem.shape.value_dim)
+    # More than two tiles leave no registers for a second block.
+    for sharing in (2, 1) if tiles <= 2 else (1,):
+        stages = (_MEMORY // sharing - _RESERVED - tiles * 16 * keys) // (ROUND * (keys + values))
+        if stages > 2:
+            return min(stages, 5)
+    return 2
 
 
 def partial_sizes(problem: Problem) -> tuple[int, int]:
@@ -73,12 +88,17 @@ def partial_sizes(problem: Problem) -> tuple[int, int]:
 def attend_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
     """Launches the first kernel: a chunk's sums, maximum and total per query row, to the workspace."""
     plan, shape = decode_plan(problem), problem.shape
-    grid = (plan.chunks, shape.kv_heads * plan.blocks, shape.rows)
-    with launch(grid, plan.threads) as (chunk, head_block, row, thread):
+    grid = (shape.kv_heads * plan.blocks, plan.chunks, shape.rows)
+    # Two blocks of 256 threads or fewer fit where a thread keeps to 128 registers.
+    resident = 2 if plan.threads == 256 and shape.head_dim + shape.value_dim <= 256 else 1
+    with launch(grid, plan.threads) as (head_block, chunk, row, thread), resident_blocks(resident):
+        await_previous()
+        release_next()
         span = span_of(problem, tensors, row)
         head, first = T.Bind(head_block // plan.blocks), T.Bind(head_block % plan.blocks * (plan.tiles * 16))
-        begin = T.Bind(chunk * plan.chunk)
-        end = T.Bind(T.min(begin + plan.chunk, span.end))
+        size = plan.chunk(span)
+        begin = T.Bind(chunk * size)
+        end = T.Bind(T.min(begin + size, span.end))
         visible = span.first_visible(problem, first // shape.group)
         with when(T.And(begin < span.end, visible < end)):
             _Chunk(problem, tensors, span, (row, head, first), (chunk, begin, end), thread).emit(workspace)
@@ -107,11 +127,7 @@ class _Chunk:
 
     def emit(self, workspace: Buffer) -> None:
         plan, shape = self._plan, self._problem.shape
-        outputs = padded(shape.value_dim) // 2
-        size = max(
-            self._queries + plan.tiles * 16 * self._key_row,
-            4 * plan.tiles * WARP * (2 * LINES + LINES // 2 * (outputs + 2)),
-        )
+        size = max(self._queries + plan.tiles * 16 * self._key_row, plan.tiles * lines_bytes(shape.value_dim, LINES))
         memory = shared(size, "uint8", dynamic=True)
         warp = WarpTile(
             (shape.head_dim, shape.value_dim), self._problem.scoring, self._problem.dtype, memory, self._lane, 1, STEP
@@ -120,21 +136,15 @@ class _Chunk:
         steps = T.Bind((end - begin + (ROUND - 1)) // ROUND)
         if padded(shape.head_dim) != shape.head_dim:
             self._clear_padding(memory)
+        rows = QueryRows(self._problem, self._tensors["q"], self._place, plan.tiles * 16)
+        rows.start(memory, self._queries, self._thread, plan.threads)
         for stage in range(plan.stages - 1):
             self._fetch(memory, T.int32(stage), steps)
-        load_queries(
-            self._problem,
-            self._tensors["q"],
-            memory,
-            self._queries,
-            self._place,
-            plan.tiles * 16,
-            self._thread,
-            plan.threads,
-        )
+        rows.finish(memory, self._queries, self._thread, plan.threads)
+        warp.start()
+        wait_copies(plan.stages - 2)
         barrier()
         queries = self._queries + self._tile * (16 * self._key_row)
-        warp.start()
         if shape.head_dim <= 128:
             warp.keep_queries(queries)
         with T.serial(0, steps) as step:
@@ -147,9 +157,7 @@ class _Chunk:
         warp.finish()
         wait_copies(0)
         barrier()
-        self._reduce(warp, memory)
-        with when(self._line == 0):
-            self._store(warp, workspace)
+        self._store(warp, memory, workspace)
 
     def _meet(self) -> None:
         """The warps of a line: what they copied is there, and the oldest stage is free again."""
@@ -195,58 +203,13 @@ class _Chunk:
 
         tile.hide(visible)
 
-    def _reduce(self, warp: WarpTile, memory: Buffer) -> None:
-        """Adds the lines of a tile up, in an order that is always the same; line 0 ends with the sums."""
-        plan, lane = self._plan, self._lane
-        floats = WARP * 4  # bytes of a register of a warp
-
-        def cell(base: Expr, register: int) -> Expr:
-            return address(memory, base + register * floats + lane * 4)
-
-        column = (self._tile * LINES) * (2 * floats)
-        for half in range(2):
-            store_float(cell(column + self._line * (2 * floats), half), warp.maxima[half])
-        barrier()
-        for half in range(2):
-            cells = (load_float(cell(column + line * (2 * floats), half)) for line in range(LINES))
-            peak = T.Bind(reduce(T.max, cells))
-            known = T.Bind(T.Select(peak == T.float32(HIDDEN), T.float32(0.0), peak))
-            scale = T.Bind(power_of_two((warp.maxima[half] - known) * T.float32(warp.rate)))
-            T.buffer_store(warp.maxima, peak, [half])
-            T.buffer_store(warp.totals, warp.totals[half] * scale, [half])
-            for at in range(half * 2, warp.outputs * 4, 4):
-                for i in range(2):
-                    T.buffer_store(warp.sums, warp.sums[at + i] * scale, [at + i])
-        held = [*((warp.sums, i) for i in range(warp.outputs * 4)), *((warp.totals, i) for i in range(2))]
-        start = plan.tiles * LINES * 2 * floats
-        distance = LINES // 2
-        while distance:
-            base = start + (self._tile * (LINES // 2) + self._line % distance) * (len(held) * floats)
-            with when(T.And(self._line >= distance, self._line < 2 * distance)):
-                for number, (source, i) in enumerate(held):
-                    store_float(cell(base, number), source[i])
-            barrier()
-            with when(self._line < distance):
-                for number, (source, i) in enumerate(held):
-                    T.buffer_store(source, source[i] + load_float(cell(base, number)), [i])
-            barrier()
-            distance //= 2
-
-    def _store(self, warp: WarpTile, workspace: Buffer) -> None:
-        problem, plan = self._problem, self._plan
-        shape = problem.shape
+    def _store(self, warp: WarpTile, memory: Buffer, workspace: Buffer) -> None:
+        """Adds up the tile's lines, into the workspace."""
+        problem, shape = self._problem, self._problem.shape
         row, head, first = self._place
-        sums, _ = partial_sizes(problem)
-        base = ((row * shape.kv_heads + head) * plan.chunks + self._chunk[0]) * problem.rows
-        for half in range(2):
-            m = first + self._tile * 16 + self._lane // 4 + 8 * half
-            with when(m < problem.rows):
-                for output in range(warp.outputs):
-                    d = output * 8 + self._lane % 4 * 2
-                    with when(d < shape.value_dim):
-                        at = output * 4 + half * 2
-                        store_pair(
-                            address(workspace, (base + m) * shape.value_dim + d), warp.sums[at], warp.sums[at + 1]
-                        )
-                with when(self._lane % 4 == 0):
-                    store_pair(address(workspace, sums + (base + m) * 2), warp.maxima[half], warp.totals[half])
+        place = ((row * shape.kv_heads + head) * self._plan.chunks + self._chunk[0]) * problem.rows
+        tile = first + self._tile * 16
+        at = self._tile * lines_bytes(shape.value_dim, LINES)
+        add_lines(
+            warp, (memory, at), (self._line, LINES), (workspace, partial_sizes(problem)[0], place, tile, problem.rows)
+        )

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.mma import pack_pair
-from dspark_compiler.schedules.cuda.threads import address
-from dspark_compiler.schedules.cuda.warp import copy16_from, store_word
+from dspark_compiler.schedules.cuda.memory import copy16_from, load_int, load_pair, store_word
+from dspark_compiler.schedules.cuda.threads import address, registers
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 PIECE = 16  # bytes a copy moves
 ELEMENTS = 8  # 2-byte elements in a piece
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,16 @@ class Span:
 def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
     """The slots of the call's row ``row``; tokens past the cache's end have none."""
     shape, free = problem.shape, tensors.get("free")
-    length = T.Bind(tensors["length"][row])
-    used = length if free is None else T.Bind(T.min(length, shape.slots - free[row]))
+
+    def control(name: str) -> Expr:
+        return T.Bind(load_int(address(tensors[name], row)))
+
+    length = control("length")
+    used = length if free is None else T.Bind(T.min(length, shape.slots - control("free")))
     if shape.scratch:
         return Span(row, used, length, T.Bind(used + shape.width))
-    sequence = T.Bind(tensors["sequence"][row])
-    count = T.Bind(T.min(tensors["count"][row], shape.width))
-    return Span(sequence, used, length, T.Bind(T.min(used + count, shape.slots)))
+    sequence, count = control("sequence"), control("count")
+    return Span(sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
 
 
 class SlotRows:
@@ -118,55 +121,76 @@ class SlotRows:
             slot = T.Bind(first + number)
             to = address(target, at + number * stride + column * PIECE)
             with when(unit < count * pieces) if start + workers > count * pieces else nullcontext():
-                live = address(
-                    self._tensors[f"{name}_cache"],
-                    span.sequence,
-                    self._head,
-                    T.max(T.min(slot, shape.slots - 1), 0),
-                    column * ELEMENTS,
-                )
+                # Where nothing is valid nothing is read, wherever that points.
+                valid = as_int(slot < span.end)
+                live = address(self._tensors[f"{name}_cache"], span.sequence, self._head, slot, column * ELEMENTS)
                 if not shape.scratch:
-                    copy16_from(to, live, live, T.int32(1), as_int(slot < span.end))
+                    copy16_from(to, live, live, T.int32(1), valid)
                     continue
-                row = T.max(T.min(slot - span.used, shape.scratch - 1), 0)
-                new = address(self._tensors[f"{name}_scratch"], span.sequence, self._head, row, column * ELEMENTS)
-                copy16_from(to, live, new, as_int(slot < span.used), as_int(slot < span.end))
+                scratch = self._tensors[f"{name}_scratch"]
+                new = address(scratch, span.sequence, self._head, slot - span.used, column * ELEMENTS)
+                copy16_from(to, live, new, as_int(slot < span.used), valid)
 
     def position(self, slot: Expr) -> Expr:
         """Position of the token in ``slot``, where slots keep theirs."""
         shape, span, positions = self._problem.shape, self._span, self._tensors["slot_position"]
-        known = positions[span.sequence, self._head, T.max(T.min(slot, shape.slots - 1), 0)]
+        known = load_int(address(positions, span.sequence, self._head, T.max(T.min(slot, shape.slots - 1), 0)))
         return T.Select(slot < span.used, known, span.length + slot - span.used)
 
 
-def load_queries(
-    problem: Problem,
-    q: Buffer,
-    target: Buffer,
-    at: int,
-    place: tuple[Expr, Expr, Expr],
-    count: int,
-    thread: Expr,
-    threads: int,
-) -> None:
-    """Writes ``count`` query rows to target[at:] in the compute dtype, zeros in padding and for rows there are not.
+class QueryRows:
+    """The query rows of a block on their way to shared memory, zeros in padding and for rows there are not.
 
-    ``place`` is (row of the call, key/value head, first query row). A barrier is due before they are read.
+    Those of the compute dtype are copied, those of float32 go through registers: ``start`` comes before other copies,
+    in whose group the copies are, ``finish`` after them.
     """
-    row, head, first = place
-    shape, pairs, stride = problem.shape, padded(problem.shape.head_dim) // 2, row_bytes(problem.shape.head_dim)
-    with T.serial(0, -(-count * pairs // threads)) as turn:
-        unit = T.Bind(turn * threads + thread)
-        number, pair = T.Bind(unit // pairs), T.Bind(unit % pairs)
-        m = T.Bind(T.min(first + number, problem.rows - 1))
-        inside = T.And(first + number < problem.rows, pair * 2 < shape.head_dim)
 
-        def element(i: int) -> Expr:
-            d = T.min(pair * 2 + i, shape.head_dim - 1)
-            value = T.cast(q[row, head * shape.group + m % shape.group, m // shape.group, d], "float32")
-            return T.Select(inside, value, T.float32(0.0))
+    def __init__(self, problem: Problem, q: Buffer, place: tuple[Expr, Expr, Expr], count: int) -> None:
+        """``place`` is (row of the call, key/value head, first query row), ``count`` the rows from it on."""
+        self._problem, self._q, self._place, self._count = problem, q, place, count
+        self._copied = q.dtype == problem.dtype
 
-        with when(unit < count * pairs):
-            store_word(
-                address(target, at + number * stride + pair * 4), pack_pair(element(0), element(1), problem.dtype)
-            )
+    def start(self, memory: Buffer, at: int, thread: Expr, threads: int) -> None:
+        """Starts the copies to memory[at:]."""
+        if not self._copied:
+            return
+        pieces = padded(self._problem.shape.head_dim) // ELEMENTS
+        for unit, number, column in self._units(pieces, thread, threads):
+            with when(unit < self._count * pieces):
+                there, pointer = self._element(number, column * ELEMENTS)
+                to = address(memory, at + number * row_bytes(self._problem.shape.head_dim) + column * PIECE)
+                copy16_from(to, pointer, pointer, T.int32(1), as_int(there))
+
+    def finish(self, memory: Buffer, at: int, thread: Expr, threads: int) -> None:
+        """Writes what is not copied."""
+        if self._copied:
+            return
+        pairs = padded(self._problem.shape.head_dim) // 2
+        units = self._units(pairs, thread, threads)
+        for first in range(0, len(units), _BATCH):
+            batch = units[first : first + _BATCH]
+            words = registers(len(batch), "uint32")  # loads are under way together
+            for i, (_, number, pair) in enumerate(batch):
+                T.buffer_store(words, T.uint32(0), [i])
+                there, pointer = self._element(number, pair * 2)
+                with when(there):
+                    T.buffer_store(words, load_pair(pointer, self._q.dtype, self._problem.dtype), [i])
+            for i, (unit, number, pair) in enumerate(batch):
+                with when(unit < self._count * pairs):
+                    row = at + number * row_bytes(self._problem.shape.head_dim)
+                    store_word(address(memory, row + pair * 4), words[i])
+
+    def _units(self, per_row: int, thread: Expr, threads: int) -> list[tuple[Expr, Expr, Expr]]:
+        """(unit, row, part of the row) that a thread has to move, turn by turn."""
+        starts = range(0, self._count * per_row, threads)
+        return [
+            (start + thread, T.Bind((start + thread) // per_row), T.Bind((start + thread) % per_row))
+            for start in starts
+        ]
+
+    def _element(self, number: Expr, d: Expr) -> tuple[Expr, Expr]:
+        """Whether the block's row ``number`` has an element d, and a pointer to it."""
+        shape, (row, head, first) = self._problem.shape, self._place
+        m = T.Bind(first + number)
+        there = T.And(m < self._problem.rows, d < shape.head_dim)
+        return there, address(self._q, row, head * shape.group + m % shape.group, m // shape.group, d)

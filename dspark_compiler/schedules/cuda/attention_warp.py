@@ -8,15 +8,18 @@ every tile rows g and g + 8, and of every eight columns 2t and 2t + 1. Maxima ar
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import reduce
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_bytes
+from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, tanh
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
 from dspark_compiler.schedules.cuda.threads import address, registers
-from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices, power_of_two, tanh
-from dspark_compiler.schedules.tir import Buffer, Expr
+from dspark_compiler.schedules.cuda.warp import any_lane, from_lane, load_matrices
+from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 LOG2_E = math.log2(math.e)
 HIDDEN = -math.inf  # score of a slot a row does not see
@@ -25,14 +28,25 @@ HIDDEN = -math.inf  # score of a slot a row does not see
 class WarpTile:
     """Running softmax of ``tiles`` x 16 query rows over stretches of ``stretch`` slots, a multiple of 16.
 
-    ``memory`` is the block's shared memory, uint8, which rows in the layout of ``row_bytes`` are read from.
+    ``memory`` is the block's shared memory, uint8, which rows in the layout of ``row_bytes`` are read from. ``slack``
+    lets weights grow to 2^slack before the maximum they are relative to follows: most sums are never rescaled then.
     """
 
     def __init__(
-        self, dims: tuple[int, int], scoring: Scoring, dtype: str, memory: Buffer, lane: Expr, tiles: int, stretch: int
+        self,
+        dims: tuple[int, int],
+        scoring: Scoring,
+        dtype: str,
+        memory: Buffer,
+        lane: Expr,
+        tiles: int,
+        stretch: int,
+        *,
+        slack: float = 0.0,
     ) -> None:
         self.dim, self.value_dim = dims
         self.scoring, self.dtype, self.memory, self.lane = scoring, dtype, memory, lane
+        self.slack = slack
         self.tiles, self.columns = tiles, stretch // 8  # of scores
         self.outputs = padded(self.value_dim) // 8
         self.sums = registers(tiles * self.outputs * 4)
@@ -92,7 +106,7 @@ class WarpTile:
                 T.buffer_store(self.totals, self.totals[i] + from_lane(self.totals[i], distance), [i])
 
     def _matrix(self, rows: int, row_step: int, column_step: int) -> tuple[Expr, Expr]:
-        """Row and piece this lane points to for four 8x8 matrices; the steps say which bit of their number moves what."""
+        """Row and piece this lane points to for four 8x8 matrices; steps say which bit of their number moves what."""
         matrix, row = self.lane // 8, self.lane % 8
         return rows + (matrix // row_step % 2) * 8 + row, matrix // column_step % 2
 
@@ -131,30 +145,39 @@ class WarpTile:
             T.buffer_store(self._scores, cap * tanh(value), [i])
 
     def _softmax(self) -> None:
-        scores, rate = self._scores, T.float32(self.rate)
+        scores, rate, decays = self._scores, T.float32(self.rate), []
         for half in range(self.tiles * 2):
             first = half // 2 * self.columns * 4 + half % 2 * 2
             mine = [first + column * 4 + i for column in range(self.columns) for i in range(2)]
-            peak = registers(1)
-            T.buffer_store(peak, self.maxima[half], [0])
-            for at in mine:
-                T.buffer_store(peak, T.max(peak[0], scores[at]), [0])
-            for distance in (1, 2):
-                T.buffer_store(peak, T.max(peak[0], from_lane(peak[0], distance)), [0])
+            peak = self._peak(half, mine)
             # A row that has seen nothing yet has no maximum; any finite number does.
-            known = T.Bind(T.Select(peak[0] == T.float32(HIDDEN), T.float32(0.0), peak[0]))
-            base = T.Bind(known * rate)
+            known = T.Bind(T.Select(peak == T.float32(HIDDEN), T.float32(0.0), peak))
+            base = T.Bind(product(known, rate))
             # Exactly 1 while the maximum stays: a stretch that a row does not see changes no bit of it.
-            decay = T.Bind(power_of_two((self.maxima[half] - known) * rate))
-            T.buffer_store(self.maxima, peak[0], [half])
-            T.buffer_store(self.totals, self.totals[half] * decay, [half])
+            decays.append(T.Bind(power_of_two((self.maxima[half] - known) * rate)))
+            T.buffer_store(self.maxima, peak, [half])
             for at in mine:
-                T.buffer_store(scores, power_of_two(scores[at] * rate - base), [at])
-                T.buffer_store(self.totals, self.totals[half] + scores[at], [half])
-            for output in range(self.outputs):
-                for i in range(2):
-                    at = ((half // 2) * self.outputs + output) * 4 + half % 2 * 2 + i
-                    T.buffer_store(self.sums, self.sums[at] * decay, [at])
+                T.buffer_store(scores, power_of_two(fused(scores[at], rate, -base)), [at])
+            weight = reduce(lambda a, b: a + b, (scores[at] for at in mine))
+            T.buffer_store(self.totals, fused(self.totals[half], decays[half], weight), [half])
+        changed = reduce(T.Or, (decay != T.float32(1.0) for decay in decays))
+        with when(any_lane(changed)) if self.slack else nullcontext():
+            for at in range(self.tiles * self.outputs * 4):
+                decay = decays[at // (self.outputs * 4) * 2 + at % 4 // 2]
+                T.buffer_store(self.sums, product(self.sums[at], decay), [at])
+
+    def _peak(self, half: int, scores: list[int]) -> Expr:
+        """The maximum that weights are relative to from now on."""
+        peak = registers(1)
+        T.buffer_store(peak, self.maxima[half], [0])
+        for at in scores:
+            T.buffer_store(peak, T.max(peak[0], self._scores[at]), [0])
+        for distance in (1, 2):
+            T.buffer_store(peak, T.max(peak[0], from_lane(peak[0], distance)), [0])
+        if not self.slack:
+            return T.Bind(peak[0])
+        near = peak[0] <= self.maxima[half] + T.float32(self.slack / self.rate)
+        return T.Bind(T.Select(near, self.maxima[half], peak[0]))
 
     def _multiply_values(self, values: Expr) -> None:
         scores = self._scores

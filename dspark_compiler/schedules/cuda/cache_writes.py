@@ -1,4 +1,4 @@
-"""Launches that put new keys and values into the cache or its scratch, and the kernel that moves scratch to live slots."""
+"""Launches that put new keys and values into the cache or its scratch, and the move from scratch to live slots."""
 
 from collections.abc import Callable
 
@@ -7,35 +7,52 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
-from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.memory import copy_word, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.threads import address, launch
-from dspark_compiler.schedules.cuda.warp import copy_word, store_word
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _PLAIN = CacheForm()
 
 
+class NewSlot:
+    """Where a new token's key and value go: to the next live slots, or to scratch where the call has one."""
+
+    def __init__(self, problem: Problem, tensors: Tensors, row: Expr, token: Expr) -> None:
+        shape = problem.shape
+        self._span, self._token, self._tensors = span_of(problem, tensors, row), token, tensors
+        self._kind, slot = ("scratch", token) if shape.scratch else ("cache", self._span.used + token)
+        self._slot = T.Bind(slot)
+        self.fits = self._span.used + token < self._span.end
+        """Whether the token is stored at all: it is one of the call's, and there is room for it."""
+
+    def store(self, name: str, head: Expr, d: Expr, pair: Expr) -> None:
+        """Stores elements d and d + 1 of "k" or "v"."""
+        store_word(address(self._tensors[f"{name}_{self._kind}"], self._span.sequence, head, self._slot, d), pair)
+
+    def store_position(self, head: Expr, condition: Expr) -> None:
+        """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
+        positions = self._tensors.get("slot_position")
+        if positions is not None and self._kind == "cache":
+            with when(condition):
+                T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
+
+
 def write_new(problem: Problem, tensors: Tensors) -> None:
-    """Launches the writing of "k" and "v" [b,G,S,*] to scratch rows 0.. if there is scratch, else to the next slots."""
+    """Launches the writing of "k" and "v" [b,G,S,*] to where new tokens go."""
     shape = problem.shape
     with launch((shape.width, shape.kv_heads, shape.rows), _threads(shape)) as (token, head, row, thread):
-        span = span_of(problem, tensors, row)
-        target = T.Bind(token if shape.scratch else span.used + token)
-        kind = "scratch" if shape.scratch else "cache"
+        await_previous()
+        release_next()
+        slot = NewSlot(problem, tensors, row, token)
 
         def put(name: str, d: Expr) -> None:
             new = tensors[name]
-            pair = (T.cast(new[row, head, token, d + i], "float32") for i in range(2))
-            store_word(
-                address(tensors[f"{name}_{kind}"], span.sequence, head, target, d), pack_pair(*pair, problem.dtype)
-            )
+            slot.store(name, head, d, load_pair(address(new, row, head, token, d), new.dtype, problem.dtype))
 
-        with when(T.bool(True) if shape.scratch else target < span.end):
+        with when(slot.fits):
             _each_pair(shape, thread, put)
-            positions = tensors.get("slot_position")
-            if positions is not None and not shape.scratch:
-                with when(thread == 0):
-                    T.buffer_store(positions, span.length + token, [span.sequence, head, target])
+            slot.store_position(head, thread == 0)
 
 
 def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN) -> tvm.tirx.PrimFunc:
@@ -59,8 +76,10 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape)) as (token, head, row, thread):
-            length = T.Bind(of["length"][row])
-            used = T.min(length, shape.slots - of["free"][row]) if form.free else length
+            await_previous()
+            release_next()
+            length = T.Bind(load_int(address(of["length"], row)))
+            used = T.min(length, shape.slots - load_int(address(of["free"], row))) if form.free else length
             slot = T.Bind(used + token)
 
             def move(which: str, d: Expr) -> None:
@@ -69,7 +88,7 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
                     address(of[f"{which}_scratch"], row, head, token, d),
                 )
 
-            with when(T.And(token < of["accepted"][row], slot < shape.slots)):
+            with when(T.And(token < load_int(address(of["accepted"], row)), slot < shape.slots)):
                 _each_pair(shape, thread, move)
                 if form.slot_position:
                     with when(thread == 0):

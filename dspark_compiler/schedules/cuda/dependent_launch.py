@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel starts while the one before it in the stream still runs.
 
-A kernel that calls ``await_previous`` is launched that way: its blocks may take free places on the chip as soon as every
-block of the kernel before has called ``release_next`` (or is done). Before ``await_previous`` it may touch only what no
-kernel writes, such as weights; after it, all that earlier kernels wrote is there (PTX ISA, "griddepcontrol").
+A kernel that calls ``await_previous`` is launched that way: its blocks may take free places on the chip as soon as
+every block of the kernel before has called ``release_next`` (or is done). Before ``await_previous`` it may touch only
+what no kernel writes, such as weights; after it, all that earlier kernels wrote is there (PTX ISA, "griddepcontrol").
 A kernel that awaits nothing is launched in the ordinary way, after all before it.
 """
 
@@ -29,12 +29,14 @@ __device__ __forceinline__ void {_AWAIT}() {{ asm volatile("griddepcontrol.wait;
 def release_next() -> None:
     """Lets the next kernel's blocks start where there is room."""
     source = """
-__device__ __forceinline__ void dspark_release_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void dspark_release_next() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 """
     run(device("dspark_release_next", source=source))
 
 
-@tvm.transform.module_pass(opt_level=0, name="MarkDependentLaunches")
+@tvm.transform.module_pass(opt_level=0, name="MarkDependentLaunches")  # type: ignore[untyped-decorator]
 def mark_dependent_launches(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
     """Sets the launch attribute on every device function that awaits the kernel before it."""
     for variable, function in list(module.functions.items()):

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.clusters import cluster_barrier, send
+from dspark_compiler.schedules.cuda.loops import unrolled
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import variable
 from dspark_compiler.schedules.cuda.threads import WARP, registers, shared
 from dspark_compiler.schedules.cuda.warps import first_lane, from_lane, reduce_float, reduce_int32, running_sum
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
-
-_TOGETHER = 8  # loads in flight
 
 
 def draw(name: str, batch: int, vocab: int) -> tvm.tirx.PrimFunc:
@@ -35,7 +35,7 @@ class Drawing:
         block, thread = at
         self._lane, self._warp = T.Bind(thread % WARP), T.Bind(block * (cluster.threads // WARP) + thread // WARP)
         self._sums = shared(cluster.warps, "float64")  # of each warp's piece
-        # A lane looks at as many pieces as any, and at as many elements of a piece.
+        # What a lane looks at: of all pieces, and of the elements of one.
         self._pieces = -(-cluster.warps // WARP)
         self._share = cluster.each
         self.total = registers(1, "float64")
@@ -43,15 +43,13 @@ class Drawing:
     def add_up(self) -> None:
         """Sums of the pieces, and of all: must come before ``token``, again if weights have changed."""
         part = variable(T.float64(0.0), "float64")
-        with T.serial(0, -(-self._share // _TOGETHER)) as chunk, T.unroll(0, _TOGETHER) as j:
-            number = chunk * _TOGETHER + j
-            with when(number < self._share):
-                weight = self._at(self._warp, number * WARP + self._lane)
-                T.buffer_store(part, part[0] + T.cast(weight, "float64"), [0])
+        held = self._load(self._warp, lambda number: number * WARP + self._lane)
+        with unrolled(self._share) as number:
+            T.buffer_store(part, part[0] + T.cast(held[number], "float64"), [0])
         whole = reduce_float(part[0], dtype="float64")
-        self._cluster.barrier()
-        self._cluster.send(whole, self._sums, self._warp)
-        self._cluster.barrier()
+        cluster_barrier()  # every block has begun, and is done with earlier sums
+        send(whole, self._sums, self._warp, self._cluster.blocks)
+        cluster_barrier()
         before = self._before(self._pieces_sum())
         T.buffer_store(self.total, from_lane(before + self._pieces_sum(), WARP - 1, "float64"), [0])
 
@@ -65,12 +63,11 @@ class Drawing:
         piece, start = self._search(self._pieces, start, target, self._piece_sum)
         with when(self._warp == piece):
             mine = variable(T.float64(0.0), "float64")
-            with T.serial(0, self._share) as number:
-                weight = self._at(piece, self._lane * self._share + number)
-                T.buffer_store(mine, mine[0] + T.cast(weight, "float64"), [0])
+            held = self._load(piece, lambda number: self._lane * self._share + number)
+            with unrolled(self._share) as number:
+                T.buffer_store(mine, mine[0] + T.cast(held[number], "float64"), [0])
             start = T.Bind(start + self._before(mine[0]))
-            share = self._lane * self._share
-            place, _ = self._search(self._share, start, target, lambda i: T.cast(self._at(piece, share + i), "float64"))
+            place, _ = self._search(self._share, start, target, lambda number: T.cast(held[number], "float64"))
             with when(self._lane == 0):
                 put(T.cast(piece * (self._share * WARP) + place, "int64"))
 
@@ -81,7 +78,7 @@ class Drawing:
         """
         running, before = variable(start, "float64"), variable(start, "float64")
         found, last = variable(T.int32(-1), "int32"), variable(T.int32(-1), "int32")
-        with T.serial(0, count) as i:
+        with unrolled(count) as i:
             amount = T.Bind(value(i))
             with when(amount > T.float64(0.0)):
                 T.buffer_store(last, self._lane * count + i, [0])
@@ -109,7 +106,11 @@ class Drawing:
         piece = self._lane * self._pieces + i
         return T.if_then_else(piece < self._cluster.warps, self._sums[piece], T.float64(0.0))
 
-    def _at(self, piece: Expr, place: Expr) -> Expr:
-        """The weight at ``place`` of a warp's piece, 0 behind the last one."""
-        i = piece * (self._share * WARP) + place
-        return T.if_then_else(i < self._cluster.extent, self._weight(i), T.float32(0.0))
+    def _load(self, piece: Expr, place: Callable[[Expr], Expr]) -> Buffer:
+        """A lane's share of a warp's piece, all loads under way together; 0 behind the last weight."""
+        held = registers(self._share)
+        with unrolled(self._share) as number:
+            i = piece * (self._share * WARP) + place(number)
+            weight = T.if_then_else(i < self._cluster.extent, self._weight(i), T.float32(0.0))
+            T.buffer_store(held, weight, [number])
+        return held

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.threads import launch
-from dspark_compiler.schedules.tir import Expr, when
+from dspark_compiler.schedules.tir import when
 
 _THREADS = 256
 

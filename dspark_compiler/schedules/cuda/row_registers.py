@@ -1,25 +1,25 @@
 """A row in the registers of a cluster, and numbers made of all of it.
 
-A reduction costs one barrier: each warp sends its part to every block, and each warp puts all parts together, in
-integers, so that their order does not matter. Parts lie in two places by turns: a slow warp may still read one while a
-fast one writes the other.
+Numbers are integers, so that the order in which parts are put together does not matter.
 """
 
 from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.loops import unrolled
+from dspark_compiler.schedules.cuda.meeting import Meeting
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
-from dspark_compiler.schedules.cuda.threads import WARP, address, device, registers, run, shared
-from dspark_compiler.schedules.cuda.warps import Combine, add_int64, reduce_int32
+from dspark_compiler.schedules.cuda.threads import address, device, registers, run
+from dspark_compiler.schedules.cuda.warps import Combine, reduce_int32
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 FIXED_POINT = 40  # fractional bits of sums: 2^18 weights, none above 1, add up within 58 bits
 
 _SIGN_CLEAR = 2**31 - 1
-_IDENTITY = {"add": 0, "max": -(2**31), "min": 2**31 - 1}
+_NEVER = 2**31 - 1
 
-# Adding 8 to a weight rounds it to 2^-20 and leaves the multiple in the last bits; the rest is rounded to 2^-40 likewise.
+# Adding 8 rounds a weight to 2^-20 and leaves the multiple in the last bits; the rest is rounded to 2^-40 likewise.
 _ADD_FIXED = """
 __device__ __forceinline__ void dspark_add_fixed(int* high, int* low, float weight, bool counts) {
   float cut = weight + 8.0f, rest = weight - (cut - 8.0f);
@@ -31,6 +31,11 @@ __device__ __forceinline__ void dspark_add_fixed(int* high, int* low, float weig
 """
 
 
+def as_float32(total: Expr) -> Expr:
+    """A sum in fixed point as a float32."""
+    return T.cast(total, "float32") * T.float32(2.0**-FIXED_POINT)
+
+
 def variable(value: Expr, dtype: str) -> Buffer:
     """A number of a thread's that changes."""
     place = registers(1, dtype)
@@ -39,12 +44,13 @@ def variable(value: Expr, dtype: str) -> Buffer:
 
 
 def ranked(rank: Expr) -> Expr:
-    """The float32 whose place in the order of all floats is ``rank``, int32; its own inverse on the bits."""
+    """The float32 whose place in the order of all floats is ``rank``, int32."""
+    return T.reinterpret("float32", flipped(rank))
+
+
+def flipped(bits: Expr) -> Expr:
+    """The bits of a float32 as an int32 that orders as the floats do, NaN (sign clear) above all, and back again."""
     # Negative floats order by falling magnitude.
-    return T.reinterpret("float32", _flipped(rank))
-
-
-def _flipped(bits: Expr) -> Expr:
     return T.bitwise_xor(bits, T.bitwise_and(bits >> T.int32(31), T.int32(_SIGN_CLEAR)))
 
 
@@ -55,13 +61,11 @@ class RowRegisters:
         self.cluster = cluster
         self._block, self._thread = block, thread
         self.values = registers(cluster.each)
-        self._turn = variable(T.int32(0), "int32")
-        self._parts = shared(2 * cluster.warps, "int32")
-        self._wide_parts = shared(2 * cluster.warps, "int64")
+        self._meeting = Meeting(cluster, block, thread)
 
     def each(self, emit: Callable[[Expr, Expr], None]) -> None:
         """Calls emit with the number of each element among the thread's, and its index in the row."""
-        with T.unroll(0, self.cluster.each) as j:
+        with unrolled(self.cluster.each) as j:
             emit(j, (self._block * self.cluster.each + j) * self.cluster.threads + self._thread)
 
     def load(self, value: Callable[[Expr], Expr]) -> None:
@@ -90,12 +94,12 @@ class RowRegisters:
         """The highest element."""
         highest = variable(T.float32(float("-inf")), "float32")
         self.each(lambda j, _: T.buffer_store(highest, T.max(highest[0], self.values[j]), [0]))
-        rank = _flipped(T.reinterpret("int32", highest[0]))
+        rank = flipped(T.reinterpret("int32", highest[0]))
         return T.Bind(ranked(self._reduce("max", rank)))
 
     def first(self, holds: Callable[[Expr], Expr]) -> Expr:
         """The lowest index of an element for which ``holds``; above all indices if there is none."""
-        index = variable(T.int32(_IDENTITY["min"]), "int32")
+        index = variable(T.int32(_NEVER), "int32")
 
         def emit(j: Expr, i: Expr) -> None:
             with when(holds(self.values[j])):
@@ -119,12 +123,9 @@ class RowRegisters:
         self.each(emit)
         number = self._count(lambda value, _: value > bound)
         high_part, low_part = (T.cast(reduce_int32(part[0], "add"), "int64") for part in (high, low))
-        part = high_part * T.int64(1 << FIXED_POINT // 2) + low_part
-        self._send(part, self._wide_parts)
-        number = self._reduce("add", number[0])
-        total = variable(T.int64(0), "int64")
-        self._gather(self._wide_parts, lambda part: T.buffer_store(total, total[0] + part, [0]))
-        return add_int64(total[0]), number
+        total = T.Bind(high_part * T.int64(1 << FIXED_POINT // 2) + low_part)
+        whole, count = self._meeting.agree(("add_int64", total), ("add", reduce_int32(number[0], "add")))
+        return whole, count
 
     def _count(self, holds: Callable[[Expr, Expr], Expr]) -> Buffer:
         number = variable(T.int32(0), "int32")
@@ -138,25 +139,4 @@ class RowRegisters:
 
     def _reduce(self, how: Combine, value: Expr) -> Expr:
         """Sum, maximum or minimum of each thread's int32 ``value``."""
-        self._send(reduce_int32(value, how), self._parts)
-        self.cluster.barrier()
-        result = variable(T.int32(_IDENTITY[how]), "int32")
-        combine = {"add": lambda a, b: a + b, "max": T.max, "min": T.min}[how]
-        self._gather(self._parts, lambda part: T.buffer_store(result, combine(result[0], part), [0]))
-        T.buffer_store(self._turn, 1 - self._turn[0], [0])
-        return reduce_int32(result[0], how)
-
-    def _send(self, part: Expr, parts: Buffer) -> None:
-        warp = self._block * (self.cluster.threads // WARP) + self._thread // WARP
-        self.cluster.send(part, parts, self._place(warp))
-
-    def _gather(self, parts: Buffer, take: Callable[[Expr], None]) -> None:
-        """Calls take with a lane's share of the parts."""
-        for first in range(0, self.cluster.warps, WARP):
-            part = first + self._thread % WARP
-            with when(part < self.cluster.warps):
-                take(parts[self._place(part)])
-
-    def _place(self, warp: Expr) -> Expr:
-        # TVM takes an unknown offset for a constant one, and would cut the buffer down to what lies behind it.
-        return T.Select(self._turn[0] == 0, T.int32(0), T.int32(self.cluster.warps)) + warp
+        return self._meeting.agree((how, reduce_int32(value, how)))[0]

@@ -2,16 +2,47 @@
 
 from dataclasses import dataclass
 
+from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
+from dspark_compiler.schedules.cuda.quantized_fragments import BITS, tile_depth
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+
+_MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
+
 
 @dataclass(frozen=True)
 class StreamSchedule:
-    """How a streaming linear kernel cuts W; the number of rows of x has no part in it, so no row's sums depend on it."""
+    """How a streaming linear kernel cuts W, whatever the rows of x, so that no row's sums depend on their number."""
 
     stripes: int  # of 16 features that a block computes
-    splits: int  # blocks of a cluster that share the stripes' depth
-    warps: int  # of a block that share the block's part of it
+    warps: int  # of a block, which share the stripes' depth
     ahead: int  # tiles of each stripe that a warp has asked for before it uses the first
 
 
-def default_stream_schedule(work: object) -> StreamSchedule:
-    return StreamSchedule(1, 1, 8, 4)
+def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
+    """The schedule without a record.
+
+    Where there are many stripes, several blocks of few warps share a multiprocessor, one of them starting while others
+    stream. Few stripes have to be taken by as many warps as can be kept at it, all of a stripe under way at once.
+    """
+    tiles, quantized = _tiles(work), work.weight_dtype in BITS
+    if -(-work.features // TILE_ROWS) // (1 + work.gated) >= _MANY:
+        if quantized:
+            return StreamSchedule(1, 8 if tiles >= 40 else 4, 4)
+        return StreamSchedule(1, 8, 4) if tiles >= 128 else StreamSchedule(1, 4, 8)
+    if quantized:
+        return StreamSchedule(1, 16 if tiles >= 64 else 8, 4)
+    if tiles < 32 or tiles >= 256:
+        return StreamSchedule(1, 8, 4 if tiles < 32 else 8)
+    return StreamSchedule(1, 16, 4 if tiles >= 128 else 2)
+
+
+def candidate_schedules(work: LinearWorkload) -> list[StreamSchedule]:
+    """What is worth measuring, the default first: stripes, warps, and as much ahead as registers allow."""
+    default = default_stream_schedule(work)
+    shapes = [(1, 8, 4), (1, 8, 8), (1, 16, 4), (1, 16, 2), (1, 4, 8), (1, 4, 4), (2, 8, 4), (2, 4, 4)]
+    every = [StreamSchedule(*shape) for shape in shapes if shape[1] <= _tiles(work)]
+    return [default, *(schedule for schedule in every if schedule != default)]
+
+
+def _tiles(work: LinearWorkload) -> int:
+    return -(-work.depth // (tile_depth(work.weight_dtype) if work.weight_dtype in BITS else TILE_DEPTH))

@@ -4,127 +4,171 @@ A warp takes W as the wide operand of mma.m16n8k16 (A, 16 features) and x as the
 of x costs what eight do: the time of W's way from memory. It keeps the tiles of several steps under way in registers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, fragment_shape
 from dspark_compiler.schedules.cuda.mma import multiply_add
+from dspark_compiler.schedules.cuda.stream_inputs import X_WORDS, Inputs
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
+from dspark_compiler.schedules.cuda.weight_forms import FRAGMENT_WORDS, TILE_WORDS, WeightForm, add_scaled
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-GROUP = 8  # rows of x in one product
-_TILE_WORDS = 8  # uint32 of a tile in each lane
-_X_WORDS = 4  # uint32 of a group's 32 columns in each lane
+_X_AHEAD = 32  # registers at most of x under way
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One of the warps that share the depth of a block's stripes, over the blocks of a cluster."""
+    """One of the warps that share the depth of a block's stripes."""
 
     index: Expr
     count: int
     lane: Expr
 
 
-def stream_tiles(
-    x: Buffer, w: Buffer, stripes: Sequence[Expr], worker: Worker, ahead: int, dtype: str
-) -> list[list[Buffer]]:
+@dataclass(frozen=True)
+class Weights:
+    """W as stored, with int4's scales and zeros, and the stripes of 16 features a block computes."""
+
+    form: WeightForm
+    codes: Buffer
+    scales: Buffer | None
+    zeros: Buffer | None
+    stripes: Sequence[Expr]
+
+
+def stream_tiles(weights: Weights, inputs: Callable[[], Inputs], worker: Worker, ahead: int) -> list[list[Buffer]]:
     """This worker's part of x @ W.T: for each stripe of 16 features and each 8 rows of x a C fragment, float32[4].
 
-    Tile i of a stripe is the i mod count-th worker's, in order. The first loads of W go out before ``await_previous``.
+    Tile i of a stripe is the (i mod count)-th worker's, in order. The first loads of W go out before
+    ``await_previous``, which ``inputs`` is called after.
     """
-    rows, depth = (int(extent) for extent in x.shape)
-    tiles = fragment_shape(1, depth)[1]
-    groups = -(-rows // GROUP)
-    whole, rest = divmod(tiles, worker.count)  # steps of every worker, and workers with one more
-    steps = whole + (rest > 0)
-    slots = min(ahead, steps)
-    weights = registers(slots * len(stripes) * _TILE_WORDS, "uint32")
-    inputs = registers(slots * groups * _X_WORDS, "uint32")
-    sums = [[registers(4) for _ in range(groups)] for _ in stripes]
-    row, octet = worker.lane // 4, worker.lane % 4
-
-    def load_weights(step: Expr, slot: int) -> None:
-        tile = step * worker.count + worker.index
-        for j, stripe in enumerate(stripes):
-            source = address(w, stripe, tile, octet * 64 + row * 8)
-            load_tile(weights, (slot * len(stripes) + j) * _TILE_WORDS, source)
-
-    def load_inputs(step: Expr, slot: int) -> None:
-        column = (step * worker.count + worker.index) * TILE_DEPTH + octet * 8
-        # W is zero where its last tile reaches past the depth: there x may be anything finite.
-        column = column if depth % TILE_DEPTH == 0 else T.min(column, depth - 8)
-        for group in range(groups):
-            # Rows past the last are copies of it whose products nobody stores.
-            last = min(rows - group * GROUP, GROUP) - 1
-            source = address(x, group * GROUP + (row if last == GROUP - 1 else T.min(row, last)), column)
-            load_written(inputs, (slot * groups + group) * _X_WORDS, source)
-
-    def multiply(slot: int) -> None:
-        for half in range(2):
-            for j, column in enumerate(sums):
-                for group, acc in enumerate(column):
-                    a = (slot * len(stripes) + j) * _TILE_WORDS + half * 4
-                    b = (slot * groups + group) * _X_WORDS + half * 2
-                    multiply_add(acc, weights, inputs, dtype, at=(0, a, b))
-
-    def having(step: int) -> AbstractContextManager[None]:
-        """Inside are only the workers that have this step."""
-        return when(worker.index < rest) if step == whole else nullcontext()
-
-    for column in sums:
-        for acc in column:
-            for i in range(4):
-                T.buffer_store(acc, T.float32(0.0), [i])
-
-    for step in range(slots):
-        with having(step):
-            load_weights(step, step)
+    stream = _Stream(weights, worker, ahead)
+    for step in range(stream.slots):
+        with stream.having(step):
+            stream.load_weights(step, step)
     release_next()
     await_previous()
-    for step in range(slots):
-        with having(step):
-            load_inputs(step, step)
-    rounds = max(whole // slots - 1, 0)
-    if rounds:
-        with T.serial(0, rounds) as turn:
-            for slot in range(slots):
-                multiply(slot)
-                load_weights((turn + 1) * slots + slot, slot)
-                load_inputs((turn + 1) * slots + slot, slot)
-    for step in range(rounds * slots, steps):
-        with having(step):
-            multiply(step % slots)
-        if step + slots < steps:
-            with having(step + slots):
-                load_weights(step + slots, step % slots)
-                load_inputs(step + slots, step % slots)
-    return sums
+    stream.take(inputs())
+    for step in range(stream.x_slots):
+        with stream.having(step):
+            stream.load_inputs(step, step)
+    stream.run()
+    return stream.sums
 
 
-def load_tile(target: Buffer, at: int, pointer: Expr) -> None:
-    """Loads a lane's two pieces of a tile that nobody will read again: two A fragments, target[at : at+8], uint32."""
+class _Stream:
+    """A worker's registers: rings of tiles and of x under way, and the sums."""
+
+    def __init__(self, weights: Weights, worker: Worker, ahead: int) -> None:
+        self._weights, self._form, self._worker = weights, weights.form, worker
+        self.tiles = int(weights.codes.shape[1])
+        self.whole, self._rest = divmod(self.tiles, worker.count)  # steps of every worker, and workers with one more
+        self.steps = self.whole + (self._rest > 0)
+        self.slots = min(ahead, self.steps)
+        self._stripes = len(weights.stripes)
+        self._codes = registers(self.slots * self._stripes * TILE_WORDS, "uint32")
+        self._scales = registers(self.slots * self._stripes, "uint32") if weights.scales is not None else None
+        self._zeros = registers(self.slots * self._stripes, "uint32") if weights.zeros is not None else None
+
+    def having(self, step: int) -> AbstractContextManager[None]:
+        """Inside are only the workers that have this step."""
+        return when(self._worker.index < self._rest) if step == self.whole else nullcontext()
+
+    def _tile(self, step: Expr) -> Expr:
+        return step * self._worker.count + self._worker.index
+
+    def load_weights(self, step: Expr, slot: int) -> None:
+        """Asks for the step's tiles of all stripes."""
+        tile, lane = self._tile(step), self._worker.lane
+        for j, stripe in enumerate(self._weights.stripes):
+            place = slot * self._stripes + j
+            self._form.load(self._codes, place * TILE_WORDS, self._weights.codes, stripe, tile, lane)
+            for ring, source in ((self._scales, self._weights.scales), (self._zeros, self._weights.zeros)):
+                if ring is not None:
+                    _load_word(ring, place, address(source, stripe, tile, lane // 4))
+
+    def take(self, x: Inputs) -> None:
+        """Takes x; asks for it as early as there are registers for it, not at all if it is near."""
+        self._x = x
+        words = self._form.units * x.groups * X_WORDS
+        fitting = [n for n in range(1, self.slots + 1) if self.slots % n == 0 and n * words <= _X_AHEAD]
+        self.x_slots = 0 if x.near else max(fitting, default=1)
+        self._inputs = registers(max(self.x_slots, 1) * words, "uint32")
+        self.sums = [[registers(4) for _ in range(x.groups)] for _ in range(self._stripes)]
+        _clear(self.sums)
+
+    def load_inputs(self, step: Expr, slot: int) -> None:
+        """Asks for the step's x."""
+        row, octet = self._worker.lane // 4, self._worker.lane % 4
+        for unit in range(self._form.units):
+            for group in range(self._x.groups):
+                tile = self._tile(step) * self._form.units + unit
+                self._x.load(self._inputs, self._input(slot, unit, group), tile, group, row, octet)
+
+    def _input(self, slot: int, unit: int, group: int) -> int:
+        return ((slot % max(self.x_slots, 1) * self._form.units + unit) * self._x.groups + group) * X_WORDS
+
+    def run(self) -> None:
+        """All steps, each followed by loads into what it used: a loop while every worker has more, then the rest."""
+        rounds = max(self.whole // self.slots - 1, 0)
+        if rounds:
+            with T.serial(0, rounds) as turn:
+                for slot in range(self.slots):
+                    step = turn * self.slots + slot
+                    self.multiply(step, slot)
+                    self.load_weights(step + self.slots, slot)
+                    if self.x_slots:
+                        self.load_inputs(step + self.x_slots, slot)
+        for step in range(rounds * self.slots, self.steps):
+            with self.having(step):
+                self.multiply(step, step % self.slots)
+            self._reload(self.load_weights, step, self.slots)
+            self._reload(self.load_inputs, step, self.x_slots)
+
+    def _reload(self, load: Callable[[Expr, int], None], step: int, ahead: int) -> None:
+        if ahead and step + ahead < self.steps:
+            with self.having(step + ahead):
+                load(step + ahead, step % self.slots)
+
+    def multiply(self, step: Expr, slot: int) -> None:
+        """Adds the step's products to the sums."""
+        if not self.x_slots:
+            self.load_inputs(step, slot)
+        for j, column in enumerate(self.sums):
+            place = slot * self._stripes + j
+            parts = [registers(4) for _ in column] if self._form.grouped else column
+            if self._form.grouped:
+                _clear([parts])
+            for unit in range(self._form.units):
+                a, start = self._codes, place * TILE_WORDS
+                if self._form.quantized:
+                    zeros = self._zeros[place] if self._zeros is not None else T.uint32(0)
+                    a, start = registers(FRAGMENT_WORDS, "uint32"), 0
+                    self._form.fragments(a, self._codes, place * TILE_WORDS, unit, zeros)
+                for half in range(2):
+                    for group, part in enumerate(parts):
+                        b = self._input(slot, unit, group) + 2 * half
+                        multiply_add(part, a, self._inputs, self._form.dtype, at=(0, start + 4 * half, b))
+            if self._scales is not None:
+                for acc, part in zip(column, parts, strict=True):
+                    add_scaled(acc, part, self._scales[place], self._form.dtype)
+
+
+def _clear(sums: Sequence[Sequence[Buffer]]) -> None:
+    for acc in (acc for column in sums for acc in column):
+        for i in range(4):
+            T.buffer_store(acc, T.float32(0.0), [i])
+
+
+def _load_word(target: Buffer, at: int, pointer: Expr) -> None:
+    """Loads a uint32 that no kernel writes."""
     source = """
-__device__ __forceinline__ void dspark_load_tile(unsigned* d, const void* p) {
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-    : "=r"(d[0]), "=r"(d[2]), "=r"(d[4]), "=r"(d[6]) : "l"(p));
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4+512];"
-    : "=r"(d[1]), "=r"(d[3]), "=r"(d[5]), "=r"(d[7]) : "l"(p));
+__device__ __forceinline__ void dspark_load_word(unsigned* d, const void* p) {
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(*d) : "l"(p));
 }
 """
-    run(device("dspark_load_tile", address(target, at), pointer, source=source))
-
-
-def load_written(target: Buffer, at: int, pointer: Expr) -> None:
-    """Loads 16 bytes that an earlier kernel wrote into target[at : at+4], uint32; never before ``await_previous``."""
-    source = """
-__device__ __forceinline__ void dspark_load_written(unsigned* d, const void* p) {
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-    : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p) : "memory");
-}
-"""
-    run(device("dspark_load_written", address(target, at), pointer, source=source))
+    run(device("dspark_load_word", address(target, at), pointer, source=source))

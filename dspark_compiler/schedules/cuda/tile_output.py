@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.memory import store_pair, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
@@ -72,18 +73,9 @@ class TileOutput:
         if width == 1:
             T.buffer_store(y, T.cast(values[0], self.out_dtype), [row, column])
         elif self.out_dtype == "float32":
-            source = """
-__device__ __forceinline__ void dspark_store_pair(void* p, float low, float high) {
-  *(float2*)p = make_float2(low, high);
-}
-"""
-            run(device("dspark_store_pair", address(y, row, column), *values, source=source))
+            store_pair(address(y, row, column), values[0], values[1])
         else:
-            source = """
-__device__ __forceinline__ void dspark_store_word(void* p, unsigned value) { *(unsigned*)p = value; }
-"""
-            pair = pack_pair(*values, self.out_dtype)
-            run(device("dspark_store_word", address(y, row, column), pair, source=source))
+            store_word(address(y, row, column), pack_pair(values[0], values[1], self.out_dtype))
 
 
 def _activate(value: Expr, activation: str) -> Expr:

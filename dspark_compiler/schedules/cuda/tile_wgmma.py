@@ -1,9 +1,9 @@
 """x @ W.T for many rows on Hopper: blocks that stay, one warpgroup that loads and others that multiply.
 
-A block takes tile after tile of y. Its last warpgroup keeps a ring of stages filled, each 64 columns of x (cp.async, in
-the 128-byte swizzle wgmma reads) and of W (bulk copies of whole packed tiles); the others multiply 64 rows each and give
-a stage back once its products are done. The ring runs on over tiles, so the next one's loads go under this one's stores.
-Rows of tiles run fastest: blocks at work together read the same few tiles of W.
+A block takes tile after tile of y. Its last warpgroup keeps a ring of stages filled, each 64 columns of x (cp.async,
+in the 128-byte swizzle wgmma reads) and of W (bulk copies of whole packed tiles); the others multiply 64 rows each and
+give a stage back once its products are done. The ring runs on over tiles, so that the next one's loads go under this
+one's stores. Rows of tiles run fastest: blocks at work together read the same few tiles of W.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ _TILE_BYTES = 2 * TILE
 
 @dataclass(frozen=True)
 class _Ring:
-    """Shared memory: stages of x then W, behind them the barriers that tell them full or empty."""
+    """Shared memory: stages of x then W, behind them the barriers that tell them full or empty.
+
+    The swizzle wants x at multiples of 1 KB: the block's only shared array begins at one.
+    """
 
     memory: Buffer
     cut: TileSchedule
@@ -87,7 +90,9 @@ def emit_wgmma_tiles(x: Buffer, w: Buffer, rest: Sequence[Buffer], output: TileO
                     with when(tile < tiles), T.serial(0, steps) as k:
                         _load(ring, loader, turn * steps + k, k, tile, row_tiles, x, w, output)
                 # The last stage's copies are still to be told of.
-                last = (tiles - 1 - block) // blocks * steps + steps - 1
+                # (Not as a floor of a difference: TVM 0.27 simplifies those of (c - i) // n wrongly.)
+                turns = tiles // blocks + T.Select(block < tiles % blocks, 1, 0)
+                last = turns * steps - 1
                 async_copy.wait_copies(0)
                 async_copy.publish_writes()
                 async_copy.arrive(ring.full(last))
@@ -120,7 +125,7 @@ def _load(
 
 
 def _multiply(sums: Buffer, ring: _Ring, thread: Expr, first: Expr, depth: int, dtype: str) -> None:
-    """sums = x @ w.T of a warpgroup over a tile's whole depth, from the ring's step ``first`` on."""
+    """Leaves x @ w.T of a warpgroup in ``sums``, over a tile's whole depth, from the ring's step ``first`` on."""
     columns = ring.cut.features
     group = thread // wgmma.WARPGROUP * wgmma.GROUP_ROWS
 

@@ -1,19 +1,21 @@
 """Logits to the distribution tokens are drawn from: a cluster a row, which it reads and writes once.
 
-Nothing is sorted: the k-th highest score and the last weight of the nucleus are found bit by bit, since floats order as
-their bits do, until one element is left that could be it. Sums are integers, so they are the same in any order.
+Nothing is sorted: the k-th highest score and the last weight of the nucleus are searched for among all floats, which
+order as their bits do, until one element is left that could be it. Sums are integers, the same in any order.
 """
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules import vector_math
+from dspark_compiler.schedules.cuda import functions
+from dspark_compiler.schedules.cuda.interval_search import Search
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
-from dspark_compiler.schedules.cuda.row_registers import FIXED_POINT, RowRegisters, ranked, variable
+from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float32, flipped, ranked, variable
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
-_LOWEST_RANK, _LOWEST = -(2**31), -3.4028234663852886e38
-_MANY = 2**31 - 1
+_LOWEST_RANK, _LOWEST = 0x7FFFFF - 2**31, -3.4028234663852886e38  # the rank is minus infinity's
+_BITS_OF_ONE = 0x3F800000
+_LEAPS = 6
 
 
 def token_probs(name: str, batch: int, rows: int, vocab: int) -> tvm.tirx.PrimFunc:
@@ -74,45 +76,52 @@ class _Row:
         """A bound the ``k`` highest scores and the equals of the last reach; below all scores where ``k`` is off."""
         bound = variable(T.float32(_LOWEST), "float32")
         with when(T.And(k > 0, k < self._row.cluster.extent)):
-            rank, searching = variable(T.int32(_LOWEST_RANK), "int32"), variable(T.int32(1), "int32")
-            with T.serial(0, 32) as step, when(searching[0] == 1):
-                # Seen as unsigned numbers from the lowest rank up, this sets one more bit.
-                candidate = T.Bind(T.bitwise_xor(rank[0], T.int32(1) << (T.int32(31) - step)))
+            highest = T.Bind(self._highest / self._temperature)
+            search = Search(T.int32(_LOWEST_RANK), flipped(T.reinterpret("int32", highest)) + 1)
+            with search.steps(_LEAPS + 32) as step:
+                # Tokens worth drawing are few powers of two below the highest; if not, all floats are left.
+                leap = highest - T.cast(T.int32(2) << T.min(step, _LEAPS), "float32")
+                leaps = T.And(search.low == _LOWEST_RANK, step < _LEAPS)
+                candidate = search.between(T.Select(leaps, flipped(T.reinterpret("int32", leap)), search.middle))
                 least = T.Bind(ranked(candidate))
                 number = self._row.count(lambda value, _: value >= least)
-                with when(number >= k):
-                    T.buffer_store(rank, candidate, [0])
+                search.narrow(candidate, number >= k)
                 with when(number == k):
-                    T.buffer_store(searching, T.int32(0), [0])
-            T.buffer_store(bound, ranked(rank[0]), [0])
+                    search.stop()
+            T.buffer_store(bound, ranked(search.low), [0])
         return T.Bind(bound[0])
 
     def weigh(self, bound: Expr) -> None:
         """Scores of at least ``bound`` become weights, the highest 1; the others 0."""
         highest = T.Bind(self._highest / self._temperature)
         zero = T.float32(0.0)
-        self._row.change(lambda value, _: T.Select(value < bound, zero, vector_math.exp(value - highest)))
+        self._row.change(lambda value, _: T.Select(value < bound, zero, functions.exp(value - highest)))
 
     def keep_nucleus(self, part: Expr) -> None:
         """Zeroes all but the fewest highest weights that hold ``part`` of their sum, the first ones among equals."""
-        total, _ = self._row.above(T.float32(-1.0))
+        total, positive = self._row.above(T.float32(0.0))
         wanted = T.Bind(T.max(T.cast(T.ceil(part * T.cast(total, "float64")), "int64"), T.int64(1)))
-        # The highest weight above which there is as much as wanted: the last one that stays comes next.
-        bits, searching = variable(T.int32(0), "int32"), variable(T.int32(1), "int32")
-        number_above, number_beyond = variable(T.int32(_MANY), "int32"), variable(T.int32(0), "int32")
-        with T.serial(0, 30) as step, when(searching[0] == 1):  # no weight is above 1, whose highest bit is number 29
-            candidate = T.Bind(bits[0] + (T.int32(1) << (T.int32(29) - step)))
+        # The highest weight above which there is as much as wanted: the last one that stays comes next. Weights are
+        # looked for by their bits; no weight is above 1, above none there is less than wanted.
+        search = Search(T.int32(0), T.int32(_BITS_OF_ONE))
+        sums = variable(total, "int64"), variable(T.int64(0), "int64")
+        numbers = variable(positive, "int32"), variable(T.int32(0), "int32")
+        with search.steps(2 * 30) as step:
+            # Every other time where a straight line between both ends says, which is near where sums are smooth.
+            share = T.cast(sums[0][0] - wanted, "float64") / T.cast(sums[0][0] - sums[1][0], "float64")
+            line = search.low + T.cast(T.cast(search.high - search.low, "float64") * share, "int32")
+            candidate = search.between(T.Select(step % 2 == 1, line, search.middle))
             held, number = self._row.above(T.reinterpret("float32", candidate))
-            with T.If(held >= wanted):
-                with T.Then():
-                    T.buffer_store(bits, candidate, [0])
-                    T.buffer_store(number_above, number, [0])
-                with T.Else():
-                    T.buffer_store(number_beyond, number, [0])
-            with when(number_above[0] - number_beyond[0] == 1):
-                T.buffer_store(searching, T.int32(0), [0])
-        last = T.Bind(T.reinterpret("float32", bits[0] + 1))
-        with when(searching[0] == 1):
+            enough = T.Bind(held >= wanted)
+            search.narrow(candidate, enough)
+            for end, here in enumerate((enough, T.Not(enough))):
+                with when(here):
+                    T.buffer_store(sums[end], held, [0])
+                    T.buffer_store(numbers[end], number, [0])
+            with when(numbers[0][0] - numbers[1][0] == 1):
+                search.stop()
+        last = T.Bind(T.reinterpret("float32", search.low + 1))
+        with when(numbers[0][0] - numbers[1][0] > 1):
             self._cut_equals(last, wanted)
         self.drop_below(last)
 
@@ -121,8 +130,8 @@ class _Row:
         held, number = self._row.above(last)
         with_equals, number_with = self._row.above(T.reinterpret("float32", T.reinterpret("int32", last) - 1))
         equals = T.Bind(T.cast(number_with - number, "int64"))
-        one = T.Bind(T.floordiv(with_equals - held, equals))
-        needed = T.Bind(T.cast(T.floordiv(wanted - held + one - 1, one), "int32"))
+        one = T.Bind(T.truncdiv(with_equals - held, equals))
+        needed = T.Bind(T.cast(T.truncdiv(wanted - held + one - 1, one), "int32"))
         with when(needed < number_with - number):
             # The place before which there are fewer than needed, and no later one.
             place = variable(T.int32(0), "int32")
@@ -142,5 +151,5 @@ class _Row:
     def normalize(self) -> None:
         """Weights over their sum."""
         total, _ = self._row.above(T.float32(-1.0))
-        divisor = T.Bind(T.cast(T.cast(total, "float64") * T.float64(2.0**-FIXED_POINT), "float32"))
+        divisor = T.Bind(as_float32(total))
         self._row.change(lambda value, _: value / divisor)

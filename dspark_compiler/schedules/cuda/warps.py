@@ -37,9 +37,7 @@ __device__ __forceinline__ long long dspark_warp_add_int64(long long value) {
 def reduce_float(value: Expr, how: Combine = "add", *, dtype: str = "float32", width: int = WARP) -> Expr:
     """The sum, maximum or minimum over each ``width`` lanes, a power of two, in an order that is always the same."""
     kind, name = _C_TYPE[dtype], f"dspark_warp_{how}_{dtype}"
-    combined = (
-        "value + other" if how == "add" else f"{'value > other' if how == 'max' else 'value < other'} ? value : other"
-    )
+    combined = {"add": "value + other", "max": "max(value, other)", "min": "min(value, other)"}[how]
     source = f"""
 __device__ __forceinline__ {kind} {name}({kind} value, int width) {{
   #pragma unroll

@@ -19,7 +19,7 @@ def multiply_stage(sums: Buffer, x: Expr, w: Expr, dtype: str, *, columns: int, 
     Args:
         sums: float32[columns / 2] registers, untouched until ``wait_products``.
         x: pointer to [64 rows, 64] in 128-byte swizzle: row r's octet o is piece o ^ r % 8 of its 128 bytes.
-        w: pointer to tiles of fragments.py, [steps / 2, columns / 16] of 1 KB.
+        w: pointer to tiles of fragments.py, [steps / 2, columns / 16] of 1 KB, at a multiple of 512.
         dtype: "bfloat16" or "float16".
         columns: features, a multiple of 16 up to 256.
         steps: 1 to 4.
@@ -29,19 +29,22 @@ def multiply_stage(sums: Buffer, x: Expr, w: Expr, dtype: str, *, columns: int, 
     count = columns // 2
     registers = ",".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+f"(d[{i}])' for i in range(count))
-    lines = [
-        f"add.s64 a, %{count}, {2 * step}; add.s64 b, %{count + 1}, {(step // 2 * columns * 64 + step % 2 * 256) // 16};\\n"
-        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
-        f"{{{registers}}}, a, b, {'p' if step == 0 else '1'}, 1, 1, 0, 0;\\n"
-        for step in range(steps)
-    ]
-    body = "\n    ".join(f'"{line}"' for line in lines)
+    products = []
+    for step in range(steps):
+        # 16 columns further on: 32 bytes of x's rows; in W 32 bytes of a tile's rows, or the next tiles.
+        further = (step // 2 * columns * 64 + step % 2 * 32) // 16
+        products.append(
+            f"add.s64 a, %{count}, {2 * step}; add.s64 b, %{count + 1}, {further};\\n"
+            f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
+            f"{{{registers}}}, a, b, {1 if step else 'p'}, 1, 1, 0, 0;\\n"
+        )
+    body = "\n    ".join(f'"{line}"' for line in products)
     name = f"dspark_wgmma_{kind}_{columns}x{steps}"
-    # Descriptors: address / 16, then the strides / 16 between core matrices along K (bit 16) and along rows (bit 32).
+    # Descriptors: address / 16, stride / 16 between eights of rows (bit 32), swizzle (bit 62: 1 of 128 bytes, 2 of 64).
     source = f"""
 __device__ __forceinline__ void {name}(float* d, const void* x, const void* w, int accumulate) {{
-  unsigned long long a = (((unsigned)__cvta_generic_to_shared(x) & 0x3FFFF) >> 4) | 1ull << 62 | 64ull << 32 | 1ull << 16;
-  unsigned long long b = (((unsigned)__cvta_generic_to_shared(w) & 0x3FFFF) >> 4) | 32ull << 32 | 8ull << 16;
+  unsigned long long a = (unsigned)__cvta_generic_to_shared(x) >> 4 | 1ull << 62 | 64ull << 32 | 1ull << 16;
+  unsigned long long b = (unsigned)__cvta_generic_to_shared(w) >> 4 | 2ull << 62 | 32ull << 32 | 1ull << 16;
   asm volatile("{{\\n.reg .b64 a, b; .reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\nwgmma.fence.sync.aligned;\\n"
     {body}
     "wgmma.commit_group.sync.aligned;\\n}}\\n"

@@ -1,0 +1,43 @@
+"""The kernel templates for Nvidia GPUs that converters of all targets call, by name."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import tvm
+
+from dspark_compiler.schedules.cuda import norm, ring, rows, slot_reads, slot_rows
+from dspark_compiler.schedules.cuda.accept import accept
+from dspark_compiler.schedules.cuda.attention_mass import attention_mass
+from dspark_compiler.schedules.cuda.block_attention import block_attention
+from dspark_compiler.schedules.cuda.compact_slots import compact_slots
+from dspark_compiler.schedules.cuda.draw import draw
+from dspark_compiler.schedules.cuda.expert_linear import expert_linear
+from dspark_compiler.schedules.cuda.logit_moments import logit_moments
+from dspark_compiler.schedules.cuda.rope import rope
+from dspark_compiler.schedules.cuda.select_slots import select_slots
+from dspark_compiler.schedules.cuda.token_probs import token_probs
+from dspark_compiler.schedules.cuda.topk import topk
+from dspark_compiler.schedules.slot_shape import CacheShape
+
+Template = Callable[..., tvm.tirx.PrimFunc]
+
+_PLAIN: tuple[Template, ...] = (
+    *(norm.rms_norm, norm.layer_norm, rope, rows.packed_embedding, rows.row_embedding, rows.last_row),
+    *(expert_linear, topk, token_probs, draw, accept, ring.write_ring, ring.read_ring, block_attention),
+    *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
+    *(slot_rows.append_slot_scores, slot_rows.commit_slot_scores, select_slots),
+    *(slot_reads.read_state, slot_reads.write_state),
+)
+_READING_CACHES: tuple[Template, ...] = (attention_mass, logit_moments, compact_slots)
+
+
+def cuda_kernels(dtype: str) -> Mapping[str, Template]:
+    """Templates by name; caches hold ``dtype``."""
+    reading = {template.__name__: partial(template, dtype=dtype) for template in _READING_CACHES}
+    rows_of = {"read_keys": partial(_read, dtype=dtype), "read_values": partial(_read, dtype=dtype)}
+    return {template.__name__: template for template in _PLAIN} | reading | rows_of
+
+
+def _read(name: str, shape: CacheShape, dtype: str) -> tvm.tirx.PrimFunc:
+    """Keys or values of a sequence; ``shape`` is of the one that is read."""
+    return slot_reads.read_rows(name, (shape.batch, shape.kv_heads, shape.slots, shape.head_dim), dtype)

@@ -1,0 +1,56 @@
+"""Mean and variance of each slot's logits over some queries: a thread a slot, the queries one after the other."""
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.cuda.flat import each
+from dspark_compiler.schedules.cuda.row_registers import variable
+from dspark_compiler.schedules.cuda.threads import registers
+from dspark_compiler.schedules.slot_shape import CacheShape
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, widest_vector
+
+
+def logit_moments(
+    name: str, shape: CacheShape, scale: float, *, heads: int, queries: int, dtype: str, queries_dtype: str = "float32"
+) -> tvm.tirx.PrimFunc:
+    """Mean and population variance of scale * q.k over the first min(queries, length) queries, for each slot.
+
+    Arguments: queries [1,H,R,D], k_cache [B,G,C,D], sequence, length int32 [1], out [2,H,C].
+    """
+    dim, group = shape.head_dim, heads // shape.kv_heads
+    lanes = widest_vector(dim, 4)
+
+    def body(q: Buffer, k_cache: Buffer, sequence: Buffer, length: Buffer, out: Buffer) -> None:
+        def moments(head: Expr, slot: Expr) -> None:
+            key = registers(dim)
+            for d in range(0, dim, lanes):
+                with vector(lanes) as lane:
+                    value = k_cache[sequence[0], head // group, slot, d + lane]
+                    T.buffer_store(key, T.cast(value, "float32"), [d + lane])
+            mean, spread = variable(T.float32(0.0), "float32"), variable(T.float32(0.0), "float32")
+            count = T.Bind(T.max(T.min(length[0], queries), 1))
+            with T.serial(0, count) as t:
+                logit = variable(T.float32(0.0), "float32")
+                for d in range(0, dim, lanes):
+                    query = registers(lanes)
+                    with vector(lanes) as lane:
+                        T.buffer_store(query, T.cast(q[0, head, t, d + lane], "float32"), [lane])
+                    for i in range(lanes):
+                        T.buffer_store(logit, logit[0] + query[i] * key[d + i], [0])
+                # Both moments so far, after Welford 1962: differences of large sums would lose the small variance.
+                off = T.Bind(logit[0] * T.float32(scale) - mean[0])
+                T.buffer_store(mean, mean[0] + off / T.cast(t + 1, "float32"), [0])
+                T.buffer_store(spread, spread[0] + off * (logit[0] * T.float32(scale) - mean[0]), [0])
+            T.buffer_store(out, mean[0], [0, head, slot])
+            T.buffer_store(out, spread[0] / T.cast(count, "float32"), [1, head, slot])
+
+        each((heads, shape.slots), moments)
+
+    args = [
+        Arg("queries", (1, heads, queries, dim), queries_dtype),
+        Arg("k_cache", (*shape.per_slot, dim), dtype),
+        Arg("sequence", (1,), "int32"),
+        Arg("length", (1,), "int32"),
+        Arg("out", (2, heads, shape.slots)),
+    ]
+    return kernel(name, args, body)

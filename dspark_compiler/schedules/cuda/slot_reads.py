@@ -1,0 +1,46 @@
+"""Kernels that read or replace one sequence's part of a state."""
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.cuda.flat import each
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+
+
+def read_state(name: str, shape: tuple[int, ...], dtype: str) -> tvm.tirx.PrimFunc:
+    """out[0] = state[sequence[0]]; arguments state [B,...], sequence int32 [1], out [1,...]."""
+
+    def body(state: Buffer, sequence: Buffer, out: Buffer) -> None:
+        def copy(row: Expr, *at: Expr) -> None:
+            T.buffer_store(out, state[(sequence[0], *at)], [row, *at])
+
+        each((1, *shape[1:]), copy)
+
+    args = [Arg("state", shape, dtype), Arg("sequence", (1,), "int32"), Arg("out", (1, *shape[1:]), dtype)]
+    return kernel(name, args, body)
+
+
+def write_state(name: str, shape: tuple[int, ...], dtype: str) -> tvm.tirx.PrimFunc:
+    """state[sequence[0]] = value[0]; arguments state [B,...], value [1,...], sequence int32 [1]."""
+
+    def body(state: Buffer, value: Buffer, sequence: Buffer) -> None:
+        def copy(row: Expr, *at: Expr) -> None:
+            T.buffer_store(state, value[(row, *at)], [sequence[0], *at])
+
+        each((1, *shape[1:]), copy)
+
+    args = [Arg("state", shape, dtype), Arg("value", (1, *shape[1:]), dtype), Arg("sequence", (1,), "int32")]
+    return kernel(name, args, body)
+
+
+def read_rows(name: str, shape: tuple[int, int, int, int], dtype: str) -> tvm.tirx.PrimFunc:
+    """One sequence's keys or values as float32; arguments cache [B,G,C,D], sequence int32 [1], out [1,G,C,D]."""
+
+    def body(cache: Buffer, sequence: Buffer, out: Buffer) -> None:
+        def copy(row: Expr, *at: Expr) -> None:
+            T.buffer_store(out, T.cast(cache[(sequence[0], *at)], "float32"), [row, *at])
+
+        each((1, *shape[1:]), copy)
+
+    args = [Arg("cache", shape, dtype), Arg("sequence", (1,), "int32"), Arg("out", (1, *shape[1:]))]
+    return kernel(name, args, body)

@@ -1,0 +1,21 @@
+"""What a test for Nvidia GPUs needs of a machine."""
+
+import pytest
+
+from dspark_compiler.artifact.nvidia import find_driver, runs_on
+from dspark_compiler.backends.cuda_toolkit import find_cudart, find_nvcc, has_nvrtc
+
+ARCH = "sm_90a"
+
+
+def need_gpu() -> None:
+    """Skips the test where there is no GPU that runs code for ARCH."""
+    driver = find_driver()
+    if driver is None or not driver.gpus or not runs_on(ARCH, driver.gpus[0].capability):
+        pytest.skip("needs an NVIDIA GPU")
+
+
+def need_compiler() -> None:
+    """Skips the test where nothing compiles for CUDA."""
+    if (find_nvcc() is None and not has_nvrtc()) or find_cudart() is None:
+        pytest.skip("needs nvcc or NVRTC, and libcudart")

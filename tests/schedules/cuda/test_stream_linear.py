@@ -1,0 +1,179 @@
+"""Linears of few rows for Nvidia GPUs: what the compiler makes of them, and what comes out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_compiler.schedules.cuda.fragments import pack_fragments
+from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
+from dspark_compiler.schedules.cuda.quantized_fragments import (
+    GROUP_DEPTH,
+    pack_bytes,
+    pack_groups,
+    pack_nibbles,
+    pack_zeros,
+)
+from dspark_compiler.schedules.cuda.row_argmax import row_argmax
+from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
+from dspark_compiler.schedules.cuda.stream_schedule import (
+    StreamSchedule,
+    candidate_schedules,
+    default_stream_schedule,
+)
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from tests.schedules.cuda.gpu import call, compile_for, error, gpu, resources
+
+ARCH = "sm_90a"
+EPSILON = 1e-6
+FORMS = ("bfloat16", "int8", "int4", "float8_e4m3fn")
+
+
+def test_weights_come_16_bytes_at_a_time_and_no_register_leaves(tmp_path: Path) -> None:
+    functions = {
+        form: stream_linear(form, LinearWorkload(8, 2560, 4096, form), "bfloat16", residual=True) for form in FORMS
+    }
+    gated = LinearWorkload(1, 19456, 2560, "bfloat16", gated=True)
+    functions["gated"] = stream_gated_linear("gated", gated, "bfloat16", activation="silu", norm_eps=EPSILON)
+    compiled = compile_for(functions, ARCH)
+    report = resources(compiled, ARCH, tmp_path)
+    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
+    source = compiled.mod.imports[0].inspect_source()
+    assert source.count("dspark_await_previous();") == len(functions)
+    assert source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4  # two forms of a tile, two halves each
+
+
+def test_schedules_do_not_depend_on_the_rows() -> None:
+    for features, depth, gated in ((960, 576, False), (576, 1536, False), (19456, 2560, True), (151936, 4096, False)):
+        for form in FORMS:
+            one, many = (LinearWorkload(rows, features, depth, form, gated) for rows in (1, 16))
+            assert default_stream_schedule(one) == default_stream_schedule(many)
+            schedules = candidate_schedules(one)
+            assert schedules[0] == default_stream_schedule(one)
+            assert len(set(schedules)) == len(schedules)
+            for cut in schedules:
+                assert cut.stripes * cut.ahead * (1 + gated) <= 16  # tiles of a warp under way: 8 registers each
+                assert cut.warps <= 32
+
+
+SHAPES = [(1, 272, 584, 4, 2), (3, 256, 640, 8, 4), (11, 100, 1152, 3, 2), (32, 64, 2560, 4, 8)]
+
+
+def test_products_are_right() -> None:
+    gpu()
+    random = np.random.default_rng()
+    functions = {}
+    for i, (rows, features, depth, warps, ahead) in enumerate(SHAPES):
+        work, cut = LinearWorkload(rows, features, depth, "float16"), StreamSchedule(1 + i % 2, warps, ahead)
+        functions[f"f{i}"] = stream_linear(f"f{i}", work, "float16", cut, bias=True, residual=True)
+    compiled = compile_for(functions, ARCH)
+    for i, (rows, features, depth, _, _) in enumerate(SHAPES):
+        x, w = ((random.standard_normal((n, depth)) / depth**0.5).astype(np.float16) for n in (rows, features))
+        bias, residual = (random.standard_normal(s).astype(np.float32) for s in ((features,), (rows, features)))
+        y = np.full((rows, features), np.nan, np.float32)
+        exact = x.astype(float) @ w.T.astype(float) + bias + residual
+        (found,) = call(compiled[f"f{i}"], [x, pack_fragments(w), bias, residual, y])
+        assert error(found, exact) < 1e-5
+
+
+def test_quantized_products_are_right() -> None:
+    gpu()
+    random = np.random.default_rng()
+    forms = {"int8": False, "int4": False, "zeros": True}
+    functions = {
+        f"{form}{i}": stream_linear(
+            f"{form}{i}", LinearWorkload(rows, features, depth, "int4" if zeros else form), "float16", zeros=zeros
+        )
+        for form, zeros in forms.items()
+        for i, (rows, features, depth, _, _) in enumerate(SHAPES)
+    }
+    compiled = compile_for(functions, ARCH)
+    for i, (rows, features, depth, _, _) in enumerate(SHAPES):
+        x = random.standard_normal((rows, depth)).astype(np.float16)
+        for form, zeros in forms.items():
+            weight, exact = _quantized(random, features, depth, form, zeros)
+            y = np.full((rows, features), np.nan, np.float32)
+            (found,) = call(compiled[f"{form}{i}"], [x, *weight, y])
+            assert error(found, x.astype(float) @ exact.T) < 1e-5, (form, i)
+
+
+def _quantized(
+    random: np.random.Generator, features: int, depth: int, form: str, zeros: bool
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A packed weight with its scales and zeros, and what it stands for."""
+    if form == "int8":
+        codes = random.integers(-128, 128, (features, depth)).astype(np.int8)
+        scale = random.uniform(0.5, 1, features).astype(np.float32)
+        return [pack_bytes(codes), scale], codes * scale[:, None].astype(float)
+    groups = -(-depth // GROUP_DEPTH)
+    zero = random.integers(0, 16, (features, groups)) * zeros
+    codes = random.integers(0, 16, (features, depth)) - 8 * (not zeros)
+    scale = random.uniform(0.5, 1, (features, groups)).astype(np.float16)
+    packed = [pack_nibbles(codes, zero if zeros else None), pack_groups(scale)]
+    spread = np.arange(depth) // GROUP_DEPTH
+    exact = (codes - zero[:, spread]) * scale.astype(float)[:, spread]
+    return packed + ([pack_zeros(zero, "float16")] if zeros else []), exact
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_norms_are_right_early_and_late(rows: int) -> None:
+    gpu()
+    random = np.random.default_rng()
+    features, depth = 288, 2568
+    work, gated = (LinearWorkload(rows, features, depth, "float16", part) for part in (False, True))
+    functions = {
+        "first": late_norm_input("first", rows, depth, "float16"),
+        "early": stream_linear("early", work, "float16", residual=True, norm_eps=EPSILON, feeds_norm=True),
+        "late": stream_gated_linear(
+            "late", gated, "float16", activation="silu", norm_eps=EPSILON, late_norm=True, out_dtype="float32"
+        ),
+    }
+    compiled = compile_for(functions, ARCH)
+    x = random.standard_normal((rows, depth)).astype(np.float32) * 3
+    w = (random.standard_normal((features, depth)) / depth**0.5).astype(np.float16)
+    weight, fed = (random.uniform(0.5, 1.5, n).astype(np.float32) for n in (depth, features))
+    normed = x / np.sqrt((x.astype(float) ** 2).mean(1, keepdims=True) + EPSILON) * weight
+    product, squares = call(compiled["first"], [x, weight, *_fed(rows, depth)], 2)
+    y = np.full((rows, features // 2), np.nan, np.float32)
+    (found,) = call(compiled["late"], [product, pack_fragments(w), squares, y])
+    gate, up = np.split(normed @ w.T.astype(float), 2, axis=1)
+    assert error(found, gate / (1 + np.exp(-gate)) * up) < 2e-3
+    residual = random.standard_normal((rows, features)).astype(np.float32)
+    arrays = [x, pack_fragments(w), residual, weight, np.empty_like(residual), fed, *_fed(rows, features)]
+    y, product, squares = (call(compiled["early"], arrays, 4)[i] for i in (0, 2, 3))
+    assert error(y, normed @ w.T.astype(float) + residual) < 1e-3
+    assert error(product, y * fed.astype(float)) < 1e-3
+    assert error(squares, (y.astype(float) ** 2).reshape(rows, -1, 16).sum(2)) < 1e-6
+
+
+def _fed(rows: int, depth: int) -> list[np.ndarray]:
+    shapes = (((rows, depth), np.float16), ((rows, late_norm_parts(depth)), np.float32))
+    return [np.full(shape, np.nan, dtype) for shape, dtype in shapes]
+
+
+def test_rows_do_not_depend_on_their_number() -> None:
+    gpu()
+    random = np.random.default_rng()
+    x = random.standard_normal((24, 1536)).astype(np.float16)
+    packed = pack_fragments(random.standard_normal((576, 1536)).astype(np.float16))
+    counts = (1, 5, 8, 16, 24)
+    works = {f"f{rows}": LinearWorkload(rows, 576, 1536, "float16") for rows in counts}
+    compiled = compile_for({name: stream_linear(name, work, "float16") for name, work in works.items()}, ARCH)
+    results = [
+        call(compiled[f"f{rows}"], [x[:rows], packed, np.full((rows, 576), np.nan, np.float32)])[0] for rows in counts
+    ]
+    for rows, result in zip(counts, results, strict=True):
+        np.testing.assert_array_equal(result, results[-1][:rows])
+
+
+def test_argmax_is_the_first_of_the_largest() -> None:
+    gpu()
+    random = np.random.default_rng()
+    shapes = [(1, 151936), (5, 1000), (2, 49152)]
+    functions = {f"f{i}": row_argmax(f"f{i}", *shape, out_dtype="int64") for i, shape in enumerate(shapes)}
+    compiled = compile_for(functions, ARCH)
+    for i, shape in enumerate(shapes):
+        logits = -np.exp(random.standard_normal(shape)).astype(np.float32)
+        logits[-1, [shape[1] // 3, shape[1] - 1]] = 1.5
+        (found,) = call(compiled[f"f{i}"], [logits, np.full(shape[0], -1)])
+        np.testing.assert_array_equal(found, logits.argmax(1))

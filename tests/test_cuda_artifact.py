@@ -1,0 +1,114 @@
+"""Compiling for Nvidia GPUs needs none; an artifact says what it needs, and on a GPU it computes what the model does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dspark_compiler import CompileConfig, SamplingParams
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact.nvidia import find_driver
+from dspark_compiler.backends import create_backend
+from dspark_compiler.driver import compile_model
+from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.engine import Engine, load
+from dspark_compiler.runtime.executor import Executor
+from tests.gpu import ARCH, need_compiler, need_gpu
+from tests.tiny_models import TINY
+
+_ROUNDED = 0.03  # relative error of logits that operands of 8 significant bits leave
+# One of each kind: plain, head norms, soft caps and windows, biases, learned positions, partial rotation, experts.
+_FAMILIES = ("llama", "qwen3", "gemma2", "qwen2", "gpt2", "phi3", "mixtral", "gpt_neox", "gpt_oss")
+
+
+def _compiled(name: str, folder: Path, **options: Any) -> Path:
+    model = TINY[name]()
+    model.save_pretrained(folder / "source")
+    settled = {"max_seq_len": 64, "prefill_widths": (8, 40), "verify_width": 4, "max_batch": 2, "check": False} | options
+    config = CompileConfig(target="cuda", arch=ARCH, output=folder / "model.dspark", **settled)
+    return compile_model(str(folder / "source"), config).path
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_compiler()
+    return _compiled("llama", tmp_path_factory.mktemp("cuda"))
+
+
+def test_an_artifact_is_compiled_without_a_gpu(artifact: Path) -> None:
+    manifest = Artifact.open(artifact, runnable=False).manifest
+    assert (manifest.target.kind, manifest.target.arch, manifest.dtype) == ("cuda", ARCH, "bfloat16")
+    assert {"prefill_8", "prefill_40", "decode", "verify_4", "commit", "accept_1"} == set(manifest.entry_points)
+    assert manifest.kv.dtype == "bfloat16"
+    assert manifest.states["k_cache.0"].dtype == "bfloat16"
+    libraries = {Path(name).name for name in manifest.files if name.startswith("lib/")}
+    assert {"model.so", "libtvm_runtime.so", "libtvm_runtime_cuda.so"} < libraries
+    assert any(name.startswith("libcudart.so.13") for name in libraries)
+
+
+def test_the_library_holds_code_and_not_its_source(artifact: Path) -> None:
+    library = (artifact / "lib" / "model.so").read_bytes()
+    assert library.count(b"\x7fELF") == 2, "the library itself, and the GPU's code in it"
+    assert b"__global__" not in library
+
+
+def test_without_a_gpu_one_line_says_so(artifact: Path) -> None:
+    if find_driver() is not None:
+        pytest.skip("this machine has Nvidia's driver")
+    with pytest.raises(ArtifactError, match=r"compiled for Nvidia GPUs \(sm_90a\), this machine has no driver"):
+        Artifact.open(artifact)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "gfx942", "90a"])
+def test_architectures_that_cannot_be(arch: str) -> None:
+    need_compiler()
+    with pytest.raises(InputError, match=f"--arch {arch}: give one from sm_"):
+        create_backend("cuda", arch)
+
+
+def test_types_a_gpu_does_not_compute_with() -> None:
+    with pytest.raises(InputError, match="--dtype float32: with --target cuda not one of float16, bfloat16"):
+        CompileConfig(target="cuda", dtype="float32")
+    with pytest.raises(InputError, match="--kv-dtype int8: with --target cuda not one of bfloat16"):
+        CompileConfig(target="cuda", kv_dtype="int8")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", _FAMILIES)
+def test_a_family_on_a_gpu(name: str, dtype: str, tmp_path: Path) -> None:
+    need_gpu()
+    executor = Executor(Artifact.open(_compiled(name, tmp_path, dtype=dtype)))
+    ids = torch.randint(3, 100, (50,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = TINY[name]()(ids[None]).logits[0].numpy()
+    assert executor.device.obstacle is None
+    assert _error(executor.prefill(0, ids[:47].tolist(), 0, 0), wanted[46]) < _ROUNDED
+    tokens = np.zeros((2, 4), np.int64)
+    tokens[0] = ids[[47, 48, 49, 49]]
+    length, count = np.array([47, 0]), np.array([1, 0])
+    together = executor.verify(tokens, np.arange(4) + length[:, None], length)[0].copy()
+    assert _error(together[:3], wanted[47:50]) < _ROUNDED
+    for i in range(3):
+        one = executor.decode(tokens[:, i], length + i, length + i, count)[0]
+        np.testing.assert_array_equal(one, together[i], err_msg="decode and verify agree bit for bit")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"heads": Path("ngram")}, {"kv_budget": 48, "max_seq_len": 96}])
+def test_greedy_answers_are_the_same_however_they_are_made(options: dict[str, Any], tmp_path: Path) -> None:
+    need_gpu()
+    path = _compiled("llama", tmp_path, prefill_widths=(8,), **options)
+    prompt = torch.randint(3, 100, (13,), generator=torch.Generator().manual_seed(1)).tolist()
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    alone = load(path).complete([prompt], params)[0].tokens
+    engine = Engine(Artifact.open(path), paced=False)
+    assert engine.complete([prompt, prompt[:6]], params)[0].tokens == alone
+    engine = Engine(Artifact.open(path), heads=False)
+    assert engine.complete([prompt], params)[0].tokens == alone
+
+
+def _error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
