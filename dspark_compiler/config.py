@@ -67,10 +67,6 @@ class CompileConfig:
         ):
             if name is not None and name not in known:
                 raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
-        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
-            raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
-        if self.calibration is not None and self.quantize != "int4-g128-awq":
-            raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),
@@ -83,6 +79,7 @@ class CompileConfig:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
+        self._check_quantization()
         self._check_pruning()
         if not self.chunk_widths or min(self.chunk_widths) < 1:
             raise InputError(f"prefill widths {self.chunk_widths}: at least one, each 1 or more")
@@ -110,6 +107,12 @@ class CompileConfig:
         if self.heads is None or self.verify_width < 4:
             return (self.verify_width,)
         return (self.verify_width // 2, self.verify_width)
+
+    def _check_quantization(self) -> None:
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
+        if self.calibration is not None and self.quantize != "int4-g128-awq":
+            raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

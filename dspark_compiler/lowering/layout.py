@@ -144,7 +144,7 @@ def _formats(program: Program) -> dict[str, WeightFormat]:
 
 
 def _uses(program: Program) -> dict[str, set[str]]:
-    """Parameter name -> kinds of use: "linear", "embedding" and "experts" as the weight, "codes", "factors", or "other"."""
+    """Parameter name -> kinds of use: as a "linear", "embedding" or "experts" weight, "codes", "factors", "other"."""
     uses: dict[str, set[str]] = {}
     for entry in program.entries.values():
         for node in entry.placeholders(Role.PARAM):

@@ -6,8 +6,8 @@ of its own takes eight bits: its errors come out as logits, and no later layer c
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, 
 from dspark_compiler.graph.rewrite import bound_args, drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
+from dspark_compiler.quantization.activations import linear_inputs
 from dspark_compiler.quantization.weight import QuantizedWeight, quantize
 from dspark_compiler.quantization.weight_format import WeightFormat
 
@@ -27,10 +28,10 @@ _LEAST_GROUP = 32  # columns; smaller groups would have as many bytes of scales 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """``importance`` holds the mean square of what columns are multiplied by, [K] by name of the weight, if known."""
+    """``tokens`` is a text, if there is one, that tells how much each column's errors matter: as inputs are large."""
 
     format: WeightFormat
-    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Sequence[int] = ()
     name: ClassVar[str] = "quantize_weights"
     changes_numerics: ClassVar[bool] = True
 
@@ -38,12 +39,15 @@ class QuantizeWeights(Pass):
         """See Pass.apply."""
         notes = []
         made: Counter[str] = Counter()
+        inputs = linear_inputs(program, self.tokens) if self.tokens else {}
         for ref, linears in linears_of_layers(program).items():
             form = fitting_format(self.format, ref, program.params[ref].shape[1])
             if form is None:
-                notes.append(f"{linears[0][0].name}: {ref}: its columns divide into no groups of {_LEAST_GROUP} or more")
+                notes.append(
+                    f"{linears[0][0].name}: {ref}: its columns divide into no groups of {_LEAST_GROUP} or more"
+                )
                 continue
-            weight = quantize(program.params[ref], form, self.importance.get(ref))
+            weight = quantize(program.params[ref], form, inputs[ref].square().mean(0) if ref in inputs else None)
             put_quantized(program, ref, linears, weight)
             made[form.tag] += 1
         drop_unused_params(program)

@@ -69,7 +69,8 @@ class _Watcher(fx.Interpreter):
         """As the interpreter does, having kept the rows."""
         if n.target is torch.ops.aten.linear.default:
             x, weight = n.args[:2]
-            assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+            assert isinstance(x, fx.Node)
+            assert isinstance(weight, fx.Node)
             if weight.meta.get("role") is Role.PARAM:
                 rows = self.env[x].flatten(0, -2)
                 picked = torch.linspace(0, len(rows) - 1, min(self._rows, len(rows))).long()

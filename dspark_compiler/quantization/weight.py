@@ -60,7 +60,8 @@ def quantize(
         better = error < best
         best = torch.where(better, error, best)
         codes, scales = torch.where(better, found, codes), torch.where(better, scale, scales)
-    assert codes is not None and scales is not None
+    assert codes is not None
+    assert scales is not None
     kind = torch.float8_e4m3fn if form.codes == "float8_e4m3" else torch.int8
     return QuantizedWeight(form, codes.view(features, depth).to(kind), scales[..., 0].contiguous())
 

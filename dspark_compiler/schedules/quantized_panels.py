@@ -110,9 +110,7 @@ class QuantizedPanels:
                             value = value + totals[first + i, group] * load_weight(offsets, [panel, group, lane])
                         T.buffer_store(acc, value, [lane])
 
-    def _multiply(
-        self, column: Sequence[Buffer], x: Buffer, codes: Buffer, panel: Expr, at: Expr, first: Expr
-    ) -> None:
+    def _multiply(self, column: Sequence[Buffer], x: Buffer, codes: Buffer, panel: Expr, at: Expr, first: Expr) -> None:
         """The sums column[i] += x[first+i, k] * code of k, for the columns k of one step."""
         for j in range(self._step):
             for i, acc in enumerate(column):

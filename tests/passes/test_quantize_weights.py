@@ -44,8 +44,12 @@ def test_every_linear_of_a_layer_reads_codes_and_the_head_stays():
 def test_a_tied_head_and_an_embedding_keep_their_weight():
     program = rewritten("gpt2")
     QuantizeWeights(INT8).apply(program)
-    (head,) = {n.args[1].meta["ref"] for e in program.entries.values() for n in e.graph.graph.nodes
-               if n.target is aten.linear.default}
+    (head,) = {
+        n.args[1].meta["ref"]
+        for e in program.entries.values()
+        for n in e.graph.graph.nodes
+        if n.target is aten.linear.default
+    }
     assert "wte" in head
     assert program.params[head].is_floating_point()
 
@@ -55,9 +59,7 @@ def test_a_second_run_changes_nothing():
     assert not QuantizeWeights(INT8).apply(program).modified
 
 
-@pytest.mark.parametrize(
-    ("depth", "group"), [(256, 128), (576, 64), (96, 32), (48, None), (32, 32)]
-)
+@pytest.mark.parametrize(("depth", "group"), [(256, 128), (576, 64), (96, 32), (48, None), (32, 32)])
 def test_groups_that_fit(depth, group):
     found = fitting_format(INT4, "model.layers.0.q.weight", depth)
     assert (found and found.group) == group

@@ -100,7 +100,8 @@ def test_gated_linear_under_any_schedule(tag: str) -> None:
 def test_nibbles_come_back() -> None:
     codes = np.random.default_rng(0).integers(-8, 8, (3, 32, 16), dtype=np.int8)
     words = pack_nibbles(codes)
-    assert words.shape == (3, 4, 16) and words.dtype == np.uint32
+    assert words.shape == (3, 4, 16)
+    assert words.dtype == np.uint32
     np.testing.assert_array_equal(unpack_nibbles(words), codes)
 
 
@@ -113,5 +114,7 @@ def test_the_workload_can_be_read_off_the_function_and_its_schedules_fit() -> No
 @pytest.mark.parametrize("tag", [*FORMATS, "int4-g128"])
 def test_a_tag_says_the_format(tag: str) -> None:
     form = WeightFormat.parse(tag)
-    assert form is not None and form.tag == tag
-    assert WeightFormat.parse("float32") is None and WeightFormat.parse("uint16") is None
+    assert form is not None
+    assert form.tag == tag
+    assert WeightFormat.parse("float32") is None
+    assert WeightFormat.parse("uint16") is None

@@ -44,7 +44,9 @@ def _call(node: fx.Node) -> LinearCall:
     return call
 
 
-def _workload(importer: EntryImporter, call: LinearCall, rows: int, features: int, gated: bool = False) -> LinearWorkload:
+def _workload(
+    importer: EntryImporter, call: LinearCall, rows: int, features: int, gated: bool = False
+) -> LinearWorkload:
     params, depth = importer.plan.params, shape_of(call.x)[-1]
     if call.format is None:
         return LinearWorkload(rows, features, depth, params[call.weight.meta["ref"]].dtype, gated)
