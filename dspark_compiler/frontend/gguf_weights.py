@@ -36,7 +36,7 @@ def stored_weights(reader: gguf.GGUFReader, model: PreTrainedModel) -> dict[str,
     return found
 
 
-def read_blocks(data: np.ndarray, kind: _Kind) -> QuantizedWeight | None:
+def read_blocks(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> QuantizedWeight | None:
     """Rows of blocks [N, bytes], as the reader has them; None for another type of tensor.
 
     A block is a float16 scale d, for Q4_1 a float16 m, and 32 codes: bytes q for Q8_0, else 16 bytes whose low halves

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint
-from dspark_compiler.lowering.layout import Form, LayoutPlan
+from dspark_compiler.lowering.layout import LayoutPlan
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, shape_of
 
@@ -95,9 +95,7 @@ def _activation(node: Any) -> str | None:
 def _is_packed(node: Any, plan: LayoutPlan, *, biased: bool = True) -> bool:
     """Whether a node is a linear over a packed weight; with a bias only if it may be ``biased``."""
     call = LinearCall.of(node)
-    if call is None or not (biased or call.bias is None):
-        return False
-    return plan.forms.get(call.weight.meta.get("ref")) in (Form.PACKED, Form.CODES)
+    return call is not None and (biased or call.bias is None) and plan.is_packed(call.weight)
 
 
 def _is_slice(node: Any) -> bool:

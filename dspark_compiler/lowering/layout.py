@@ -57,6 +57,10 @@ class LayoutPlan:
     params: dict[str, PhysicalTensor]
     states: dict[str, PhysicalTensor]
 
+    def is_packed(self, param: fx.Node) -> bool:
+        """Whether a weight, or the codes of one, lies as the target's layouts pack it; nothing computed does."""
+        return self.forms.get(param.meta.get("ref", ""), Form.PLAIN) in (Form.PACKED, Form.CODES)
+
     @property
     def isa(self) -> VectorIsa:
         """Vector width of the CPU; only plans for one have it."""

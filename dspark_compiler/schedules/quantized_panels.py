@@ -84,10 +84,10 @@ class QuantizedPanels:
         ahead: int,
     ) -> None:
         """See WeightPanels."""
-        codes, scales, *rest = weight
-        offsets = rest.pop(0) if self._form.offsets else None
-        totals = rest.pop() if rest else None
-        factors = rest.pop() if rest else x
+        codes, scales, *rest = list(weight)
+        offsets: Buffer = rest.pop(0) if self._form.offsets else None
+        totals: Buffer = rest.pop() if rest else None
+        factors: Buffer = rest.pop() if rest else x
         width = self._isa.panel
         parts = [[local(width) for _ in column] for column in sums]
         clear(sums, self._isa)

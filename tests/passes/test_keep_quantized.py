@@ -44,7 +44,9 @@ def test_what_was_changed_since_stays_plain():
     program, stored = checkpoint()
     ref = "model.layers.0.mlp.down_proj.weight"
     program.params[ref] = program.params[ref] * 1.5
-    assert any(note.endswith(f"{ref}: was changed since it was read") for note in KeepQuantized(stored).apply(program).notes)
+    assert any(
+        note.endswith(f"{ref}: was changed since it was read") for note in KeepQuantized(stored).apply(program).notes
+    )
     assert ref in program.params
 
 

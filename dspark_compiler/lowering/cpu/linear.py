@@ -9,7 +9,7 @@ from tvm import relax
 
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
-from dspark_compiler.lowering.layout import Form, PhysicalTensor
+from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import identifier, shape_of
 from dspark_compiler.schedules import linear as linear_kernels
@@ -66,7 +66,7 @@ def _weight(importer: EntryImporter, call: LinearCall) -> list[Any]:
 def _lower_linear(importer: EntryImporter, shape: tuple[int, ...], call: LinearCall, residual: Any) -> Any:
     """The value x @ weight.T [+ bias] [+ residual], y of ``shape``."""
     env, plan, bias = importer.env, importer.plan, call.bias
-    if plan.forms.get(call.weight.meta.get("ref")) not in (Form.PACKED, Form.CODES):
+    if not plan.is_packed(call.weight):
         emit = importer.block_builder.emit
         value = emit(relax.op.matmul(env[call.x], emit(relax.op.permute_dims(env[call.weight]))))
         for extra in (bias, residual):
