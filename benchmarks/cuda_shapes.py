@@ -219,7 +219,7 @@ def run(options: argparse.Namespace) -> None:
         call = named[name]
         call(**inputs)
         call(**inputs)
-        (graph, _) = next(iter(call._graphs.values()))
+        graph = next(iter(call._graphs.values())).handle
         with torch.cuda.stream(stream):
             return timed(lambda: device.cuda.launch(graph, device.stream), 20)
 

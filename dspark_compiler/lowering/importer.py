@@ -43,6 +43,10 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     """Imports the entry points of a program into one Relax module.
 
     Kernels are added once and shared by every node and entry point that needs the same one.
+
+    Attributes:
+        env: the value of each node that has been converted.
+        prepared: what kernels made besides their own node's value, for a node that begins with it.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.block_builder = relax.BlockBuilder()
         self.entry: EntryPoint | None = None
         self.fusions = Epilogues()
+        self.prepared: dict[fx.Node, tuple[Any, ...]] = {}
         self._kernels: dict[str, Any] = {}
         self._reshaped_from: dict[Any, Any] = {}
         self._state_of: dict[Any, fx.Node] = {}
@@ -138,6 +143,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     def _import(self, entry: EntryPoint) -> None:
         self.entry = entry
         self.env.clear()
+        self.prepared.clear()
         self._reshaped_from.clear()
         arguments = self.arguments(entry)
         variables = {node: relax.Var(node.name, self._type(node)) for node in arguments}

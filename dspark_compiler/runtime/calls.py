@@ -29,6 +29,12 @@ class Call(Protocol):
     width: int
     inputs: dict[str, Any]
 
+    def prepare(self, **inputs: Any) -> None:
+        """Gives the numbers of the next run ahead of it; then that is given nothing but tensors.
+
+        They are on the device then before the calls run that make those tensors, and nothing comes between.
+        """
+
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """Runs with these inputs; returns the output tensors by name, which the next call may overwrite.
 

@@ -54,6 +54,11 @@ class CpuCall:
         self.inputs = {name: tvm_ffi.from_dlpack(buffer) for name, buffer in self._buffers.items()}
         self._arguments = [*self.inputs.values(), *(shared[name] for name in (*spec.states, *spec.params))]
 
+    def prepare(self, **inputs: Any) -> None:
+        """See Call."""
+        for name, value in inputs.items():
+            self._buffers[name][...] = value
+
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """See Call; outputs are new ones each time."""
         arguments = self._arguments

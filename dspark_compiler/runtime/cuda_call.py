@@ -2,7 +2,7 @@
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -11,21 +11,17 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.cpu_device import named_results
 from dspark_compiler.runtime.cuda import CudaRuntime, Rows
+from dspark_compiler.runtime.cuda_context import CudaContext
 from dspark_compiler.runtime.cuda_memory import Slab
+from dspark_compiler.runtime.dlpack import Wrapping
 from dspark_compiler.runtime.library import Function, import_tvm_ffi
-
-if TYPE_CHECKING:
-    from dspark_compiler.runtime.cuda_device import CudaDevice
-
-# A tensor given as an input is copied to the input's own place up to this size, and taken where it is beyond.
-_COPIED_BYTES = 1 << 16
 
 _Place = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured call, and the device's epoch in which what it needs in between may be written."""
+    """A captured call, and the context's epoch in which what it needs in between may be written."""
 
     handle: int
     epoch: int
@@ -49,97 +45,108 @@ class CudaCall:
 
     Numbers of the host go to one of two pinned buffers, and with one copy to the GPU. The first run is an ordinary
     one, in which kernels are loaded and the allocator finds memory; then the kernels are captured. A graph has the
-    addresses of everything in it, so there is one for each place that large inputs are taken from. What it needs in
+    addresses of everything in it, so there is one for each place that tensors are taken from. What it needs in
     between is the allocator's and shared with all other calls, which never run at the same time; so results are copied
     to memory of the call's own, where no graph captured earlier has anything to write.
     """
 
-    def __init__(self, device: "CudaDevice", spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
+    def __init__(self, context: CudaContext, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
         self.width = spec.width
-        self._device = device
-        self._cuda = device.cuda
+        self._context = context
+        self._cuda = context.cuda
         self._function = function
         self._outputs = tuple(tensor.name for tensor in spec.outputs)
-        self._slab = device.slab({tensor.name: tensor for tensor in spec.inputs})
-        self._results = device.slab({tensor.name: tensor for tensor in spec.outputs})
+        self._slab = context.slab({tensor.name: tensor for tensor in spec.inputs})
+        self._results = context.slab({tensor.name: tensor for tensor in spec.outputs})
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
         self.inputs = self._slab.tensors
         self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
-        self._sizes = {tensor.name: nbytes(tensor) for tensor in spec.inputs}
+        self._prepared = False
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
         self._tensor = import_tvm_ffi().Tensor
         self._graphs: dict[_Place, _Graph] = {}
 
+    def prepare(self, **inputs: Any) -> None:
+        """See Call."""
+        self._send(inputs)
+        self._prepared = True
+
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """See Call; outputs are the same tensors each time, once captured."""
-        columns, tensors = {}, {}
-        # The last call may still wait for its turn on the stream, and its inputs with it; those before it have left.
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, self._tensor)}
+        if self._prepared:
+            assert len(tensors) == len(inputs), "numbers were given before"
+            self._prepared = False
+        else:
+            self._send({name: value for name, value in inputs.items() if name not in tensors})
+        place = tuple((name, tensor.data_ptr()) for name, tensor in tensors.items())
+        found = self._graphs.get(place)
+        if found is None or found.epoch != self._context.epoch:
+            return self._first(place, tensors)
+        self._cuda.launch(found.handle, self._context.stream)
+        return self._results.tensors
+
+    def _send(self, inputs: dict[str, Any]) -> None:
+        """Puts a copy of numbers to their places on the stream, and columns beside them."""
+        cuda, stream = self._cuda, self._context.stream
+        # The last run may still wait for its turn on the stream, and its inputs with it; those before it have left.
         self._halves.reverse()
         staging, buffers = self._halves[0], self._halves[0].buffers
-        self._cuda.wait(staging.sent)
+        cuda.wait(staging.sent)
+        columns = {}
         for name, value in inputs.items():
-            if isinstance(value, self._tensor):
-                tensors[name] = value
-            elif isinstance(value, Columns):
+            if isinstance(value, Columns):
                 buffers[name][:, 0] = value.first
                 columns[name] = value.rest
             else:
                 buffers[name][...] = value
-        self._send(staging, columns, tensors)
-        large = {name: tensor for name, tensor in tensors.items() if self._sizes[name] > _COPIED_BYTES}
-        place = tuple((name, tensor.data_ptr()) for name, tensor in large.items())
-        found = self._graphs.get(place)
-        if found is None or found.epoch != self._device.epoch:
-            return self._first(place, large)
-        self._cuda.launch(found.handle, self._device.stream)
-        return self._results.tensors
-
-    def _send(self, staging: "_Staging", columns: dict[str, Any], tensors: dict[str, Any]) -> None:
-        """Puts copies of all inputs to their places on the stream, but of large tensors."""
-        cuda, stream = self._cuda, self._device.stream
         cuda.copy(self._slab.address, staging.address, self._slab.size, stream)
         cuda.record(staging.sent, stream)
         for name, rest in columns.items():
-            rows, width = staging.buffers[name].shape
-            item = staging.buffers[name].itemsize
+            rows, width = buffers[name].shape
+            item = buffers[name].itemsize
             to = Rows(self._addresses[name] + item, width * item)
             source = Rows(rest.data_ptr(), rest.shape[1] * item)
             cuda.copy_rows(to, source, min(width - 1, rest.shape[1]) * item, rows, stream)
-        for name, tensor in tensors.items():
-            if self._sizes[name] <= _COPIED_BYTES:
-                cuda.copy(self._addresses[name], tensor.data_ptr(), self._sizes[name], stream)
 
-    def _first(self, place: _Place, large: dict[str, Any]) -> dict[str, Any]:
-        """Runs with large inputs from where there were none yet, and captures the kernels for the next time."""
-        arguments, epoch = [*(self.inputs | large).values(), *self._shared], self._device.epoch
-        with self._device.on_stream(), self._device.counted():
+    def _first(self, place: _Place, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Runs with tensors from where there were none yet, and captures the kernels for the next time."""
+        # They live until the kernels are launched and captured, which have nothing but their addresses.
+        given = {name: self._shaped(name, tensor) for name, tensor in tensors.items()}
+        arguments = [given[name].tensor if name in given else own for name, own in self.inputs.items()] + self._shared
+        epoch = self._context.epoch
+        with self._context.on_stream(), self._context.counted():
             results = self._run(arguments)
-            if self._device.obstacle is not None:
+            if self._context.obstacle is not None:
                 return results
             try:
                 graph = self._capture(arguments)
             except DeviceError as error:
-                self._device.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
+                self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
                 return results
         self._keep(results)
         made = self._graphs[place] = _Graph(graph, epoch)
         weakref.finalize(made, self._cuda.destroy, graph).atexit = False
         return self._results.tensors
 
+    def _shaped(self, name: str, tensor: Any) -> Wrapping:
+        """The tensor in the shape of the input it is given as: [B] may be given for [B,1]."""
+        return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where)
+
     def _capture(self, arguments: list[Any]) -> int:
-        self._cuda.begin_capture(self._device.stream)
+        self._cuda.begin_capture(self._context.stream)
         try:
             self._keep(self._run(arguments))
         except DeviceError:
-            self._cuda.abandon_capture(self._device.stream)
+            self._cuda.abandon_capture(self._context.stream)
             raise
-        return self._cuda.end_capture(self._device.stream)
+        return self._cuda.end_capture(self._context.stream)
 
     def _keep(self, results: dict[str, Any]) -> None:
         """Copies results to where they stay until the next call."""
         for name, tensor in results.items():
             size = tensor.numel() * tensor.dtype.bits // 8
-            self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._device.stream)
+            self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._context.stream)
 
     def _run(self, arguments: list[Any]) -> dict[str, Any]:
         try:

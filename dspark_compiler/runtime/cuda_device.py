@@ -1,7 +1,6 @@
-"""Running on an Nvidia GPU: one stream, on which calls and copies follow each other without the host's waiting."""
+"""Running on an Nvidia GPU: calls and copies follow each other without the host's waiting."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -13,33 +12,20 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
+from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
 from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
-from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_cudart
-
-_FIRST_GPU = (2, 0)
+from dspark_compiler.runtime.library import Function, load_cudart
 
 _PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
 
 
-class CudaDevice:
-    """See Device.
-
-    Attributes:
-        cuda: CUDA's runtime library.
-        stream: what everything is put on.
-        where: DLPack's type and number of the device.
-        epoch: counts how often memory may have been taken back from graphs.
-    """
+class CudaDevice(CudaContext):
+    """See Device."""
 
     is_late = True
 
-    def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = _FIRST_GPU) -> None:
-        self.cuda = cuda
-        self.where = where
-        self.stream = cuda.stream()
-        self.obstacle: str | None = None
-        self.epoch = 0
-        self._used = 0
+    def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = FIRST_GPU) -> None:
+        super().__init__(cuda, where)
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []
 
@@ -62,11 +48,6 @@ class CudaDevice:
                 f"{free / 1e9:.2f} of its {total / 1e9:.2f} GB are free; end what else runs on it, or compile "
                 "with a smaller --max-seq-len or --max-batch, or quantized"
             )
-
-    def slab(self, described: Described) -> Slab:
-        """Memory for some tensors."""
-        with self.counted():
-            return Slab(self.cuda, described, self.where)
 
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """See Device."""
@@ -93,29 +74,9 @@ class CudaDevice:
         self._places.remove(found)
         return found
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """What the GPU has less of after this is ours.
-
-        If it has more, TVM's allocator has given back what it kept for later, since nothing was left; with that went
-        memory that graphs use between their inputs and outputs.
-        """
-        before, _ = self.cuda.memory()
-        yield
-        after, _ = self.cuda.memory()
-        self._used += max(0, before - after)
-        self.epoch += after > before
-
-    @contextmanager
-    def on_stream(self) -> Iterator[None]:
-        """Compiled code launches its kernels on our stream."""
-        tvm_ffi = import_tvm_ffi()
-        with tvm_ffi.use_raw_stream(tvm_ffi.device(*self.where), self.stream):
-            yield
-
     def peak_memory_bytes(self) -> int:
         """See Device: what the GPU had less of after each allocation; nothing is given back before the end."""
-        return self._used
+        return self.used
 
 
 class _Place:

@@ -151,14 +151,11 @@ class Executor:
         ``tokens`` may be the step before, whether or not its tokens are known to the host.
         """
         given = tokens.tensor if isinstance(tokens, Step) else tokens
+        accept = self._accept[1]
+        # An anchor is not looked at.
+        accept.prepare(tokens=0, count=0, uniform=np.reshape(uniforms, (-1, 1)), **sampling.as_inputs())
         logits = self._run_decode(given, positions, lengths, counts)
-        result = self._accept[1](
-            tokens=0,  # an anchor is not looked at
-            logits=logits,
-            count=0,
-            uniform=np.reshape(uniforms, (-1, 1)),
-            **sampling.as_inputs(),
-        )
+        result = accept(logits=logits)
         fetched = self.device.fetch(result["next"])
         return Step(result["next"], fetched, lambda row: self._read(logits)[row, 0])
 
@@ -254,21 +251,15 @@ class Executor:
         """
         lengths, counts, numbers = np.asarray(lengths), np.asarray(counts), np.asarray(uniforms)
         width = next(width for width in self.round_widths if width > counts.max())
+        accept, last = self._accept[width], numbers.shape[1] - 1
+        places = [*(min(place, last) for place in range(width - 1)), last]
+        accept.prepare(count=np.maximum(counts, 0), uniform=numbers[:, places], **sampling.as_inputs())
         # Padding repeats the last real position, so that lookups by it stay within their tables.
         real = np.minimum(np.arange(width), np.maximum(counts, 0)[:, None])
-        logits = self._run_verify(
-            drafts.after(anchors, width), np.asarray(positions)[:, None] + real, lengths, self._evict
-        )
+        following_positions = np.asarray(positions)[:, None] + real
+        logits = self._run_verify(drafts.after(anchors, width), following_positions, lengths, self._evict)
         certain = {} if drafts.probs is None else {"draft_probs": drafts.probs}
-        last = numbers.shape[1] - 1
-        result = self._accept[width](
-            tokens=self._verify[width].inputs["input_ids"],
-            logits=logits,
-            count=np.maximum(counts, 0),
-            uniform=numbers[:, [*(min(place, last) for place in range(width - 1)), last]],
-            **sampling.as_inputs(),
-            **certain,
-        )
+        result = accept(tokens=self._verify[width].inputs["input_ids"], logits=logits, **certain)
         accepted, following = self.device.fetch(result["accepted"], result["next"]).arrays()
         self.commit(lengths, np.where(counts < 0, 0, accepted + 1))
         return Verdict(accepted, following, lambda row: self._read(logits)[row, 0])

@@ -8,11 +8,12 @@ import numpy as np
 
 from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Drafts
+from dspark_compiler.runtime.rounds import Drafts, Step
 from dspark_compiler.runtime.sampling import SamplingInputs
 
 _LENGTH = 128  # tokens in each sequence, at least
 _WARM, _TIMED = 1, 5
+_CHAIN = 4  # plain steps in a row where they are made ahead of each other, as in use
 
 
 def measure(executor: Executor) -> StepTimes:
@@ -21,7 +22,7 @@ def measure(executor: Executor) -> StepTimes:
     Milliseconds; the times of ``verify`` include accept and commit. The artifact has heads.
     """
     timer = _Timer(executor)
-    parts: dict[str | int, Callable[[], None]] = {"decode": timer.decode}
+    parts: dict[str | int, Callable[[], int]] = {"decode": timer.decode}
     if executor.block_size:
         parts["draft"] = timer.draft
     for width in executor.round_widths:
@@ -31,15 +32,18 @@ def measure(executor: Executor) -> StepTimes:
         for name, part in parts.items():
             timer.make_room()
             began = time.perf_counter()
-            part()
+            steps = part()
             if turn >= _WARM:
-                taken[name].append((time.perf_counter() - began) * 1e3)
+                taken[name].append((time.perf_counter() - began) * 1e3 / steps)
     verify = tuple(StepTime(width, median(taken[width])) for width in executor.round_widths)
     return StepTimes(median(taken["decode"]), median(taken["draft"]) if "draft" in taken else 0.0, verify)
 
 
 class _Timer:
-    """Greedy sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer."""
+    """Greedy sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer.
+
+    A part returns of how many steps it took the time.
+    """
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -52,30 +56,37 @@ class _Timer:
 
     def make_room(self) -> None:
         """Begins the sequences anew if the longest step does not fit; not timed."""
-        if self._length + self._executor.round_widths[-1] > self._executor.max_seq_len:
+        if self._length + max(self._executor.round_widths[-1], _CHAIN) > self._executor.max_seq_len:
             for row in range(self._executor.batch):
                 self._executor.prefill(row, [0] * self._start, 0, 0)
             self._length = self._start
 
-    def decode(self) -> None:
-        """One token a sequence."""
-        lengths = self._zeros + self._length
-        if self._executor.draws:
-            numbers = self._zeros.astype(np.float32)
-            step = self._executor.step(self._zeros, lengths, lengths, self._zeros + 1, numbers, self._sampling)
-            assert step.following is not None  # waits for it
-        else:
+    def decode(self) -> int:
+        """One token a sequence, or several in a row."""
+        if not self._executor.draws:
+            lengths = self._zeros + self._length
             self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
-        self._length += 1
+            self._length += 1
+            return 1
+        step: Step | None = None
+        numbers = np.zeros(self._executor.batch, np.float32)
+        for _ in range(_CHAIN):
+            lengths, given = self._zeros + self._length, self._zeros if step is None else step
+            step = self._executor.step(given, lengths, lengths, self._zeros + 1, numbers, self._sampling)
+            self._length += 1
+        assert step is not None
+        assert step.following is not None  # waits for it
+        return _CHAIN
 
-    def draft(self) -> None:
+    def draft(self) -> int:
         """One block a sequence; the following verifies look at it."""
         lengths = self._zeros + self._length
         uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
         self._drafts = self._executor.draft(self._zeros, lengths, lengths, uniforms, self._sampling)
         assert self._drafts.tokens is not None  # waits for them
+        return 1
 
-    def verify(self, width: int) -> None:
+    def verify(self, width: int) -> int:
         """Looks at width - 1 drafts a sequence."""
         lengths = self._zeros + self._length
         # No draft stays with a number of 1, so that the length is known without a look.
@@ -84,3 +95,4 @@ class _Timer:
         counts = self._zeros + width - 1
         self._executor.speculate(self._zeros, self._drafts, lengths, lengths, counts, uniforms, self._sampling)
         self._length += 1
+        return 1

@@ -16,6 +16,7 @@ from dspark_compiler.runtime.cpu_device import named_results, to_array
 from dspark_compiler.runtime.cuda import Rows
 from dspark_compiler.runtime.cuda_device import CudaDevice
 from dspark_compiler.runtime.cuda_memory import Slab
+from dspark_compiler.runtime.dlpack import Wrapping
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 Work = Callable[[], Any]
@@ -127,8 +128,11 @@ class FakeDevice(CudaDevice):
         def run(*arguments: Any) -> Any:
             outputs = self._outputs(spec)
 
+            # A kernel knows addresses; what describes them is gone when it runs.
+            kept = [Wrapping(a.data_ptr(), a.shape, str(a.dtype), self.where) for a in arguments]
+
             def work() -> None:
-                for name, made in named_results(function(*arguments), names, tensor).items():
+                for name, made in named_results(function(*(a.tensor for a in kept)), names, tensor).items():
                     to_array(outputs[name])[...] = to_array(made)
 
             self.fake.log.append("run" if self.fake.captured is None else "capture")

@@ -15,6 +15,7 @@ from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
 from dspark_compiler.runtime.scheduler import AsyncScheduler
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.speculative import Speculative
+from dspark_compiler.runtime.step_times import measure
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
 from tests.runtime import toy, toy_heads
 from tests.runtime.fake_cuda import FakeDevice
@@ -67,7 +68,8 @@ def test_every_call_is_captured_once_and_then_replayed(artifact: Artifact) -> No
     executor = Executor(artifact, device=device)
     tokens(executor, Autoregressive(executor), SamplingParams(max_new_tokens=25))
     runs = device.fake.log.count("run")
-    assert runs == device.fake.log.count("capture") == 4  # two widths of prefill, decode, accept
+    # Two widths of prefill, accept, decode of what the host knows, and of what accept drew.
+    assert runs == device.fake.log.count("capture") == 5
     assert device.fake.log.count("launch") > 20
 
 
@@ -195,3 +197,10 @@ def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact:
     assert device.fake.log.count("capture") == 2 * captures
     assert tokens(executor, Autoregressive(executor), params) == first
     assert device.fake.log.count("capture") == 2 * captures
+
+
+def test_times_of_steps_are_measured_as_steps_are_used(artifact: Artifact) -> None:
+    device = FakeDevice()
+    times = measure(Executor(artifact, device=device))
+    assert [step.tokens for step in times.verify] == [toy.VERIFY]
+    assert min(times.decode_ms, times.draft_ms, times.verify[0].ms) > 0

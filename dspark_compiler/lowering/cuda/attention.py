@@ -16,7 +16,6 @@ from dspark_compiler.schedules.cuda import attention as kernels
 from dspark_compiler.schedules.cuda import cache_writes as write_kernels
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue, qkv_prologue
 
-
 # What new keys and values are written to, without and with scratch.
 _WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
 

@@ -7,12 +7,14 @@ from typing import Any
 from torch import fx
 from tvm import relax
 
-from dspark_compiler.lowering.cuda.fusions import FEW_ROWS, absorbed_norm
+from dspark_compiler.lowering.cuda.fusions import FEW_ROWS, absorbed_norm, fed_norm
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import Form, PhysicalTensor
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
+from dspark_compiler.schedules.cuda.fragments import TILE_ROWS
+from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
@@ -36,23 +38,29 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
     name = identifier(f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}_{stored}{source.name}")
     if work.rows <= FEW_ROWS:
         kernel = stream_gated_linear(
-            name, work, dtype, activation=match.activation, norm_eps=source.norm_eps, out_dtype=stored
+            name,
+            work,
+            dtype,
+            activation=match.activation,
+            norm_eps=source.norm_eps,
+            late_norm=source.norm_eps is not None,
+            out_dtype=stored,
         )
     else:
         kernel = tile_gated_linear(
             name, work, dtype, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
         )
-    args = [source.rows, importer.env[weight], *source.extras]
+    args = [source.rows, importer.env[weight], *source.squares]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((work.rows, features), stored)), shape_of(node))
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a linear reads: rows of products' operands, or of float32 with the norm that is still to be done."""
+    """What a linear reads: rows of products' operands; with ``norm_eps`` they are to be scaled by ``squares``."""
 
     rows: Any
     norm_eps: float | None = None
-    extras: tuple[Any, ...] = ()
+    squares: tuple[Any, ...] = ()
     name: str = ""
 
     @staticmethod
@@ -61,8 +69,18 @@ class _Source:
         if norm is None:
             return _Source(rows_of(x, importer, dtype), name=f"_{dtype}")
         value, weight, eps = args_of(norm)
-        rows = rows_of(value, importer, "float32")
-        return _Source(rows, eps, (importer.env[weight],), f"_norm_{eps:.3e}_{dtype}")
+        if norm not in importer.prepared:
+            rows = rows_of(value, importer, "float32")
+            count, depth = (int(extent) for extent in rows.ty.shape)
+            kernel = late_norm_input(f"late_norm_{count}x{depth}_{dtype}", count, depth, dtype)
+            outs = _late_outputs(count, depth, dtype)
+            importer.prepared[norm] = tuple(importer.call_many(kernel, [rows, importer.env[weight]], outs))
+        product, squares = importer.prepared[norm]
+        return _Source(product, eps, (squares,), f"_norm_{eps:.3e}_{dtype}")
+
+
+def _late_outputs(rows: int, depth: int, dtype: str) -> list[PhysicalTensor]:
+    return [PhysicalTensor((rows, depth), dtype), PhysicalTensor((rows, late_norm_parts(depth)), "float32")]
 
 
 def _linear(importer: EntryImporter, node: fx.Node, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
@@ -78,16 +96,36 @@ def _linear(importer: EntryImporter, node: fx.Node, x: Any, weight: Any, bias: A
     work = LinearWorkload(math.prod(lead), features, shape_of(x)[-1], dtype)
     source = _Source.of(x, importer, dtype)
     biased, added = bias is not None, residual is not None
-    extras = ("_bias" if biased else "") + ("_residual" if added else "")
-    name = identifier(f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}")
-    if work.rows <= FEW_ROWS:
-        kernel = stream_linear(
-            name, work, dtype, bias=biased, residual=added, norm_eps=source.norm_eps, out_dtype=stored
-        )
-    else:
-        kernel = tile_linear(name, work, dtype, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored)
     args = [source.rows, env[weight]]
     args += [] if bias is None else [env[bias]]
     args += [] if residual is None else [rows_of(residual, importer, "float32")]
-    args += source.extras
-    return importer.reshape(importer.call(kernel, args, PhysicalTensor((work.rows, features), stored)), shape_of(node))
+    args += source.squares
+    outs = [PhysicalTensor((work.rows, features), stored)]
+    extras = ("_bias" if biased else "") + ("_residual" if added else "")
+    name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}"
+    if work.rows > FEW_ROWS:
+        kernel = tile_linear(
+            identifier(name), work, dtype, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored
+        )
+        return importer.reshape(importer.call(kernel, args, outs[0]), shape_of(node))
+    fed = fed_norm(node, importer.fusions) if features % TILE_ROWS == 0 else None
+    if fed is not None:
+        args.append(env[args_of(fed)[1]])
+        outs += _late_outputs(work.rows, features, dtype)
+    kernel = stream_linear(
+        identifier(name + ("_feeds" if fed is not None else "")),
+        work,
+        dtype,
+        bias=biased,
+        residual=added,
+        norm_eps=source.norm_eps,
+        late_norm=source.norm_eps is not None,
+        feeds_norm=fed is not None,
+        out_dtype=stored,
+    )
+    value, *prepared = (
+        importer.call_many(kernel, args, outs) if fed is not None else [importer.call(kernel, args, outs[0])]
+    )
+    if fed is not None:
+        importer.prepared[fed] = tuple(prepared)
+    return importer.reshape(value, shape_of(node))

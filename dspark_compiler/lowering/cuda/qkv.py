@@ -44,7 +44,7 @@ class _Part:
 
 
 def find_projection(q: fx.Node, k: fx.Node, v: fx.Node) -> Projected | None:
-    """The one projection that q, k [b,*,S,D] and v are parts of, in this order and without a gap; None if they are not."""
+    """The one projection that q, k and v [b,*,S,D] are parts of, in this order and without a gap."""
     parts = [_part(node) for node in (q, k, v)]
     queries, keys, values = parts
     if queries is None or keys is None or values is None:

@@ -183,7 +183,7 @@ class _Part:
     def _weigh(self, real: Expr, peaks: Buffer, totals: Buffer) -> None:
         """Weights of the lane's key for the warp's rows; what the rows' sums so far shrink by goes to ``decay``."""
         lanes = widest_vector(self._shape.head_dim, 4)
-        logits, key = registers(_MINE), registers(lanes)
+        logits, key, query = registers(_MINE), registers(lanes), registers(lanes)
         for r in range(_MINE):
             T.buffer_store(logits, T.float32(0.0), [r])
         with T.serial(0, self._shape.head_dim // lanes) as chunk:
@@ -191,9 +191,10 @@ class _Part:
                 place = (self._group * _KEYS + self._lane) * self._stride + chunk * lanes
                 T.buffer_store(key, self._k[place + lane], [lane])
             for r in range(_MINE):
+                with vector(lanes) as lane:
+                    T.buffer_store(query, self._q[self._warp * _MINE + r, chunk * lanes + lane], [lane])
                 for i in range(lanes):
-                    product = self._q[self._warp * _MINE + r, chunk * lanes + i] * key[i]
-                    T.buffer_store(logits, logits[r] + product, [r])
+                    T.buffer_store(logits, logits[r] + query[i] * key[i], [r])
         for r in range(_MINE):
             logit = T.Bind(T.Select(real, logits[r], T.float32(_MASKED)))
             peak = T.Bind(T.max(peaks[r], reduce_float(logit, "max")))
@@ -207,16 +208,20 @@ class _Part:
 
     def _add_values(self, acc: Buffer) -> None:
         """Adds the weighted values of all keys to what a thread has of the output."""
-        for item in range(self._items):
-            number, d = self._item(item)
+        items = [self._item(item) for item in range(self._items)]
+        for item, (number, _) in enumerate(items):
             with when(number < _ROWS):
                 for r in range(_MINE):
                     T.buffer_store(acc, acc[item, r] * self._decay[self._group, number + r], [item, r])
-                with T.serial(0, _KEYS) as key:
+        weights = registers(_MINE)
+        with T.serial(0, _KEYS) as key:
+            for item, (number, d) in enumerate(items):
+                with when(number < _ROWS):
                     value = T.Bind(self._v[(self._group * _KEYS + key) * self._shape.value_dim + d])
+                    with vector(_MINE) as r:
+                        T.buffer_store(weights, self._weights[self._group, key, number + r], [r])
                     for r in range(_MINE):
-                        weight = self._weights[self._group, key, number + r]
-                        T.buffer_store(acc, acc[item, r] + weight * value, [item, r])
+                        T.buffer_store(acc, acc[item, r] + weights[r] * value, [item, r])
 
     def _item(self, item: int) -> tuple[Expr, Expr]:
         """First row and column of number ``item`` of what a thread has of the output."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.threads import launch
-from dspark_compiler.schedules.tir import when
+from dspark_compiler.schedules.tir import Expr, when
 
 _THREADS = 256
 
@@ -17,7 +17,8 @@ def each(shape: Sequence[int], emit: Callable[..., None]) -> None:
     with launch((-(-size // _THREADS),), _THREADS) as (block, thread):
         flat = T.Bind(block * _THREADS + thread)
         with when(flat < size):
-            index, rest = [], flat
+            index: list[Expr] = []
+            rest = flat
             for extent in reversed(shape):
                 index.insert(0, T.Bind(rest % extent))
                 rest = rest // extent

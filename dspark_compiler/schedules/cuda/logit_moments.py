@@ -30,17 +30,23 @@ def logit_moments(
             mean, spread = variable(T.float32(0.0), "float32"), variable(T.float32(0.0), "float32")
             count = T.Bind(T.max(T.min(length[0], queries), 1))
             with T.serial(0, count) as t:
-                logit = variable(T.float32(0.0), "float32")
+                sums = registers(lanes)
+                for i in range(lanes):
+                    T.buffer_store(sums, T.float32(0.0), [i])
                 for d in range(0, dim, lanes):
                     query = registers(lanes)
                     with vector(lanes) as lane:
                         T.buffer_store(query, T.cast(q[0, head, t, d + lane], "float32"), [lane])
                     for i in range(lanes):
-                        T.buffer_store(logit, logit[0] + query[i] * key[d + i], [0])
+                        T.buffer_store(sums, sums[i] + query[i] * key[d + i], [i])
+                product = sums[0]
+                for i in range(1, lanes):
+                    product = product + sums[i]
+                logit = variable(product * T.float32(scale), "float32")
                 # Both moments so far, after Welford 1962: differences of large sums would lose the small variance.
-                off = T.Bind(logit[0] * T.float32(scale) - mean[0])
+                off = T.Bind(logit[0] - mean[0])
                 T.buffer_store(mean, mean[0] + off / T.cast(t + 1, "float32"), [0])
-                T.buffer_store(spread, spread[0] + off * (logit[0] * T.float32(scale) - mean[0]), [0])
+                T.buffer_store(spread, spread[0] + off * (logit[0] - mean[0]), [0])
             T.buffer_store(out, mean[0], [0, head, slot])
             T.buffer_store(out, spread[0] / T.cast(count, "float32"), [1, head, slot])
 

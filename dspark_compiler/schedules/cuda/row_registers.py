@@ -122,9 +122,10 @@ class RowRegisters:
 
         self.each(emit)
         number = self._count(lambda value, _: value > bound)
-        high_part, low_part = (T.cast(reduce_int32(part[0], "add"), "int64") for part in (high, low))
-        total = T.Bind(high_part * T.int64(1 << FIXED_POINT // 2) + low_part)
-        whole, count = self._meeting.agree(("add_int64", total), ("add", reduce_int32(number[0], "add")))
+        # A warp's 2^11 weights may add up to 2^31 of the larger units.
+        larger = T.cast(T.reinterpret("uint32", reduce_int32(high[0], "add")), "int64")
+        total = larger * T.int64(1 << FIXED_POINT // 2) + T.cast(reduce_int32(low[0], "add"), "int64")
+        whole, count = self._meeting.agree(("add_int64", T.Bind(total)), ("add", reduce_int32(number[0], "add")))
         return whole, count
 
     def _count(self, holds: Callable[[Expr, Expr], Expr]) -> Buffer:

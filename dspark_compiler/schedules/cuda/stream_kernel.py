@@ -11,8 +11,9 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
 from dspark_compiler.schedules.cuda.late_norm import LateScales, late_norm_output, late_norm_parts
 from dspark_compiler.schedules.cuda.memory_reads import written_float
-from dspark_compiler.schedules.cuda.stream_inputs import Inputs, Norm, staged_inputs, written_inputs
+from dspark_compiler.schedules.cuda.stream_inputs import Inputs, staged_inputs, written_inputs
 from dspark_compiler.schedules.cuda.stream_meeting import meet
+from dspark_compiler.schedules.cuda.stream_norm import Norm
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.stream_tiles import Weights, Worker, stream_tiles
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch
@@ -63,10 +64,12 @@ class StreamKernel:
             args.append(Arg("norm_weight", (depth,)))
         elif around.norm_eps is not None:
             args.append(Arg("squares", (rows, late_norm_parts(depth))))
+        if around.feeds_norm:
+            args.append(Arg("next_weight", (features,)))
         args.append(self.output)
         if around.feeds_norm:
-            shapes = ((features,), (rows, features), (rows, late_norm_parts(features)))
-            args.extend(map(Arg, _FED, shapes, ("float32", self.form.dtype, "float32")))
+            args.append(Arg("product", (rows, features), self.form.dtype))
+            args.append(Arg("product_squares", (rows, late_norm_parts(features))))
         return args
 
     @property

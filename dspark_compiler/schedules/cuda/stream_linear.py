@@ -36,8 +36,8 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,N] = x[M,K] @ W.T (+ bias) (+ residual).
 
-    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], y, [norm weight, product,
-    squares].
+    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], [next norm's weight], y,
+    [product, squares].
 
     Args:
         name: name of the function.
@@ -52,6 +52,9 @@ def stream_linear(
             is float32, and each block works its norm out anew: for up to EARLY_NORM_ROWS.
         feeds_norm: whether x of a next kernel with a late norm is made, too; N is a multiple of 16 then.
         out_dtype: of y.
+
+    Raises:
+        ValueError: x of a norm that is not late does not fit shared memory.
     """
     y = Arg("y", (work.rows, work.features), out_dtype)
     form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)

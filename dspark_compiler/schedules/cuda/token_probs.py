@@ -102,8 +102,12 @@ class _Row:
         total, positive = self._row.above(T.float32(0.0))
         wanted = T.Bind(T.max(T.cast(T.ceil(part * T.cast(total, "float64")), "int64"), T.int64(1)))
         # The highest weight above which there is as much as wanted: the last one that stays comes next. Weights are
-        # looked for by their bits; no weight is above 1, above none there is less than wanted.
-        search = Search(T.int32(0), T.int32(_BITS_OF_ONE))
+        # looked for by their bits. None is above 1; half of what is not wanted is more than all at most as high as
+        # that over their number, where the rounding of sums does not matter.
+        rest = (T.float64(1.0) - part) * T.cast(total, "float64") * T.float64(0.5)
+        least = T.Bind(as_float32(T.cast(rest / T.cast(positive, "float64"), "int64")))
+        low = T.Select(least < T.float32(2.0**-36), T.int32(0), T.reinterpret("int32", least))
+        search = Search(low, T.int32(_BITS_OF_ONE))
         sums = variable(total, "int64"), variable(T.int64(0), "int64")
         numbers = variable(positive, "int32"), variable(T.int32(0), "int32")
         with search.steps(2 * 30) as step:

@@ -56,6 +56,11 @@ def test_schedules_do_not_depend_on_the_rows() -> None:
                 assert cut.warps <= 32
 
 
+def test_rows_too_many_to_be_normalized_by_each_block() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        stream_linear("f", LinearWorkload(32, 64, 4096, "float16"), "float16", norm_eps=EPSILON)
+
+
 SHAPES = [(1, 272, 584, 4, 2), (3, 256, 640, 8, 4), (11, 100, 1152, 3, 2), (32, 64, 2560, 4, 8)]
 
 
