@@ -47,7 +47,8 @@ class PhysicalTensor:
 class LayoutPlan:
     """Forms and stored types of parameters, physical tensors of parameters and states.
 
-    ``stores`` names the types of those that are packed or read by rows, ``formats`` the formats of quantized ones.
+    ``stores`` names the types of those that are packed or read by rows, ``formats`` the formats
+    of codes and factors.
     """
 
     layouts: Layouts
@@ -83,7 +84,7 @@ def plan_layouts(program: Program, layouts: Layouts, store: DType) -> LayoutPlan
         if form in (Form.PACKED, Form.ROWS)
     }
     params = {
-        name: _quantized_tensor(tensor, layouts, formats.get(name))
+        name: _quantized_tensor(tensor, layouts, forms[name], formats[name])
         if forms[name] in (Form.CODES, Form.FACTORS)
         else _physical(tensor, forms[name], layouts, stores.get(name))
         for name, tensor in program.params.items()
@@ -106,7 +107,7 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
             yield name, plan.layouts.pack_codes(plan.formats[name], _bytes(tensor))
             continue
         if form is Form.FACTORS:
-            yield name, plan.layouts.pack_factors(tensor.numpy(), _is_half(tensor))
+            yield name, plan.layouts.pack_factors(plan.formats[name], tensor.numpy(), _is_half(tensor))
             continue
         array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.stores[name]])
         yield name, plan.layouts.pack(array) if form is Form.PACKED else array
@@ -133,18 +134,22 @@ def _is_half(tensor: torch.Tensor) -> bool:
     return torch.equal(tensor.half().float(), tensor)
 
 
-def _quantized_tensor(tensor: torch.Tensor, layouts: Layouts, form: WeightFormat | None) -> PhysicalTensor:
-    """Codes of that format, or factors where it is None."""
+def _quantized_tensor(tensor: torch.Tensor, layouts: Layouts, form: Form, kept_as: WeightFormat) -> PhysicalTensor:
+    """Codes or factors of a format."""
     features, columns = tensor.shape
-    if form is None:
-        return PhysicalTensor(*layouts.factors(features, columns, _is_half(tensor)))
-    return PhysicalTensor(*layouts.codes(form, features, columns))
+    if form is Form.FACTORS:
+        return PhysicalTensor(*layouts.factors(kept_as, features, columns, _is_half(tensor)))
+    return PhysicalTensor(*layouts.codes(kept_as, features, columns))
 
 
 def _formats(program: Program) -> dict[str, WeightFormat]:
-    """The formats of quantized weights, by the names of their codes."""
+    """The formats of quantized weights, by the names of their codes and factors."""
     calls = (LinearCall.of(node) for entry in program.entries.values() for node in entry.graph.graph.nodes)
-    return {call.weight.meta["ref"]: call.format for call in calls if call is not None and call.format is not None}
+    found = {}
+    for call in calls:
+        if call is not None and call.format is not None:
+            found.update({param.meta["ref"]: call.format for param in (call.weight, *call.factors)})
+    return found
 
 
 def _uses(program: Program) -> dict[str, set[str]]:

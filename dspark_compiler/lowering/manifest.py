@@ -22,7 +22,7 @@ from dspark_compiler.artifact import (
 )
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.graph.program import EntryPoint, Program, Role
-from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
+from dspark_compiler.lowering.layout import Form, LayoutPlan, dtype_name
 
 
 def describe(
@@ -59,7 +59,8 @@ def _cache(program: Program, config: CompileConfig) -> KVInfo:
 def _quantization(plan: LayoutPlan, config: CompileConfig) -> QuantizationInfo | None:
     if config.quantize is None:
         return None
-    return QuantizationInfo(config.quantize, dict(sorted(Counter(form.tag for form in plan.formats.values()).items())))
+    counts = Counter(form.tag for ref, form in plan.formats.items() if plan.forms[ref] is Form.CODES)
+    return QuantizationInfo(config.quantize, dict(sorted(counts.items())))
 
 
 def _entry(entry: EntryPoint) -> EntrySpec:

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dspark_compiler.config import Target
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import Program
 from dspark_compiler.graph.rewrite import drop_unused_params
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.passes.quantize_weights import linears_of_layers, put_quantized
+from dspark_compiler.quantization.targets import kernels_read
 from dspark_compiler.quantization.weight import QuantizedWeight
 
 _SAME = 1e-5  # of the largest number, by which those codes stand for and those the program has may differ
@@ -23,6 +25,7 @@ class KeepQuantized(Pass):
     """``stored`` holds the checkpoint's weights by their names; the program's numbers are what they stand for."""
 
     stored: Mapping[str, QuantizedWeight]
+    target: Target = "cpu"
     name: ClassVar[str] = "keep_quantized"
 
     def apply(self, program: Program) -> PassResult:
@@ -51,6 +54,8 @@ class KeepQuantized(Pass):
         weight = stack([self.stored[name] for name in names])
         if weight is None:
             return "the weights stacked in it are of unlike formats"
+        if not kernels_read(weight.format, self.target):
+            return f"the {self.target} target has no kernels for {weight.format.tag}"
         plain = program.params[ref].float()
         if plain.shape != weight.codes.shape or float((weight.dequantized() - plain).abs().max()) > _SAME * float(
             plain.abs().max()

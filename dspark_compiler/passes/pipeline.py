@@ -77,11 +77,11 @@ def _quantizing(config: CompileConfig, weights: QuantizationSource | None) -> tu
         return ()
     given = weights or QuantizationSource()
     if config.quantize == "keep":
-        return (KeepQuantized(given.stored),)
+        return (KeepQuantized(given.stored, config.target),)
     form = _WEIGHT_FORMATS[config.quantize]
     if config.quantize != "int4-g128-awq":
-        return (QuantizeWeights(form),)
-    return (ScaleChannels(form, given.text), QuantizeWeights(form, given.text))
+        return (QuantizeWeights(form, target=config.target),)
+    return (ScaleChannels(form, given.text, config.target), QuantizeWeights(form, given.text, config.target))
 
 
 def _drafting(config: CompileConfig, heads: Heads | None) -> tuple[Pass, ...]:

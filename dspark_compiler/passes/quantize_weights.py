@@ -13,11 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from dspark_compiler.config import Target
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.rewrite import bound_args, drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.quantization.activations import linear_inputs
+from dspark_compiler.quantization.targets import kernels_read
 from dspark_compiler.quantization.weight import QuantizedWeight, quantize
 from dspark_compiler.quantization.weight_format import WeightFormat
 
@@ -32,6 +34,7 @@ class QuantizeWeights(Pass):
 
     format: WeightFormat
     tokens: Sequence[int] = ()
+    target: Target = "cpu"
     name: ClassVar[str] = "quantize_weights"
     changes_numerics: ClassVar[bool] = True
 
@@ -41,7 +44,7 @@ class QuantizeWeights(Pass):
         made: Counter[str] = Counter()
         inputs = linear_inputs(program, self.tokens) if self.tokens else {}
         for ref, linears in linears_of_layers(program).items():
-            form = fitting_format(self.format, ref, program.params[ref].shape[1])
+            form = fitting_format(self.format, ref, program.params[ref].shape[1], self.target)
             if form is None:
                 notes.append(
                     f"{linears[0][0].name}: {ref}: its columns divide into no groups of {_LEAST_GROUP} or more"
@@ -54,14 +57,20 @@ class QuantizeWeights(Pass):
         return PassResult(program, bool(made), (*notes, *(f"{count} weights: {tag}" for tag, count in made.items())))
 
 
-def fitting_format(wanted: WeightFormat, ref: str, depth: int) -> WeightFormat | None:
-    """The format a weight of that name and so many columns takes; None if none fits."""
+def fitting_format(wanted: WeightFormat, ref: str, depth: int, target: Target = "cpu") -> WeightFormat | None:
+    """The format a weight of that name and so many columns takes; None if none fits.
+
+    Where the target has no kernels for smaller groups it takes eight bits.
+    """
     if not in_layer(ref) and wanted.codes == "int4":
         return WeightFormat("int8")
     group = wanted.group
     while group and depth % group:
         group //= 2
-    return None if wanted.group and group < _LEAST_GROUP else replace(wanted, group=group)
+    if wanted.group and group < _LEAST_GROUP:
+        return None
+    form = replace(wanted, group=group)
+    return form if kernels_read(form, target) else WeightFormat("int8")
 
 
 def in_layer(ref: str) -> bool:

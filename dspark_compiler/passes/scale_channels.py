@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from dspark_compiler.config import Target
 from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.passes.base import Pass, PassResult
@@ -29,6 +30,7 @@ class ScaleChannels(Pass):
 
     format: WeightFormat
     tokens: Sequence[int]
+    target: Target = "cpu"
     name: ClassVar[str] = "scale_channels"
 
     def apply(self, program: Program) -> PassResult:
@@ -37,7 +39,7 @@ class ScaleChannels(Pass):
         inputs = linear_inputs(program, self.tokens)
         scaled = 0
         for ref in sorted(linears):
-            form = fitting_format(self.format, ref, program.params[ref].shape[1])
+            form = fitting_format(self.format, ref, program.params[ref].shape[1], self.target)
             producer = _producer(linears[ref], program)
             if form is None or producer is None or ref not in inputs or not in_layer(ref):
                 continue

@@ -34,10 +34,10 @@ class Layouts(Protocol):
     def pack_codes(self, form: WeightFormat, codes: np.ndarray) -> np.ndarray:
         """Codes [N, K] packed: int8, or bytes of e4m3 as uint8."""
 
-    def factors(self, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
+    def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
         """Shape and type of scales or offsets [features, groups] after packing; ``exact`` if float16 holds them."""
 
-    def pack_factors(self, factors: np.ndarray, exact: bool) -> np.ndarray:
+    def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
         """Scales or offsets float32 [N, G] packed."""
 
     def can_gate(self, features: int) -> bool:
@@ -83,11 +83,11 @@ class PanelLayouts:
         panels = self.pack(codes)
         return pack_nibbles(panels) if form.codes == "int4" else panels
 
-    def factors(self, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
+    def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
         """See Layouts."""
         return packed_shape(features, groups, self.isa), "float16" if exact else "float32"
 
-    def pack_factors(self, factors: np.ndarray, exact: bool) -> np.ndarray:
+    def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
         """See Layouts."""
         return self.pack(factors.astype(np.float16 if exact else np.float32))
 

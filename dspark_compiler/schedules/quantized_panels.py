@@ -99,8 +99,8 @@ class QuantizedPanels:
                     if ahead:
                         prefetch(codes, (panel, at + ahead, 0), width)
                     self._multiply(column, factors, codes, panel, at, first)
-            for panel, column, part in zip(panels, sums, parts, strict=True):
-                for i, acc in enumerate(column):
+            for panel, totalled, part in zip(panels, sums, parts, strict=True):
+                for i, acc in enumerate(totalled):
                     with vector(width) as lane:
                         value = part[i][lane]
                         if self._form.codes == "int4":

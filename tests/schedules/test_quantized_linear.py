@@ -38,7 +38,7 @@ def packed(weight: QuantizedWeight, isa: VectorIsa, half: bool = False) -> list[
     factors = [weight.scales] if weight.offsets is None else [weight.scales, weight.offsets]
     return [
         layouts.pack_codes(weight.format, codes.numpy()),
-        *(layouts.pack_factors(factor.numpy(), half) for factor in factors),
+        *(layouts.pack_factors(weight.format, factor.numpy(), half) for factor in factors),
     ]
 
 
