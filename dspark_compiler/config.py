@@ -9,10 +9,12 @@ from dspark_compiler.errors import InputError
 Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
 KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
+Quantization = Literal["int8", "int4-g128", "int4-g128-awq", "fp8", "keep"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq", "fp8", "keep")
 
 # What is taken where nothing is asked for, on the CPU and on GPUs.
 _CPU_DTYPE: DType = "float32"
@@ -41,6 +43,8 @@ class CompileConfig:
     output: Path | None = None
     dtype: DType | None = None
     kv_dtype: KVDType | None = None
+    quantize: Quantization | None = None
+    calibration: Path | None = None
     max_seq_len: int | None = None
     max_batch: int = 1
     prefill_widths: tuple[int, ...] | None = None
@@ -75,6 +79,7 @@ class CompileConfig:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
+        self._check_quantization()
         self._check_pruning()
         if not self.chunk_widths or min(self.chunk_widths) < 1:
             raise InputError(f"prefill widths {self.chunk_widths}: at least one, each 1 or more")
@@ -102,6 +107,12 @@ class CompileConfig:
         if self.heads is None or self.verify_width < 4:
             return (self.verify_width,)
         return (self.verify_width // 2, self.verify_width)
+
+    def _check_quantization(self) -> None:
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
+        if self.calibration is not None and self.quantize != "int4-g128-awq":
+            raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

@@ -26,6 +26,7 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.positions import looks_up_positions
+from dspark_compiler.frontend.quantization import quantization_source
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import physical_params, plan_layouts
@@ -276,7 +277,8 @@ def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages:
         program = capture(module, config)
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
-        program, passes = run_passes(default_pipeline(config, heads), program, dump_dir=config.dump_ir)
+        weights = quantization_source(config, source, module)
+        program, passes = run_passes(default_pipeline(config, heads, weights), program, dump_dir=config.dump_ir)
     return _Rewritten(module, program, passes)
 
 

@@ -24,6 +24,7 @@ OPTIONS = {
     "dspark-compile": [
         *(
             "--arch",
+            "--calibration",
             "--check",
             "--debug",
             "--dtype",
@@ -34,6 +35,7 @@ OPTIONS = {
             "--kv-policy",
         ),
         *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
+        *("--quantize",),
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
@@ -64,6 +66,7 @@ OPTIONS = {
     "tune": [
         *(
             "--arch",
+            "--calibration",
             "--debug",
             "--dtype",
             "--heads",
@@ -76,7 +79,7 @@ OPTIONS = {
             "--prefill-widths",
             "--target",
         ),
-        *("--trials", "--verify-width"),
+        *("--quantize", "--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
     "heads calibrate": ["--data", "--debug", "--new-tokens", "--prompts", "--seed", "--temperature"],

@@ -12,7 +12,7 @@ import numpy as np
 from dspark_compiler import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from
@@ -116,6 +116,14 @@ class HeadsInfo:
 
 
 @dataclass(frozen=True)
+class QuantizationInfo:
+    """Weights kept as codes and scales: ``scheme`` as it was asked for; how many weights of each format."""
+
+    scheme: str
+    weights: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """Shape and type of a state, as lowered; zero at load."""
 
@@ -182,6 +190,7 @@ class Manifest:
     params: Mapping[str, ParamInfo] = field(default_factory=dict)
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     heads: HeadsInfo | None = None
+    quantization: QuantizationInfo | None = None
     format_version: int = FORMAT_VERSION
 
     def dumps(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dspark_compiler.commands.base import Command
-from dspark_compiler.config import DTYPES, KV_DTYPES, CompileConfig
+from dspark_compiler.config import DTYPES, KV_DTYPES, QUANTIZATIONS, CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -34,6 +34,17 @@ def model_options(command: Any) -> Any:
             "--kv-dtype",
             type=click.Choice(KV_DTYPES),
             help="Type of stored keys and values; default: what is computed with.",
+        ),
+        click.option(
+            "--quantize",
+            type=click.Choice(QUANTIZATIONS),
+            help="Weights in fewer bits; keep: those of a quantized checkpoint as they are. Default: plain weights.",
+        ),
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Text that int4-g128-awq watches the model read; default: a built-in one.",
         ),
         click.option(
             "--max-seq-len",

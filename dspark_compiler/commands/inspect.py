@@ -75,6 +75,7 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
             "arch": f"{target['arch']} ({target['triple']})",
             "needs": " ".join(target["cpu_features"]) or "nothing special",
             "dtype": summary["dtype"],
+            "quantized": _quantized(summary["quantization"]),
             "sequences": f"{summary['max_batch']} of up to {summary['max_seq_len']} tokens",
             "cache": f"{kv['slots']} slots a sequence, {kv['dtype']}{_policy(kv['pruning'])}",
             "compiled by": f"dspark-compile {summary['compiler_version']}, TVM {summary['tvm_version']}",
@@ -94,6 +95,13 @@ def _tables(summary: dict[str, Any]) -> Iterable["Table"]:
     )
     if isinstance(summary["report"], dict):
         yield _pairs("report", dict(_flat(summary["report"])))
+
+
+def _quantized(quantization: dict[str, Any] | None) -> str:
+    if quantization is None:
+        return "no weights"
+    formats = ", ".join(f"{count} weights {tag}" for tag, count in quantization["weights"].items())
+    return f"{quantization['scheme']}: {formats or 'no weights'}"
 
 
 def _policy(pruning: dict[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ ROUNDING_KV_DTYPES = ("int8", "float8_e4m3")
 def promises_equal_tokens(manifest: Manifest, length: int) -> bool:
     """Whether the tokens of a sequence of ``length`` must be eager's, ties apart: nothing is rounded, nor evicted."""
     rounds = manifest.dtype not in EXACT_DTYPES or manifest.kv.dtype in ROUNDING_KV_DTYPES
+    rounds = rounds or manifest.quantization is not None
     return not rounds and length <= held_tokens(manifest)
 
 

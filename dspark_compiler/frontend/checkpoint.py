@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.models import ModelInfo, eos_token_ids
+from dspark_compiler.quantization.weight import QuantizedWeight
 
 # What an artifact carries of a source, by the names transformers gives them.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -59,6 +60,10 @@ class Source(ABC):
         Raises:
             InputError: weights that are missing, left over, of another shape, or cannot be read.
         """
+
+    def stored_weights(self, model: PreTrainedModel) -> dict[str, QuantizedWeight]:
+        """The weights that are quantized on disk, by the names of ``model``, which was loaded from there."""
+        return {}
 
     @abstractmethod
     def write_tokenizer(self, directory: Path) -> list[str]:

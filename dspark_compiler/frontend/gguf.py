@@ -12,8 +12,10 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
+from dspark_compiler.frontend import gguf_weights
 from dspark_compiler.frontend.checkpoint import Source, convert_tokenizer, load_complete
 from dspark_compiler.frontend.quiet import quiet
+from dspark_compiler.quantization.weight import QuantizedWeight
 
 _MAGIC = b"GGUF"
 _TOKENIZER_MODEL = "tokenizer.ggml.model"
@@ -48,6 +50,10 @@ class GgufSource(Source):
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         return model
+
+    def stored_weights(self, model: PreTrainedModel) -> dict[str, QuantizedWeight]:
+        """See Source."""
+        return gguf_weights.stored_weights(self._reader, model)
 
     def write_tokenizer(self, directory: Path) -> list[str]:
         """Converts the vocabulary, merges and chat template the file holds."""

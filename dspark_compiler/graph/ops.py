@@ -9,7 +9,7 @@ The reference implementations run on the CPU in float32 and are what lowered ker
 import torch
 from torch import Tensor
 
-from dspark_compiler.graph import cache_ops, draft_ops, pruning_ops, sampling_ops
+from dspark_compiler.graph import cache_ops, draft_ops, pruning_ops, quantized_ops, sampling_ops
 from dspark_compiler.graph.reference import causal_mask, masked_attention
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "expert_linear",
     "last_row",
     "pruning_ops",
+    "quantized_ops",
     "rms_norm",
     "rope",
     "sampling_ops",

@@ -120,7 +120,7 @@ class Program:
 
     ``params`` maps names to CPU tensors (views of the checkpoint until a pass replaces them); ``states`` are
     buffers that live on the device between calls, zero at load. ``pruning`` is set once slots are evicted, ``heads``
-    once a drafter is attached.
+    once a drafter is attached. ``stacked`` says of which former params those that were stacked are made.
     """
 
     entries: dict[str, EntryPoint]
@@ -128,6 +128,7 @@ class Program:
     states: dict[str, TensorSpec] = field(default_factory=dict)
     pruning: Pruning | None = None
     heads: DecodeHeads | None = None
+    stacked: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def used_params(self) -> set[str]:
         """Names of parameters some entry point still refers to."""

@@ -7,7 +7,8 @@ import torch
 from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint
-from dspark_compiler.lowering.layout import Form, LayoutPlan
+from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, shape_of
 
 _aten = torch.ops.aten
@@ -64,7 +65,7 @@ def _match_gate(node: fx.Node, plan: LayoutPlan, found: Epilogues) -> None:
         if name is None or not _is_slice(up):
             continue
         gate, linear = activated.args[0], up.args[0]
-        if not (_is_slice(gate) and gate.args[0] is linear and _is_packed(linear, plan) and len(linear.args) == 2):
+        if not (_is_slice(gate) and gate.args[0] is linear and _is_packed(linear, plan, biased=False)):
             continue
         half = shape_of(node)[-1]
         private = set(linear.users) == {gate, up} and all(len(n.users) == 1 for n in (activated, gate, up))
@@ -91,10 +92,10 @@ def _activation(node: Any) -> str | None:
     return None
 
 
-def _is_packed(node: Any, plan: LayoutPlan) -> bool:
-    if not isinstance(node, fx.Node) or node.target is not _aten.linear.default:
-        return False
-    return plan.forms.get(args_of(node)[1].meta.get("ref")) is Form.PACKED
+def _is_packed(node: Any, plan: LayoutPlan, *, biased: bool = True) -> bool:
+    """Whether a node is a linear over a packed weight; with a bias only if it may be ``biased``."""
+    call = LinearCall.of(node)
+    return call is not None and (biased or call.bias is None) and plan.is_packed(call.weight)
 
 
 def _is_slice(node: Any) -> bool:

@@ -11,6 +11,8 @@ from torch import fx
 
 from dspark_compiler.config import DType
 from dspark_compiler.graph.program import Program, Role
+from dspark_compiler.lowering.linear_call import LinearCall
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.layouts import Layouts, PanelLayouts
 
@@ -29,6 +31,8 @@ class Form(StrEnum):
     PLAIN = "plain"  # as it is, in its own type
     PACKED = "packed"  # as the target's layouts pack it, or so for each expert
     ROWS = "rows"  # [V, K] as it is, in the stored type, read a row at a time
+    CODES = "codes"  # of a quantized weight, as the target's layouts pack them
+    FACTORS = "factors"  # scales or offsets of one, likewise
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,20 @@ class PhysicalTensor:
 class LayoutPlan:
     """Forms and stored types of parameters, physical tensors of parameters and states.
 
-    ``stores`` names the types of those that are packed or read by rows.
+    ``stores`` names the types of those that are packed or read by rows, ``formats`` the formats
+    of codes and factors.
     """
 
     layouts: Layouts
+    formats: dict[str, WeightFormat]
     stores: dict[str, DType]
     forms: dict[str, Form]
     params: dict[str, PhysicalTensor]
     states: dict[str, PhysicalTensor]
+
+    def is_packed(self, param: fx.Node) -> bool:
+        """Whether a weight, or the codes of one, lies as the target's layouts pack it; nothing computed does."""
+        return self.forms.get(param.meta.get("ref", ""), Form.PLAIN) in (Form.PACKED, Form.CODES)
 
     @property
     def isa(self) -> VectorIsa:
@@ -66,18 +76,24 @@ def plan_layouts(program: Program, layouts: Layouts, store: DType) -> LayoutPlan
     stored on targets whose kernels widen it as they read: results are the same bits from half the memory.
     """
     uses = _uses(program)
+    formats = _formats(program)
     forms = {name: _form(program.params[name], uses.get(name, set())) for name in program.params}
     stores = {
-        name: _stored(program.params[name], store, layouts) for name, form in forms.items() if form is not Form.PLAIN
+        name: _stored(program.params[name], store, layouts)
+        for name, form in forms.items()
+        if form in (Form.PACKED, Form.ROWS)
     }
     params = {
-        name: _physical(tensor, forms[name], layouts, stores.get(name)) for name, tensor in program.params.items()
+        name: _quantized_tensor(tensor, layouts, forms[name], formats[name])
+        if forms[name] in (Form.CODES, Form.FACTORS)
+        else _physical(tensor, forms[name], layouts, stores.get(name))
+        for name, tensor in program.params.items()
     }
     states = {
         name: PhysicalTensor(*layouts.state(name, spec.shape, _STATE_DTYPE.get(spec.dtype, dtype_name(spec.dtype))))
         for name, spec in program.states.items()
     }
-    return LayoutPlan(layouts, stores, forms, params, states)
+    return LayoutPlan(layouts, formats, stores, forms, params, states)
 
 
 def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, np.ndarray]]:
@@ -86,6 +102,12 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
         form = plan.forms[name]
         if form is Form.PLAIN:
             yield name, _plain_array(tensor)
+            continue
+        if form is Form.CODES:
+            yield name, plan.layouts.pack_codes(plan.formats[name], _bytes(tensor))
+            continue
+        if form is Form.FACTORS:
+            yield name, plan.layouts.pack_factors(plan.formats[name], tensor.numpy(), _is_half(tensor))
             continue
         array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.stores[name]])
         yield name, plan.layouts.pack(array) if form is Form.PACKED else array
@@ -103,8 +125,35 @@ def _plain_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.view(torch.uint8) if tensor.dtype is torch.float8_e4m3fn else tensor).numpy()
+
+
+def _is_half(tensor: torch.Tensor) -> bool:
+    """Whether float16 holds every value."""
+    return torch.equal(tensor.half().float(), tensor)
+
+
+def _quantized_tensor(tensor: torch.Tensor, layouts: Layouts, form: Form, kept_as: WeightFormat) -> PhysicalTensor:
+    """Codes or factors of a format."""
+    features, columns = tensor.shape
+    if form is Form.FACTORS:
+        return PhysicalTensor(*layouts.factors(kept_as, features, columns, _is_half(tensor)))
+    return PhysicalTensor(*layouts.codes(kept_as, features, columns))
+
+
+def _formats(program: Program) -> dict[str, WeightFormat]:
+    """The formats of quantized weights, by the names of their codes and factors."""
+    calls = (LinearCall.of(node) for entry in program.entries.values() for node in entry.graph.graph.nodes)
+    found = {}
+    for call in calls:
+        if call is not None and call.format is not None:
+            found.update({param.meta["ref"]: call.format for param in (call.weight, *call.factors)})
+    return found
+
+
 def _uses(program: Program) -> dict[str, set[str]]:
-    """Parameter name -> kinds of use: "linear", "embedding" and "experts" as the weight, or "other"."""
+    """Parameter name -> kinds of use: as a "linear", "embedding" or "experts" weight, "codes", "factors", "other"."""
     uses: dict[str, set[str]] = {}
     for entry in program.entries.values():
         for node in entry.placeholders(Role.PARAM):
@@ -121,13 +170,19 @@ def _use(user: fx.Node, param: fx.Node) -> str:
         return "embedding"
     if user.target is torch.ops.dspark.expert_linear.default and args[1] is param:
         return "experts"
+    if user.target is torch.ops.dspark.quantized_linear.default and param in args[1:3]:
+        return "codes" if args[1] is param else "factors"
+    if user.target is torch.ops.dspark.quantized_linear.default and args[4] is param:
+        return "factors"
     return "other"
 
 
 def _form(tensor: torch.Tensor, uses: set[str]) -> Form:
     if uses == {"experts"}:
         return Form.PACKED
-    if tensor.ndim != 2 or not tensor.is_floating_point() or not uses or uses & {"other", "experts"}:
+    if uses in ({"codes"}, {"factors"}):
+        return Form(next(iter(uses)))
+    if tensor.ndim != 2 or not tensor.is_floating_point() or not uses or uses - {"linear", "embedding"}:
         return Form.PLAIN
     return Form.PACKED if "linear" in uses else Form.ROWS
 

@@ -1,6 +1,7 @@
 """What the artifact says of the lowered program."""
 
 import dataclasses
+from collections import Counter
 from importlib import metadata
 from typing import Any
 
@@ -15,12 +16,13 @@ from dspark_compiler.artifact import (
     ModelInfo,
     NamedTensor,
     PruningInfo,
+    QuantizationInfo,
     TargetInfo,
     TensorInfo,
 )
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.graph.program import EntryPoint, Program, Role
-from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
+from dspark_compiler.lowering.layout import Form, LayoutPlan, dtype_name
 
 
 def describe(
@@ -39,6 +41,7 @@ def describe(
         kv=_cache(program, config),
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
         heads=None if program.heads is None else HeadsInfo(**dataclasses.asdict(program.heads)),
+        quantization=_quantization(plan, config),
         states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
     )
 
@@ -51,6 +54,13 @@ def _cache(program: Program, config: CompileConfig) -> KVInfo:
     return KVInfo(
         slots=min(config.kv_budget or config.max_seq_len, config.max_seq_len), dtype=config.cache_dtype, pruning=pruning
     )
+
+
+def _quantization(plan: LayoutPlan, config: CompileConfig) -> QuantizationInfo | None:
+    if config.quantize is None:
+        return None
+    counts = Counter(form.tag for ref, form in plan.formats.items() if plan.forms[ref] is Form.CODES)
+    return QuantizationInfo(config.quantize, dict(sorted(counts.items())))
 
 
 def _entry(entry: EntryPoint) -> EntrySpec:

@@ -114,6 +114,7 @@ def _fuse(program: Program, places: _Places) -> None:
         stacked[f"{name.removesuffix('.weight')}.bias"] = torch.cat(pieces)
     assert not stacked.keys() & program.params.keys(), f"{name} is taken"
     program.params.update(stacked)
+    program.stacked[name] = tuple(refs)
     for entry, linears in places:
         linears = sorted(linears, key=lambda n: refs.index(_weight(n).meta["ref"]))
         _replace(entry, linears, sizes, stacked)

@@ -2,7 +2,7 @@
 
 import torch
 
-from dspark_compiler.config import CompileConfig, KVDType
+from dspark_compiler.config import CompileConfig, KVDType, Quantization
 from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
@@ -17,21 +17,35 @@ from dspark_compiler.passes.fuse_projections import FuseProjections
 from dspark_compiler.passes.fuse_rms_norm import FuseRMSNorm
 from dspark_compiler.passes.fuse_rope import FuseRope
 from dspark_compiler.passes.insert_kv_cache import InsertKVCache
+from dspark_compiler.passes.keep_quantized import KeepQuantized
 from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
+from dspark_compiler.passes.quantize_weights import QuantizeWeights
+from dspark_compiler.passes.scale_channels import ScaleChannels
+from dspark_compiler.quantization.source import QuantizationSource
+from dspark_compiler.quantization.weight_format import WeightFormat
 
 _KV_STORED: dict[KVDType, torch.dtype] = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
+_WEIGHT_FORMATS: dict[Quantization, WeightFormat] = {
+    "int8": WeightFormat("int8"),
+    "int4-g128": WeightFormat("int4", group=128),
+    "int4-g128-awq": WeightFormat("int4", group=128),
+    "fp8": WeightFormat("float8_e4m3"),
+}
 
 
-def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple[Pass, ...]:
+def default_pipeline(
+    config: CompileConfig, heads: Heads | None = None, weights: QuantizationSource | None = None
+) -> tuple[Pass, ...]:
     """The one list of passes, in the order they run.
 
     Args:
         config: its lengths must be settled; ``max_seq_len`` None means that nobody asked the model yet.
         heads: what ``config.heads`` holds; None where it names no folder.
+        weights: what quantizing takes besides the program, for the kinds that take something.
 
     Raises:
         InputError: ``max_seq_len`` is not settled.
@@ -53,8 +67,21 @@ def default_pipeline(config: CompileConfig, heads: Heads | None = None) -> tuple
         *([] if config.target == "cpu" else [DrawTokens()]),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
+        *_quantizing(config, weights),  # after what makes weights of others
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )
+
+
+def _quantizing(config: CompileConfig, weights: QuantizationSource | None) -> tuple[Pass, ...]:
+    if config.quantize is None:
+        return ()
+    given = weights or QuantizationSource()
+    if config.quantize == "keep":
+        return (KeepQuantized(given.stored, config.target),)
+    form = _WEIGHT_FORMATS[config.quantize]
+    if config.quantize != "int4-g128-awq":
+        return (QuantizeWeights(form, target=config.target),)
+    return (ScaleChannels(form, given.text, config.target), QuantizeWeights(form, given.text, config.target))
 
 
 def _drafting(config: CompileConfig, heads: Heads | None) -> tuple[Pass, ...]:

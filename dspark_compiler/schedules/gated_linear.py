@@ -12,14 +12,14 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import accumulate, for_each_tile
+from dspark_compiler.schedules.linear import for_each_tile
 from dspark_compiler.schedules.linear_schedule import (
     LinearSchedule,
     LinearWorkload,
     default_schedule,
-    packed_shape,
     tag,
 )
+from dspark_compiler.schedules.quantized_panels import weight_panels
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector
 
 Activation = Callable[[Expr], Expr]
@@ -49,7 +49,7 @@ def can_gate(features: int, isa: VectorIsa) -> bool:
 def gated_linear(
     name: str, work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule | None = None, *, activation: str
 ) -> tvm.tirx.PrimFunc:
-    """Kernel for y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T); arguments x [M, K], packed W [2I, K], y.
+    """Kernel for y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T); arguments x [M, K], packed W [2I, K] (and its scales), y.
 
     Args:
         name: name of the function.
@@ -62,14 +62,18 @@ def gated_linear(
     features = work.features // 2
     panels = features // isa.panel
     cut = schedule or default_schedule(work, isa)
+    source = weight_panels(work, isa)
 
-    def body(x: Buffer, w: Buffer, y: Buffer) -> None:
+    def body(x: Buffer, *rest: Buffer) -> None:
+        *stored, y = rest
+        weight = [*stored, *source.prepare(x)]
+
         def tile(panel: Expr, first: Expr, count: int) -> None:
             gates, ups = ([local(isa.panel) for _ in range(count)] for _ in range(2))
             pairs = [(panel, gates), (panel + panels, ups)]
             for part in (pairs,) if cut.panels == 2 else ([pair] for pair in pairs):
                 sources, sums = zip(*part, strict=True)
-                accumulate(sums, x, w, sources, first, work.depth, cut.prefetch, isa)
+                source.accumulate(sums, x, weight, sources, first, cut.prefetch)
             for i, (gate, up) in enumerate(zip(gates, ups, strict=True)):
                 with vector(isa.panel) as lane:
                     T.buffer_store(y, act(gate[lane]) * up[lane], [first + i, panel * isa.panel + lane])
@@ -79,7 +83,7 @@ def gated_linear(
 
     args = [
         Arg("x", (work.rows, work.depth)),
-        Arg("w", packed_shape(work.features, work.depth, isa), work.weight_dtype),
+        *source.args,
         Arg("y", (work.rows, features)),
     ]
     return tag(kernel(name, args, body), work)

@@ -18,8 +18,8 @@ from dspark_compiler.schedules.linear_schedule import (
     packed_shape,
     tag,
 )
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, prefetch, vector, when
-from dspark_compiler.schedules.vector_math import load_weight
+from dspark_compiler.schedules.quantized_panels import weight_panels
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector, when
 
 # (sum, row, feature, extra buffers) -> the value to store
 Epilogue = Callable[[Expr, Expr, Expr, Sequence[Buffer]], Expr]
@@ -34,11 +34,11 @@ def packed_linear(
     extras: Sequence[Arg] = (),
     epilogue: Epilogue | None = None,
 ) -> tvm.tirx.PrimFunc:
-    """Kernel for y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W, extras, y.
+    """Kernel for y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W (and its scales), extras, y.
 
     Args:
         name: name of the function.
-        work: M, N, K and the stored type of W: float32, float16 or uint16 (bfloat16 bits).
+        work: M, N, K and the stored type of W: float32, float16, uint16 (bfloat16 bits) or a quantized format's tag.
         isa: vector width and registers of the target.
         schedule: how the loops are cut; None for the default.
         extras: further inputs the epilogue reads.
@@ -46,15 +46,18 @@ def packed_linear(
     """
     panels, _, width = packed_shape(work.features, work.depth, isa)
     cut = schedule or default_schedule(work, isa)
+    source = weight_panels(work, isa)
+    parts = len(source.args)
 
-    def body(x: Buffer, w: Buffer, *rest: Buffer) -> None:
-        *extra, y = rest
+    def body(x: Buffer, *rest: Buffer) -> None:
+        *extra, y = rest[parts:]
+        weight = [*rest[:parts], *source.prepare(x)]
 
         def tile(task: Expr, first: Expr, count: int) -> None:
             # The last task may have panels to spare; it does its last one again.
             covered = [T.min(task * cut.panels + p, panels - 1) if cut.panels > 1 else task for p in range(cut.panels)]
             sums = [[local(width) for _ in range(count)] for _ in covered]
-            accumulate(sums, x, w, covered, first, work.depth, cut.prefetch, isa)
+            source.accumulate(sums, x, weight, covered, first, cut.prefetch)
             for panel, column in zip(covered, sums, strict=True):
                 for i, acc in enumerate(column):
                     _store(acc, y, first + i, panel, work.features, isa, epilogue, extra)
@@ -64,7 +67,7 @@ def packed_linear(
 
     args = [
         Arg("x", (work.rows, work.depth)),
-        Arg("w", (panels, work.depth, width), work.weight_dtype),
+        *source.args,
         *extras,
         Arg("y", (work.rows, work.features)),
     ]
@@ -80,30 +83,6 @@ def for_each_tile(rows: int, height: int, tile: Callable[[Expr, int], None]) -> 
         tile(block * height, height)
     if rows % height:
         tile(rows - rows % height, rows % height)
-
-
-def accumulate(
-    sums: Sequence[Sequence[Buffer]],
-    x: Buffer,
-    w: Buffer,
-    panels: Sequence[Expr],
-    first: Expr,
-    depth: int,
-    ahead: int,
-    isa: VectorIsa,
-) -> None:
-    """sums[p][i][:] = sum over k of x[first+i, k] * w[panels[p], k, :], all sums held in registers."""
-    for acc in (acc for column in sums for acc in column):
-        with vector(isa.panel) as lane:
-            T.buffer_store(acc, T.float32(0.0), [lane])
-    with T.serial(0, depth) as k:
-        for panel, column in zip(panels, sums, strict=True):
-            if ahead:
-                # Past the weight's end a prefetch does nothing.
-                prefetch(w, (panel, k + ahead, 0), isa.panel)
-            for i, acc in enumerate(column):
-                with vector(isa.panel) as lane:
-                    T.buffer_store(acc, acc[lane] + x[first + i, k] * load_weight(w, [panel, k, lane]), [lane])
 
 
 def _store(

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import tvm
 
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.isa import VectorIsa
 
 _WORKLOAD = "dspark.linear"  # function attribute: the workload, for the tuner
@@ -11,13 +12,22 @@ _WORKLOAD = "dspark.linear"  # function attribute: the workload, for the tuner
 
 @dataclass(frozen=True)
 class LinearWorkload:
-    """One packed product: x[rows, depth] @ W[features, depth].T, W stored as ``weight_dtype``."""
+    """One packed product: x[rows, depth] @ W[features, depth].T, W stored as ``weight_dtype``.
+
+    That is a type, or the tag of a WeightFormat, whose scales are stored as ``scale_dtype``.
+    """
 
     rows: int
     features: int
     depth: int
     weight_dtype: str = "float32"
     gated: bool = False  # the first half of the features gates the second (gated_linear.py)
+    scale_dtype: str = "float32"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weight is codes with scales."""
+        return WeightFormat.parse(self.weight_dtype) is not None
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,9 @@ def default_schedule(work: LinearWorkload, isa: VectorIsa) -> LinearSchedule:
     """The schedule without a record: tall tiles, so that a panel comes from memory as few times as can be."""
     # Two streams at once come a little faster, where both panels' sums fit the registers.
     panels = 2 if work.gated and 2 * work.rows <= isa.max_rows else 1
+    if work.quantized and not work.gated:
+        # A chain of sums is slower than their codes come; there must be some chains a time.
+        panels = min(4, max(1, isa.max_rows // 2 // work.rows))
     return LinearSchedule(_tile_rows(work.rows, isa.max_rows), panels)
 
 
@@ -47,7 +60,7 @@ def candidate_schedules(work: LinearWorkload, isa: VectorIsa) -> list[LinearSche
     fewest = -(-work.rows // isa.max_rows)
     heights = {-(-work.rows // tiles) for tiles in range(fewest, min(fewest + 2, work.rows) + 1)}
     heights.add(_tile_rows(work.rows, isa.max_rows))
-    widths = [n for n in ((1, 2) if work.gated else (1, 2, 4)) if n <= panels]
+    widths = [n for n in ((1, 2) if work.gated else (1, 2, 3, 4) if work.quantized else (1, 2, 4)) if n <= panels]
     shapes = [(rows, n) for rows in sorted(heights, reverse=True) for n in widths if rows * n <= isa.max_rows]
     default = default_schedule(work, isa)
     every = [LinearSchedule(rows, n, ahead) for ahead in (0, 32) for rows, n in shapes]
@@ -65,7 +78,8 @@ def workload_of(function: tvm.tirx.PrimFunc) -> LinearWorkload | None:
     if fields is None:
         return None
     rows, features, depth = (int(fields[name]) for name in ("rows", "features", "depth"))
-    return LinearWorkload(rows, features, depth, str(fields["weight_dtype"]), bool(fields["gated"]))
+    weight, scale = str(fields["weight_dtype"]), str(fields["scale_dtype"])
+    return LinearWorkload(rows, features, depth, weight, bool(fields["gated"]), scale)
 
 
 def _tile_rows(rows: int, limit: int) -> int:

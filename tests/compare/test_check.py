@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter
+from dspark_compiler.compare.budgets import Budget
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.compiled import greedy
 from dspark_compiler.compare.prompts import prompt_texts
@@ -85,6 +86,6 @@ def test_a_quantized_cache_has_a_budget_too(artifact: Artifact, model: PreTraine
 
 
 def test_perplexity_has_a_budget(artifact: Artifact, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspark_compiler.compare.check.MAX_PERPLEXITY_RATIO", 0.9)
+    monkeypatch.setattr("dspark_compiler.compare.budgets.ROUNDED", Budget(0.95, 0.9))
     with pytest.raises(CheckFailedError, match=r"the perplexity is 1\.000 times eager's, at most 0\.9"):
         check(rounded(artifact), model)

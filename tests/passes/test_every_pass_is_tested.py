@@ -15,7 +15,9 @@ _FOLDER = Path(dspark_compiler.passes.__file__).parent
 # Asks for what runs on request only, too.
 _EVERYTHING = (
     CompileConfig(max_seq_len=80, kv_dtype="int8", kv_budget=64, heads=NGRAM),
-    CompileConfig(target="cuda", max_seq_len=80),
+    CompileConfig(max_seq_len=80, quantize="int4-g128-awq"),
+    CompileConfig(max_seq_len=80, quantize="keep"),
+    CompileConfig(target="cuda", max_seq_len=80, quantize="int8"),
 )
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 

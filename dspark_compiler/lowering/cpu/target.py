@@ -16,6 +16,7 @@ def cpu_lowering(isa: VectorIsa) -> TargetLowering:
     """Converters and kernels for a CPU with these vectors."""
     own = {
         "linear.default": linear,
+        "quantized_linear.default": linear,
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,
         "commit_scratch.default": commit_scratch,

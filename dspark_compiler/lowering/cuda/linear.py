@@ -11,31 +11,37 @@ from dspark_compiler.lowering.cuda.fusions import FEW_ROWS, absorbed_norm, fed_n
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
-from dspark_compiler.lowering.layout import Form, PhysicalTensor
+from dspark_compiler.lowering.layout import PhysicalTensor
+from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
-from dspark_compiler.schedules.cuda.fragments import TILE_ROWS
+from dspark_compiler.schedules.cuda.dequantize import dequantize_fragments
+from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape
 from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
+from dspark_compiler.schedules.cuda.layouts import STORED
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
+from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.linear(x, weight, bias)."""
-    x, weight, *bias = args_of(node)
-    return _linear(importer, node, x, weight, bias[0] if bias else None, None)
+    """aten.linear and dspark.quantized_linear."""
+    return _linear(importer, node, _call(node), None)
 
 
 def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
     """A linear together with what is done to its output."""
-    x, weight, *bias = args_of(match.linear)
+    call = _call(match.linear)
     if isinstance(match, Residual):
-        return _linear(importer, node, x, weight, bias[0] if bias else None, match.residual)
+        return _linear(importer, node, call, match.residual)
     dtype, stored = compute_dtype(importer.plan), out_dtype(node, importer.plan)
     *lead, features = shape_of(node)
-    work = LinearWorkload(math.prod(lead), 2 * features, shape_of(x)[-1], dtype, gated=True)
-    source = _Source.of(x, importer, dtype)
-    name = identifier(f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}_{stored}{source.name}")
+    weight = _Weight.of(call, importer, math.prod(lead))
+    work = LinearWorkload(math.prod(lead), 2 * features, shape_of(call.x)[-1], weight.stored, gated=True)
+    source = _Source.of(call.x, importer, dtype)
+    name = identifier(
+        f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}_{stored}{source.name}{weight.name(dtype)}"
+    )
     if work.rows <= FEW_ROWS:
         kernel = stream_gated_linear(
             name,
@@ -50,7 +56,7 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
         kernel = tile_gated_linear(
             name, work, dtype, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
         )
-    args = [source.rows, importer.env[weight], *source.squares]
+    args = [source.rows, *weight.args, *source.squares]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((work.rows, features), stored)), shape_of(node))
 
 
@@ -79,30 +85,66 @@ class _Source:
         return _Source(product, eps, (squares,), f"_norm_{eps:.3e}_{dtype}")
 
 
+@dataclass(frozen=True)
+class _Weight:
+    """A packed weight as kernels take it: its type, and the tensors of it."""
+
+    stored: str
+    args: tuple[Any, ...]
+
+    def name(self, dtype: str) -> str:
+        """As part of a kernel's name; nothing for plain weights."""
+        return "" if self.stored == dtype else f"_{self.stored}"
+
+    @staticmethod
+    def of(call: LinearCall, importer: EntryImporter, rows: int) -> "_Weight":
+        """Codes and scales for few rows; for many, the weight they stand for, made anew."""
+        dtype = compute_dtype(importer.plan)
+        args = tuple(importer.env[param] for param in (call.weight, *call.factors))
+        if call.format is None:
+            return _Weight(dtype, args)
+        stored = STORED[call.format.codes]
+        if rows <= FEW_ROWS:
+            return _Weight(stored, args)
+        features, depth = shape_of(call.weight)
+        kernel = dequantize_fragments(
+            f"dequantize_{features}x{depth}_{stored}_{dtype}", WeightForm(features, depth, stored, dtype)
+        )
+        return _Weight(dtype, (importer.call(kernel, args, PhysicalTensor(fragment_shape(features, depth), dtype)),))
+
+
+def _call(node: fx.Node) -> LinearCall:
+    call = LinearCall.of(node)
+    assert call is not None
+    return call
+
+
 def _late_outputs(rows: int, depth: int, dtype: str) -> list[PhysicalTensor]:
     return [PhysicalTensor((rows, depth), dtype), PhysicalTensor((rows, late_norm_parts(depth)), "float32")]
 
 
-def _linear(importer: EntryImporter, node: fx.Node, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: Any) -> Any:
     """The value x @ weight.T [+ bias] [+ residual], which is ``node``'s."""
     plan, env, emit = importer.plan, importer.env, importer.block_builder.emit
-    if plan.forms.get(weight.meta.get("ref")) is not Form.PACKED:
-        value = emit(relax.op.matmul(env[x], emit(relax.op.permute_dims(env[weight]))))
+    bias = call.bias
+    if not plan.is_packed(call.weight):
+        value = emit(relax.op.matmul(env[call.x], emit(relax.op.permute_dims(env[call.weight]))))
         for extra in (bias, residual):
             value = value if extra is None else emit(relax.op.add(value, env[extra]))
         return value
     dtype, stored = compute_dtype(plan), out_dtype(node, plan)
     *lead, features = shape_of(node)
-    work = LinearWorkload(math.prod(lead), features, shape_of(x)[-1], dtype)
-    source = _Source.of(x, importer, dtype)
+    weight = _Weight.of(call, importer, math.prod(lead))
+    work = LinearWorkload(math.prod(lead), features, shape_of(call.x)[-1], weight.stored)
+    source = _Source.of(call.x, importer, dtype)
     biased, added = bias is not None, residual is not None
-    args = [source.rows, env[weight]]
+    args = [source.rows, *weight.args]
     args += [] if bias is None else [env[bias]]
     args += [] if residual is None else [rows_of(residual, importer, "float32")]
     args += source.squares
     outs = [PhysicalTensor((work.rows, features), stored)]
     extras = ("_bias" if biased else "") + ("_residual" if added else "")
-    name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}"
+    name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}{weight.name(dtype)}"
     if work.rows > FEW_ROWS:
         kernel = tile_linear(
             identifier(name), work, dtype, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored

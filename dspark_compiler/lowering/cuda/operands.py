@@ -12,8 +12,9 @@ from torch import fx
 from tvm import relax
 
 from dspark_compiler.lowering.importer import EntryImporter
-from dspark_compiler.lowering.layout import Form, LayoutPlan
-from dspark_compiler.lowering.nodes import args_of, shape_of
+from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.lowering.linear_call import LinearCall
+from dspark_compiler.lowering.nodes import shape_of
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 
 _aten = torch.ops.aten
@@ -36,9 +37,8 @@ def _layouts(plan: LayoutPlan) -> FragmentLayouts:
 
 def is_packed_linear(node: fx.Node, plan: LayoutPlan) -> bool:
     """Whether a node is a linear whose weight is packed."""
-    if node.target is not _aten.linear.default:
-        return False
-    return plan.forms.get(args_of(node)[1].meta.get("ref")) is Form.PACKED
+    call = LinearCall.of(node)
+    return call is not None and plan.is_packed(call.weight)
 
 
 def only_multiplied(node: fx.Node, plan: LayoutPlan) -> bool:

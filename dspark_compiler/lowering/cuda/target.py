@@ -15,6 +15,7 @@ def cuda_lowering(dtype: str) -> TargetLowering:
     """Converters and kernels for a GPU where ``dtype`` is computed with."""
     own = {
         "linear.default": linear,
+        "quantized_linear.default": linear,
         "rms_norm.default": rms_norm,
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,

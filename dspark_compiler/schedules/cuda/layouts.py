@@ -1,9 +1,21 @@
 """How weights and states lie in an Nvidia GPU's memory."""
 
+import ml_dtypes
 import numpy as np
 
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape, pack_fragments
+from dspark_compiler.schedules.cuda.quantized_fragments import (
+    group_shape,
+    pack_bytes,
+    pack_groups,
+    pack_nibbles,
+    quantized_shape,
+)
 
+# What kernels call codes.
+STORED = {"int8": "int8", "int4": "int4", "float8_e4m3": "float8_e4m3fn"}
+_NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 _CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
 
 
@@ -24,6 +36,24 @@ class FragmentLayouts:
         if weight.ndim == 3:
             return np.stack([pack_fragments(expert) for expert in weight])
         return pack_fragments(weight)
+
+    def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
+        """See Layouts."""
+        return quantized_shape(features, depth, STORED[form.codes]), "uint8"
+
+    def pack_codes(self, form: WeightFormat, codes: np.ndarray) -> np.ndarray:
+        """See Layouts."""
+        return pack_nibbles(codes) if form.codes == "int4" else pack_bytes(codes)
+
+    def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
+        """See Layouts: scales of rows are float32, those of groups the type that is computed with, in pairs."""
+        if form.group:
+            return group_shape(features, groups * form.group), "uint32"
+        return (features,), "float32"
+
+    def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
+        """See Layouts."""
+        return pack_groups(factors.astype(_NUMPY[self.dtype])) if form.group else factors[:, 0].copy()
 
     def can_gate(self, features: int) -> bool:
         """See Layouts."""
