@@ -3,9 +3,8 @@
 A block's warps are four lines by up to four tiles of 16 query rows: line w takes slots 16w to 16w + 15 of every 64 and
 streams them through a ring of its own in shared memory (cp.async), so that warps wait for nobody but those that share a
 line. Split as in Flash-Decoding (Dao et al. 2023), into as many chunks as fill the chip once whatever is in the cache:
-they grow by a round where the live slots have grown by one for each of them. Chunks and lines follow slot numbers,
-never the number of tokens: a token's result is bit for bit the same from decode and verify but for chunks that grow in
-between.
+chunks double where the live slots do. Chunks and lines follow slot numbers, never the number of tokens, so a token's
+result is bit for bit the same from decode and verify but where the chunks double between the two.
 """
 
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dspark_compiler.schedules.cuda.attention_rows import (
 )
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
+from dspark_compiler.schedules.cuda.floats import bit_length
 from dspark_compiler.schedules.cuda.launch_bounds import resident_blocks
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.cuda.warp import part_barrier
@@ -34,7 +34,7 @@ from dspark_compiler.schedules.tir import Buffer, Expr, when
 LINES = 4
 STEP = 16  # slots a line takes at once
 ROUND = LINES * STEP
-_BLOCKS = 256  # two for every multiprocessor of an H100 or H200, about
+_BLOCKS = 512  # and no fewer than half of it: two for every multiprocessor of an H100 or H200, about
 _MEMORY, _RESERVED = 227 * 1024, 1024  # bytes that a multiprocessor's blocks can have, and that each costs besides
 
 
@@ -42,8 +42,8 @@ _MEMORY, _RESERVED = 227 * 1024, 1024  # bytes that a multiprocessor's blocks ca
 class DecodePlan:
     """How a call is cut up; chunks depend on heads and slots, not on the number of tokens."""
 
-    parts: int  # chunks of the live slots, at most
-    chunks: int  # with those that the call's own tokens reach into
+    parts: int  # chunks until they double
+    chunks: int  # at most
     tiles: int  # 16-row tiles of queries a block
     blocks: int  # of tiles, that cover a head's rows
     stages: int  # of a line's ring
@@ -55,13 +55,14 @@ class DecodePlan:
 
     def chunk(self, span: Span) -> Expr:
         """Slots a chunk, ``parts`` of them being more than are live."""
-        return T.Bind((span.used // (ROUND * self.parts) + 1) * ROUND)
+        return T.Bind(T.int32(ROUND) << bit_length(span.used // (ROUND * self.parts)))
 
 
 def decode_plan(problem: Problem) -> DecodePlan:
-    """Chunks for two blocks a multiprocessor; rings as long as there is memory for."""
+    """Chunks for two blocks a multiprocessor and more; rings as long as there is memory for."""
     shape = problem.shape
     parts = min(128, max(8, _BLOCKS // (shape.rows * shape.kv_heads)))
+    # The call's own tokens may reach into one more.
     chunks = min(parts + -(-shape.width // ROUND), -(-problem.slots // ROUND))
     tiles = min(4 if max(shape.head_dim, shape.value_dim) <= 128 else 2, -(-problem.rows // 16))
     return DecodePlan(parts, chunks, tiles, -(-problem.rows // (16 * tiles)), _stages(problem, tiles))

@@ -34,3 +34,9 @@ def product(a: Expr, b: Expr) -> Expr:
     """A * b, rounded whatever it is added to."""
     source = "__device__ __forceinline__ float dspark_product(float a, float b) { return __fmul_rn(a, b); }\n"
     return device("dspark_product", a, b, source=source, returns="float32")
+
+
+def bit_length(value: Expr) -> Expr:
+    """Bits that a non-negative int32 takes, 0 for 0."""
+    source = "__device__ __forceinline__ int dspark_bit_length(int value) { return 32 - __clz(value); }\n"
+    return device("dspark_bit_length", value, source=source, returns="int32")
