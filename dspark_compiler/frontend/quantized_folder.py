@@ -23,6 +23,11 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _PACKED, _PLAIN = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
+# Ends of names of what belongs to quantized weights, and nothing else.
+_OWNED = (
+    *(".qweight", ".qzeros", ".scales"),
+    *(".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx"),
+)
 METHODS = ("compressed-tensors", "awq")
 
 
@@ -94,17 +99,7 @@ class QuantizedTensors:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor as a model without quantization has it."""
-        owned = (
-            ".qweight",
-            ".qzeros",
-            ".scales",
-            ".weight_packed",
-            ".weight_scale",
-            ".weight_shape",
-            ".weight_zero_point",
-        )
-        owned += (".weight_g_idx",)
-        state = {name: self._read(name) for name in self._places if not name.endswith(owned)}
+        state = {name: self._read(name) for name in self._places if not name.endswith(_OWNED)}
         return state | {name: weight.dequantized() for name, weight in self.weights()}
 
     def _read(self, name: str) -> Tensor:

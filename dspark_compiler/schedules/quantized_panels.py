@@ -46,7 +46,7 @@ class QuantizedPanels:
             Arg("codes", packed_shape(work.features, work.depth // self._step, isa), stored),
             Arg("scales", factors, work.scale_dtype),
         ]
-        return [*args, Arg("offsets", factors, work.scale_dtype)] if self._form.offsets else args
+        return [*args, Arg("offsets", factors)] if self._form.offsets else args
 
     def prepare(self, x: Buffer) -> Sequence[Buffer]:
         """The rows as codes are multiplied by, and their sums over each group, which offsets are."""

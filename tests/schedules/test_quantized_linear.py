@@ -35,10 +35,10 @@ def made(tag: str, features: int, depth: int, seed: int = 1) -> QuantizedWeight:
 def packed(weight: QuantizedWeight, isa: VectorIsa, half: bool = False) -> list[np.ndarray]:
     layouts = PanelLayouts(isa)
     codes = weight.codes.view(torch.uint8) if weight.codes.dtype is torch.float8_e4m3fn else weight.codes
-    factors = [weight.scales] if weight.offsets is None else [weight.scales, weight.offsets]
+    factors = [(weight.scales, half)] + ([] if weight.offsets is None else [(weight.offsets, False)])
     return [
         layouts.pack_codes(weight.format, codes.numpy()),
-        *(layouts.pack_factors(weight.format, factor.numpy(), half) for factor in factors),
+        *(layouts.pack_factors(weight.format, factor.numpy(), halved) for factor, halved in factors),
     ]
 
 
@@ -72,10 +72,10 @@ def test_neither_rows_nor_schedule_change_a_bit(tag: str) -> None:
         np.testing.assert_array_equal(product(weight, x, schedule=schedule), whole)
 
 
-@pytest.mark.parametrize("tag", ["int8", "float8_e4m3", "int4-g64"])
+@pytest.mark.parametrize("tag", ["int8", "float8_e4m3", "int4-g64", "int4-g32-offsets"])
 def test_scales_may_be_halves(tag: str) -> None:
     weight, x = made(tag, WIDEST.panel, 64), normal(2, 64)
-    halved = QuantizedWeight(weight.format, weight.codes, weight.scales.half().float())
+    halved = QuantizedWeight(weight.format, weight.codes, weight.scales.half().float(), weight.offsets)
     work = LinearWorkload(2, WIDEST.panel, 64, tag, scale_dtype="float16")
     y = np.zeros((2, WIDEST.panel), np.float32)
     build(packed_linear("linear", work, WIDEST))(x, *packed(halved, WIDEST, half=True), y)
