@@ -93,7 +93,10 @@ def build(options: argparse.Namespace) -> None:
     backend = create_backend("cuda", options.arch)
     plan = plan_layouts(program, backend.layouts("bfloat16"), "bfloat16")
     records = Records.standard(backend.spec.arch)
-    scheduled = backend.schedule(lower(program, plan, records), records)
+    lowered = lower(program, plan, records)
+    print(f"lowered after {time.perf_counter() - began:.0f} s", flush=True)
+    scheduled = backend.schedule(lowered, records)
+    print(f"scheduled after {time.perf_counter() - began:.0f} s", flush=True)
     with ArtifactWriter(options.artifact) as writer, tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch) / "model.so"
         backend.build(scheduled, library)

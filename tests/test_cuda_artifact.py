@@ -61,7 +61,7 @@ def test_without_a_gpu_one_line_says_so(artifact: Path) -> None:
         Artifact.open(artifact)
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "gfx942", "90a"])
+@pytest.mark.parametrize("arch", ["sm_80", "gfx942", "90a"])
 def test_architectures_that_cannot_be(arch: str) -> None:
     need_compiler()
     with pytest.raises(InputError, match=f"--arch {arch}: give one from sm_"):

@@ -23,7 +23,7 @@ from dspark_compiler.schedules.cuda.rules import gpu_rules
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
 
-_OLDEST = 80  # mma.m16n8k16 of bfloat16 begins with Ampere
+_OLDEST = 90  # clusters begin with Hopper
 _OWN_INSTRUCTIONS = 9  # from this capability on, code for one architecture alone has instructions others lack
 _DEFAULT_ARCH = "sm_90a"  # where there is no GPU to ask
 _HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", V2

@@ -25,7 +25,7 @@ _DRIVER_SYMBOLS = (
     *("cuDeviceGetName", "cuFuncSetAttribute", "cuGetErrorName", "cuGetErrorString", "cuLaunchKernelEx"),
     *("cuModuleGetFunction", "cuModuleLoadData", "cuModuleUnload", "cuTensorMapEncodeTiled"),
 )
-_INSTALL = "install CUDA 13's nvcc, or the packages nvidia-cuda-nvrtc, nvidia-cuda-runtime and cuda-bindings"
+_INSTALL = "install CUDA 13's nvcc, or pip install 'dspark-compile[cuda]'"
 
 
 def find_nvcc() -> str | None:

@@ -30,11 +30,12 @@ def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tvm
             q_place = T.Bind(T.min(kept, max(drafts - 1, 0)))
 
             def weight(i: Expr) -> Expr:
-                p = probs[row, kept, i]
+                p = T.Bind(probs[row, kept, i])
                 # max(p - q, 0) in a rejected token's place; a certain draft has all of q, and p is at most 1.
                 if q is None:
                     return T.Select(rejected[0] == i, T.float32(0.0), p)
-                return T.Select(rejected[0] >= 0, T.max(p - q[row, q_place, i], T.float32(0.0)), p)
+                rest = p - T.Bind(q[row, q_place, i])
+                return T.Select(rejected[0] >= 0, T.max(rest, T.float32(0.0)), p)
 
             drawing = Drawing(cluster, (block, thread), weight)
             drawing.add_up()

@@ -1,4 +1,4 @@
-"""Attention of many tokens: a block for 128 query rows of a key/value head, running over the slots they see.
+"""Attention of many tokens: a block for up to 256 query rows of a key/value head, running over the slots they see.
 
 FlashAttention-2 (Dao, arXiv 2307.08691) on mma.m16n8k16: every warp has two tiles of 16 rows, so that what it reads of
 keys and values serves both; stretches of 64 slots come through two stages of shared memory (cp.async). The query heads
@@ -25,7 +25,7 @@ from dspark_compiler.schedules.cuda.dependent_launch import await_previous, rele
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-SLACK = 8.0  # weights and their sums stay far from the largest numbers, and what is rounded is relative
+_MULTIPROCESSORS = 132  # of an H100 or H200
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ class PrefillPlan:
 
 
 def prefill_plan(problem: Problem) -> PrefillPlan:
-    """Two blocks a multiprocessor with heads of up to 128; wider sums take twice the registers."""
-    return PrefillPlan(tiles=2 if problem.shape.value_dim <= 128 else 1)
+    """Blocks of eight warps where there are enough for the chip; wide sums leave a warp registers for one tile only."""
+    shape = problem.shape
+    tiles = 2 if shape.value_dim <= 128 else 1
+    large = PrefillPlan(warps=8, tiles=tiles)
+    blocks = -(-problem.rows // large.height) * shape.kv_heads * shape.rows
+    return large if blocks >= _MULTIPROCESSORS and shape.head_dim <= 128 else PrefillPlan(tiles=tiles)
 
 
 def attend_rows(problem: Problem, tensors: Tensors) -> None:
@@ -85,7 +89,7 @@ class _Rows:
         queries = plan.stages * self._stage
         memory = shared(queries + plan.height * self._key_row, "uint8", dynamic=True)
         dims = (shape.head_dim, shape.value_dim)
-        warp = WarpTile(dims, problem.scoring, problem.dtype, memory, self._lane, plan.tiles, stretch, slack=SLACK)
+        warp = WarpTile(dims, problem.scoring, problem.dtype, memory, self._lane, plan.tiles, stretch)
         start = T.Bind(span.first_visible(problem, first // shape.group) // stretch * stretch)
         last = T.min(first + (plan.height - 1), problem.rows - 1) // shape.group
         # Tokens past the count see nothing.

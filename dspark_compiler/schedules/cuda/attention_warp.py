@@ -8,7 +8,6 @@ every tile rows g and g + 8, and of every eight columns 2t and 2t + 1. Maxima ar
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import reduce
 
 from tvm.tirx.script.builder import ir as T
@@ -18,8 +17,8 @@ from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_byt
 from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, tanh
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
 from dspark_compiler.schedules.cuda.threads import address, registers
-from dspark_compiler.schedules.cuda.warp import any_lane, from_lane, load_matrices
-from dspark_compiler.schedules.tir import Buffer, Expr, when
+from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices
+from dspark_compiler.schedules.tir import Buffer, Expr
 
 LOG2_E = math.log2(math.e)
 HIDDEN = -math.inf  # score of a slot a row does not see
@@ -28,8 +27,7 @@ HIDDEN = -math.inf  # score of a slot a row does not see
 class WarpTile:
     """Running softmax of ``tiles`` x 16 query rows over stretches of ``stretch`` slots, a multiple of 16.
 
-    ``memory`` is the block's shared memory, uint8, which rows in the layout of ``row_bytes`` are read from. ``slack``
-    lets weights grow to 2^slack before the maximum they are relative to follows: most sums are never rescaled then.
+    ``memory`` is the block's shared memory, uint8, which rows in the layout of ``row_bytes`` are read from.
     """
 
     def __init__(
@@ -41,12 +39,9 @@ class WarpTile:
         lane: Expr,
         tiles: int,
         stretch: int,
-        *,
-        slack: float = 0.0,
     ) -> None:
         self.dim, self.value_dim = dims
         self.scoring, self.dtype, self.memory, self.lane = scoring, dtype, memory, lane
-        self.slack = slack
         self.tiles, self.columns = tiles, stretch // 8  # of scores
         self.outputs = padded(self.value_dim) // 8
         self.sums = registers(tiles * self.outputs * 4)
@@ -160,24 +155,19 @@ class WarpTile:
                 T.buffer_store(scores, power_of_two(fused(scores[at], rate, -base)), [at])
             weight = reduce(lambda a, b: a + b, (scores[at] for at in mine))
             T.buffer_store(self.totals, fused(self.totals[half], decays[half], weight), [half])
-        changed = reduce(T.Or, (decay != T.float32(1.0) for decay in decays))
-        with when(any_lane(changed)) if self.slack else nullcontext():
-            for at in range(self.tiles * self.outputs * 4):
-                decay = decays[at // (self.outputs * 4) * 2 + at % 4 // 2]
-                T.buffer_store(self.sums, product(self.sums[at], decay), [at])
+        for at in range(self.tiles * self.outputs * 4):
+            decay = decays[at // (self.outputs * 4) * 2 + at % 4 // 2]
+            T.buffer_store(self.sums, product(self.sums[at], decay), [at])
 
     def _peak(self, half: int, scores: list[int]) -> Expr:
-        """The maximum that weights are relative to from now on."""
+        """The row's maximum with these scores."""
         peak = registers(1)
         T.buffer_store(peak, self.maxima[half], [0])
         for at in scores:
             T.buffer_store(peak, T.max(peak[0], self._scores[at]), [0])
         for distance in (1, 2):
             T.buffer_store(peak, T.max(peak[0], from_lane(peak[0], distance)), [0])
-        if not self.slack:
-            return T.Bind(peak[0])
-        near = peak[0] <= self.maxima[half] + T.float32(self.slack / self.rate)
-        return T.Bind(T.Select(near, self.maxima[half], peak[0]))
+        return T.Bind(peak[0])
 
     def _multiply_values(self, values: Expr) -> None:
         scores = self._scores

@@ -110,7 +110,8 @@ class Drawing:
         """A lane's share of a warp's piece, all loads under way together; 0 behind the last weight."""
         held = registers(self._share)
         with unrolled(self._share) as number:
-            i = piece * (self._share * WARP) + place(number)
-            weight = T.if_then_else(i < self._cluster.extent, self._weight(i), T.float32(0.0))
-            T.buffer_store(held, weight, [number])
+            # Loads that no branch guards can be under way together.
+            i = T.Bind(piece * (self._share * WARP) + place(number))
+            weight = T.Bind(self._weight(T.min(i, self._cluster.extent - 1)))
+            T.buffer_store(held, T.Select(i < self._cluster.extent, weight, T.float32(0.0)), [number])
         return held

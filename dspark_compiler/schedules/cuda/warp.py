@@ -1,4 +1,4 @@
-"""What the threads of a warp do together: exchanges, matrices from shared memory, barriers of some of a block's warps."""
+"""What the threads of a warp do together: exchanges, matrices from shared memory, barriers with other warps."""
 
 from tvm.tirx.script.builder import ir as T
 
@@ -14,14 +14,6 @@ __device__ __forceinline__ float dspark_from_lane(float value, int distance) {
 }
 """
     return device("dspark_from_lane", value, T.int32(distance), source=source, returns="float32")
-
-
-def any_lane(condition: Expr) -> Expr:
-    """Whether the condition holds in any of the warp's lanes, all of which take part."""
-    source = """
-__device__ __forceinline__ bool dspark_any_lane(bool condition) { return __any_sync(0xffffffffu, condition); }
-"""
-    return device("dspark_any_lane", condition, source=source, returns="bool")
 
 
 def load_matrices(target: Buffer, at: int, pointer: Expr, *, transposed: bool = False) -> None:

@@ -140,8 +140,8 @@ def test_decode_gives_the_bits_of_verify() -> None:
 
 def test_kernels_build_without_spills(tmp_path: Path) -> None:
     positions = CacheForm(free=True, slot_position=True)
-    shape = AttentionShape(1, 3, 6, 2, 32, 32, 2, 500, 0)
-    scratch = AttentionShape(1, 3, 2, 2, 32, 32, 1, 500, 4)
+    shape = AttentionShape(1, 3, 6, 2, 16, 16, 2, 500, 0)
+    scratch = AttentionShape(1, 3, 2, 2, 16, 16, 1, 500, 4)
     kernels = {
         "few": append_attention("few", shape, Scoring(0.125, 50, sinks=True), "bfloat16", positions)[0],
         "many": written_attention("many", AttentionShape(1, 70, 2, 1, 16, 16, 1, 99, 0), Scoring(0.25), "float16")[0],
