@@ -12,7 +12,7 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.cache_storage import E4M3FN, INT8
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, packed_shape
-from dspark_compiler.schedules.nibbles import NIBBLES, ZERO
+from dspark_compiler.schedules.quantized_codes import NIBBLES, ZERO
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, local, prefetch, vector
 from dspark_compiler.schedules.vector_math import load_weight
 from dspark_compiler.schedules.weight_panels import PlainPanels, WeightPanels, clear
