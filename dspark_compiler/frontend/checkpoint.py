@@ -95,7 +95,9 @@ def load_complete(
         InputError: names the first tensors that are missing, left over or misshapen.
     """
     with quiet():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        # The class that finds the architecture's own wants a folder to look into.
+        loader = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if "state_dict" in source else AutoModelForCausalLM
+        model, found = loader.from_pretrained(
             config=config,
             dtype=dtype,
             attn_implementation=attention,

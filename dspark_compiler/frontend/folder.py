@@ -21,7 +21,9 @@ from dspark_compiler.frontend.checkpoint import (
     load_complete,
     read_json,
 )
+from dspark_compiler.frontend.quantized_folder import METHODS, QuantizedTensors, Scheme
 from dspark_compiler.frontend.quiet import quiet
+from dspark_compiler.quantization.weight import QuantizedWeight
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -56,15 +58,28 @@ class FolderSource(Source):
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         config = _read_config(path)
+        settings = config.to_dict().get("quantization_config") or {}
+        self._scheme = Scheme.of(settings, path) if settings.get("quant_method") in METHODS else None
+        if self._scheme is not None:
+            del config.quantization_config  # the weights are plain numbers once they are read
         _check_weights(path)
         super().__init__(name or path.resolve().name, path, config, _read_generation_config(path))
 
     def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-        """The model of the folder's weights, mxfp4 ones as plain numbers; see Source."""
+        """The model of the folder's weights, quantized ones as plain numbers; see Source."""
+        if self._scheme is not None:
+            state = QuantizedTensors(self.path, self._scheme).state_dict()
+            return load_complete(
+                self.path, self.config, dtype, attention, pretrained_model_name_or_path=None, state_dict=state
+            )
         where: dict[str, Any] = {"pretrained_model_name_or_path": str(self.path), "use_safetensors": True}
         if _quantization(self.config.to_dict()) is not None:
             where["quantization_config"] = Mxfp4Config(dequantize=True)
         return load_complete(self.path, self.config, dtype, attention, **where)
+
+    def stored_weights(self, model: PreTrainedModel) -> dict[str, QuantizedWeight]:
+        """See Source."""
+        return {} if self._scheme is None else dict(QuantizedTensors(self.path, self._scheme).weights())
 
     def write_tokenizer(self, directory: Path) -> list[str]:
         """Copies the files as they are, or converts a tokenizer of an older kind."""
@@ -113,7 +128,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{file}: model_type {model_type!r} is unknown to the installed transformers")
     method = _quantization(content)
-    if method not in (None, _READABLE_QUANTIZATION):
+    if method not in (None, _READABLE_QUANTIZATION, *METHODS):
         raise UnsupportedModelError(f"{file}: weights quantized with {method}; give the unquantized checkpoint")
     try:
         with quiet():

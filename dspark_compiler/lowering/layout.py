@@ -32,7 +32,11 @@ class Form(StrEnum):
     PACKED = "packed"  # as the target's layouts pack it, or so for each expert
     ROWS = "rows"  # [V, K] as it is, in the stored type, read a row at a time
     CODES = "codes"  # of a quantized weight, as the target's layouts pack them
-    FACTORS = "factors"  # scales or offsets of one, likewise
+    SCALES = "scales"  # of one, likewise; in 16 bits where those hold them
+    OFFSETS = "offsets"  # of one, likewise
+
+
+_FACTORS = (Form.SCALES, Form.OFFSETS)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def plan_layouts(program: Program, layouts: Layouts, store: DType) -> LayoutPlan
     }
     params = {
         name: _quantized_tensor(tensor, layouts, forms[name], formats[name])
-        if forms[name] in (Form.CODES, Form.FACTORS)
+        if forms[name] in (Form.CODES, *_FACTORS)
         else _physical(tensor, forms[name], layouts, stores.get(name))
         for name, tensor in program.params.items()
     }
@@ -106,8 +110,9 @@ def physical_params(program: Program, plan: LayoutPlan) -> Iterator[tuple[str, n
         if form is Form.CODES:
             yield name, plan.layouts.pack_codes(plan.formats[name], _bytes(tensor))
             continue
-        if form is Form.FACTORS:
-            yield name, plan.layouts.pack_factors(plan.formats[name], tensor.numpy(), _is_half(tensor))
+        if form in _FACTORS:
+            exact = form is Form.SCALES and _is_half(tensor)
+            yield name, plan.layouts.pack_factors(plan.formats[name], tensor.numpy(), exact)
             continue
         array = tensor.detach().to(torch.float32).numpy().astype(_NUMPY_DTYPE[plan.stores[name]])
         yield name, plan.layouts.pack(array) if form is Form.PACKED else array
@@ -137,8 +142,9 @@ def _is_half(tensor: torch.Tensor) -> bool:
 def _quantized_tensor(tensor: torch.Tensor, layouts: Layouts, form: Form, kept_as: WeightFormat) -> PhysicalTensor:
     """Codes or factors of a format."""
     features, columns = tensor.shape
-    if form is Form.FACTORS:
-        return PhysicalTensor(*layouts.factors(kept_as, features, columns, _is_half(tensor)))
+    if form in _FACTORS:
+        exact = form is Form.SCALES and _is_half(tensor)
+        return PhysicalTensor(*layouts.factors(kept_as, features, columns, exact))
     return PhysicalTensor(*layouts.codes(kept_as, features, columns))
 
 
@@ -153,7 +159,7 @@ def _formats(program: Program) -> dict[str, WeightFormat]:
 
 
 def _uses(program: Program) -> dict[str, set[str]]:
-    """Parameter name -> kinds of use: as a "linear", "embedding" or "experts" weight, "codes", "factors", "other"."""
+    """Parameter name -> kinds of use: "linear", "embedding", "experts", a part of a quantized weight, or "other"."""
     uses: dict[str, set[str]] = {}
     for entry in program.entries.values():
         for node in entry.placeholders(Role.PARAM):
@@ -171,16 +177,16 @@ def _use(user: fx.Node, param: fx.Node) -> str:
     if user.target is torch.ops.dspark.expert_linear.default and args[1] is param:
         return "experts"
     if user.target is torch.ops.dspark.quantized_linear.default and param in args[1:3]:
-        return "codes" if args[1] is param else "factors"
+        return "codes" if args[1] is param else "scales"
     if user.target is torch.ops.dspark.quantized_linear.default and args[4] is param:
-        return "factors"
+        return "offsets"
     return "other"
 
 
 def _form(tensor: torch.Tensor, uses: set[str]) -> Form:
     if uses == {"experts"}:
         return Form.PACKED
-    if uses in ({"codes"}, {"factors"}):
+    if uses in ({"codes"}, {"scales"}, {"offsets"}):
         return Form(next(iter(uses)))
     if tensor.ndim != 2 or not tensor.is_floating_point() or not uses or uses - {"linear", "embedding"}:
         return Form.PLAIN

@@ -9,7 +9,7 @@ from dspark_compiler.schedules.attention_shape import key_cache_shape
 from dspark_compiler.schedules.gated_linear import can_gate
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import packed_shape
-from dspark_compiler.schedules.nibbles import NIBBLES, pack_nibbles
+from dspark_compiler.schedules.quantized_codes import NIBBLES, pack_nibbles
 
 # A stored type, as compiled functions for the CPU receive it: bfloat16 travels as the upper half of a float32's bits.
 _CPU_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}

@@ -12,7 +12,7 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.cache_storage import E4M3FN, INT8
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, packed_shape
-from dspark_compiler.schedules.nibbles import NIBBLES, ZERO
+from dspark_compiler.schedules.quantized_codes import NIBBLES, ZERO
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, local, prefetch, vector
 from dspark_compiler.schedules.vector_math import load_weight
 from dspark_compiler.schedules.weight_panels import PlainPanels, WeightPanels, clear
@@ -46,7 +46,7 @@ class QuantizedPanels:
             Arg("codes", packed_shape(work.features, work.depth // self._step, isa), stored),
             Arg("scales", factors, work.scale_dtype),
         ]
-        return [*args, Arg("offsets", factors, work.scale_dtype)] if self._form.offsets else args
+        return [*args, Arg("offsets", factors)] if self._form.offsets else args
 
     def prepare(self, x: Buffer) -> Sequence[Buffer]:
         """The rows as codes are multiplied by, and their sums over each group, which offsets are."""

@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, workload_of
@@ -136,7 +137,8 @@ def _calls(module: tvm.IRModule) -> dict[Any, float]:
 
 def _linear_seconds(work: LinearWorkload) -> float:
     products = work.rows * work.features * work.depth
-    item = np.dtype(work.weight_dtype).itemsize
+    form = WeightFormat.parse(work.weight_dtype)
+    item = np.dtype(work.weight_dtype).itemsize if form is None else form.bits / 8
     return max(work.features * work.depth * item / _BANDWIDTH, 2 * products / _FLOPS) + _CALL
 
 

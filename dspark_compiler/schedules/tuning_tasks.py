@@ -8,12 +8,14 @@ import numpy as np
 import tvm
 
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear import packed_linear
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, candidate_schedules
 from dspark_compiler.schedules.measure import compile_kernel, random_arguments, time_kernels
+from dspark_compiler.schedules.quantized_codes import unpack_panels
 from dspark_compiler.schedules.search import SearchJob, SearchWorker
 
 _MOST_SEARCHED = 32  # schedules of one function
@@ -68,18 +70,26 @@ class LinearTask:
 
     def _check(self, kernels: Sequence[Callable[..., Any]], arguments: list[list[Any]]) -> None:
         """Every candidate must give the same bits, and those must be the product."""
-        x, w, y = arguments[0]
+        x, *weight, y = arguments[0]
         results = []
         for kernel in kernels:
-            kernel(x, w, y)
+            kernel(x, *weight, y)
             results.append(y.numpy())
         # Inputs are about 1 in size: the error of an in-order float32 sum stays well below this.
-        right = np.allclose(results[0], self._expected(x.numpy(), w.numpy()), rtol=1e-3, atol=1e-5 * self._work.depth)
+        right = np.allclose(
+            results[0],
+            self._expected(x.numpy(), *(part.numpy() for part in weight)),
+            rtol=1e-3,
+            atol=1e-5 * self._work.depth,
+        )
         if not right or any(not np.array_equal(results[0], other) for other in results[1:]):
             raise LoweringError(f"{self.name}: a schedule gives a wrong product; please report it with the --arch used")
 
-    def _expected(self, x: np.ndarray, packed: np.ndarray) -> np.ndarray:
-        if packed.dtype == np.uint16:
+    def _expected(self, x: np.ndarray, packed: np.ndarray, *factors: np.ndarray) -> np.ndarray:
+        form = WeightFormat.parse(self._work.weight_dtype)
+        if form is not None:
+            packed = unpack_panels(form, packed, *factors)
+        elif packed.dtype == np.uint16:
             packed = (packed.astype(np.uint32) << 16).view(np.float32)
         weight = packed.swapaxes(1, 2).reshape(-1, self._work.depth)[: self._work.features]
         product: np.ndarray = x.astype(np.float64) @ weight.T.astype(np.float64)

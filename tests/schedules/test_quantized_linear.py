@@ -1,11 +1,14 @@
 """Products with quantized weights: right for any format and size, the same bits for any number of rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from dspark_compiler.quantization.weight import QuantizedWeight, quantize
 from dspark_compiler.quantization.weight_format import WeightFormat
+from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.gated_linear import gated_linear
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.layouts import PanelLayouts
@@ -17,7 +20,8 @@ from dspark_compiler.schedules.linear_schedule import (
     default_schedule,
     workload_of,
 )
-from dspark_compiler.schedules.nibbles import pack_nibbles, unpack_nibbles
+from dspark_compiler.schedules.quantized_codes import pack_nibbles, unpack_nibbles, unpack_panels
+from dspark_compiler.schedules.tuning_tasks import LinearTask
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 
 FORMATS = ("int8", "int8-g32", "float8_e4m3", "int4-g64", "int4-g32", "int4-g32-offsets", "int8-g32-offsets")
@@ -35,10 +39,10 @@ def made(tag: str, features: int, depth: int, seed: int = 1) -> QuantizedWeight:
 def packed(weight: QuantizedWeight, isa: VectorIsa, half: bool = False) -> list[np.ndarray]:
     layouts = PanelLayouts(isa)
     codes = weight.codes.view(torch.uint8) if weight.codes.dtype is torch.float8_e4m3fn else weight.codes
-    factors = [weight.scales] if weight.offsets is None else [weight.scales, weight.offsets]
+    factors = [(weight.scales, half)] + ([] if weight.offsets is None else [(weight.offsets, False)])
     return [
         layouts.pack_codes(weight.format, codes.numpy()),
-        *(layouts.pack_factors(weight.format, factor.numpy(), half) for factor in factors),
+        *(layouts.pack_factors(weight.format, factor.numpy(), halved) for factor, halved in factors),
     ]
 
 
@@ -72,10 +76,10 @@ def test_neither_rows_nor_schedule_change_a_bit(tag: str) -> None:
         np.testing.assert_array_equal(product(weight, x, schedule=schedule), whole)
 
 
-@pytest.mark.parametrize("tag", ["int8", "float8_e4m3", "int4-g64"])
+@pytest.mark.parametrize("tag", ["int8", "float8_e4m3", "int4-g64", "int4-g32-offsets"])
 def test_scales_may_be_halves(tag: str) -> None:
     weight, x = made(tag, WIDEST.panel, 64), normal(2, 64)
-    halved = QuantizedWeight(weight.format, weight.codes, weight.scales.half().float())
+    halved = QuantizedWeight(weight.format, weight.codes, weight.scales.half().float(), weight.offsets)
     work = LinearWorkload(2, WIDEST.panel, 64, tag, scale_dtype="float16")
     y = np.zeros((2, WIDEST.panel), np.float32)
     build(packed_linear("linear", work, WIDEST))(x, *packed(halved, WIDEST, half=True), y)
@@ -118,3 +122,20 @@ def test_a_tag_says_the_format(tag: str) -> None:
     assert form.tag == tag
     assert WeightFormat.parse("float32") is None
     assert WeightFormat.parse("uint16") is None
+
+
+@pytest.mark.parametrize("tag", FORMATS)
+def test_panels_come_back(tag: str) -> None:
+    weight = made(tag, 2 * WIDEST.panel, 64)
+    panels = unpack_panels(weight.format, *packed(weight, WIDEST))
+    rows = panels.swapaxes(1, 2).reshape(-1, 64)
+    np.testing.assert_allclose(rows, weight.dequantized().numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_schedules_are_tuned(tmp_path: Path) -> None:
+    records = Records("here", [], tmp_path)
+    for tag in ("int8", "int4-g32", "int4-g32-offsets"):
+        work = LinearWorkload(1, 2 * WIDEST.panel, 64, tag)
+        task = LinearTask(work, MACHINES[WIDEST], WIDEST, records)
+        assert task.run(2, records) > 0
+        assert len(records.measured(work)) == 2

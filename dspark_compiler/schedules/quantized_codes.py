@@ -1,6 +1,9 @@
-"""Four-bit codes in words of eight, as quantized_panels.py reads them."""
+"""Panels of quantized weights in numpy: four-bit codes in words, as quantized_panels.py reads them, and back."""
 
+import ml_dtypes
 import numpy as np
+
+from dspark_compiler.quantization.weight_format import WeightFormat
 
 NIBBLES = 8  # codes in a word
 ZERO = 8  # what is added to them, so that none is negative
@@ -22,3 +25,16 @@ def unpack_nibbles(words: np.ndarray) -> np.ndarray:
     places = [(words >> np.uint32(4 * place)) & np.uint32(15) for place in range(NIBBLES)]
     codes = np.stack(places, axis=-2).astype(np.int8) - np.int8(ZERO)
     return codes.reshape(*lead, depth * NIBBLES, width)
+
+
+def unpack_panels(
+    form: WeightFormat, codes: np.ndarray, scales: np.ndarray, offsets: np.ndarray | None = None
+) -> np.ndarray:
+    """The float32 panels [..., K, P] that packed codes, scales and offsets [..., G, P] stand for."""
+    if form.codes == "int4":
+        codes = unpack_nibbles(codes)
+    elif form.codes == "float8_e4m3":
+        codes = codes.view(ml_dtypes.float8_e4m3fn)
+    columns = codes.shape[-2] // scales.shape[-2]
+    panels: np.ndarray = codes.astype(np.float32) * np.repeat(scales.astype(np.float32), columns, -2)
+    return panels if offsets is None else panels + np.repeat(offsets, columns, -2)
