@@ -10,6 +10,7 @@ weights. ``--eager`` adds transformers on the same shapes.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import click
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
@@ -94,9 +97,9 @@ def build(options: argparse.Namespace) -> None:
     plan = plan_layouts(program, backend.layouts("bfloat16"), "bfloat16")
     records = Records.standard(backend.spec.arch)
     lowered = lower(program, plan, records)
-    print(f"lowered after {time.perf_counter() - began:.0f} s", flush=True)
+    click.echo(f"lowered after {time.perf_counter() - began:.0f} s")
     scheduled = backend.schedule(lowered, records)
-    print(f"scheduled after {time.perf_counter() - began:.0f} s", flush=True)
+    click.echo(f"scheduled after {time.perf_counter() - began:.0f} s")
     with ArtifactWriter(options.artifact) as writer, tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch) / "model.so"
         backend.build(scheduled, library)
@@ -118,15 +121,15 @@ def build(options: argparse.Namespace) -> None:
         params = {n: ParamInfo("params/00001.safetensors", p.shape, p.dtype) for n, p in plan.params.items()}
         writer._params.update(params)
         writer.finish(manifest)
-    print(f"{options.artifact}: {options.shape}, {time.perf_counter() - began:.0f} s")
+    click.echo(f"{options.artifact}: {options.shape}, {time.perf_counter() - began:.0f} s")
 
 
 def random_device(artifact: Any) -> Any:
     """The GPU, with random weights of the artifact's shapes."""
     import torch
 
-    from dspark_compiler.runtime.cuda_device import CudaDevice
     from dspark_compiler.runtime.cuda import CudaRuntime
+    from dspark_compiler.runtime.cuda_device import CudaDevice
     from dspark_compiler.runtime.library import import_tvm_ffi, load_cudart
 
     class RandomDevice(CudaDevice):
@@ -151,6 +154,17 @@ def random_device(artifact: Any) -> Any:
     torch.cuda.init()
     torch.zeros(1, device="cuda")
     return RandomDevice(CudaRuntime(load_cudart(artifact)))
+
+
+def bytes_per_token(manifest: Any, slots: int) -> int:
+    """Weights a decode step reads, an embedding that is not the head left out, and ``slots`` keys and values."""
+    sizes = {"bfloat16": 2, "float16": 2, "float32": 4}
+    weights = sum(math.prod(info.shape) * sizes[info.dtype] for info in manifest.params.values())
+    model = manifest.model
+    tied = (_COMMON | SHAPES[model.name])["tie_word_embeddings"]
+    embedding = 0 if tied else model.vocab_size * model.hidden_size * 2
+    cache = model.num_layers * 2 * _COMMON["num_key_value_heads"] * _COMMON["head_dim"] * 2 * slots
+    return int(weights - embedding + cache)
 
 
 def copy_rate(gigabytes: int = 2) -> float:
@@ -237,17 +251,13 @@ def run(options: argparse.Namespace) -> None:
         at = 0 if kind == "prefill" else length
         positions = at + np.arange(call.width)[None]
         entries[name] = replay(name, input_ids=7, positions=positions, length=at, **rest)
-    weights = sum(int(np.prod(p.shape)) * (2 if p.dtype in ("bfloat16", "float16") else 4) for p in artifact.manifest.params.values())
-    head = artifact.manifest.model
-    embedding = 0 if _COMMON["tie_word_embeddings"] and "tie_word_embeddings" not in SHAPES.get(head.name, {}) else head.vocab_size * head.hidden_size * 2
-    kv = head.num_layers * 2 * 8 * 128 * 2 * (length + options.new // 2)
-    read = weights - embedding + kv
+    read = bytes_per_token(artifact.manifest, length + options.new // 2)
     rate = statistics.median(r["copy_bytes_per_s"] for r in rounds)
     limit = read / rate
     tpot = statistics.median(r["tpot_s"] for r in rounds)
     found = {
-        "model": head.name,
-        "layers": head.num_layers,
+        "model": artifact.manifest.model.name,
+        "layers": artifact.manifest.model.num_layers,
         "device": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "dspark-compile": _version("dspark-compile"), "driver": _driver()},
         "prompt": length,
@@ -264,7 +274,7 @@ def run(options: argparse.Namespace) -> None:
         "rounds": rounds,
         "memory_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0],
     }
-    print(json.dumps({key: value for key, value in found.items() if key != "rounds"}, indent=1))
+    click.echo(json.dumps({key: value for key, value in found.items() if key != "rounds"}, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

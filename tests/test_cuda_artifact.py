@@ -1,4 +1,4 @@
-"""Compiling for Nvidia GPUs needs none; an artifact says what it needs, and on a GPU it computes what the model does."""
+"""Compiling for Nvidia GPUs needs none; an artifact says what it needs, and on a GPU it computes what it should."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ _FAMILIES = ("llama", "qwen3", "gemma2", "qwen2", "gpt2", "phi3", "mixtral", "gp
 def _compiled(name: str, folder: Path, **options: Any) -> Path:
     model = TINY[name]()
     model.save_pretrained(folder / "source")
-    settled = {"max_seq_len": 64, "prefill_widths": (8, 40), "verify_width": 4, "max_batch": 2, "check": False} | options
-    config = CompileConfig(target="cuda", arch=ARCH, output=folder / "model.dspark", **settled)
+    sizes = {"max_seq_len": 64, "prefill_widths": (8, 40), "verify_width": 4, "max_batch": 2} | options
+    config = CompileConfig(target="cuda", arch=ARCH, output=folder / "model.dspark", check=False, **sizes)
     return compile_model(str(folder / "source"), config).path
 
 

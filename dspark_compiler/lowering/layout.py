@@ -205,5 +205,5 @@ def _physical(tensor: torch.Tensor, form: Form, layouts: Layouts, store: DType |
     shape = tuple(tensor.shape)
     if form is Form.PACKED:
         *experts, features, depth = shape
-        shape = (*experts, *layouts.packed_shape(features, depth))
+        shape = layouts.experts_shape(experts[0], features, depth) if experts else layouts.packed_shape(features, depth)
     return PhysicalTensor(shape, layouts.weight_dtype(store))

@@ -25,8 +25,11 @@ class Layouts(Protocol):
     def packed_shape(self, features: int, depth: int) -> tuple[int, ...]:
         """Shape of a weight [features, depth] of a linear after packing."""
 
+    def experts_shape(self, experts: int, features: int, depth: int) -> tuple[int, ...]:
+        """Shape of experts' weights [experts, features, depth] after packing."""
+
     def pack(self, weight: np.ndarray) -> np.ndarray:
-        """W [N, K] packed; each of W [E, N, K] likewise."""
+        """W [N, K] or experts' W [E, N, K] packed."""
 
     def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
         """Shape and type of the codes of a quantized weight [features, depth] after packing."""
@@ -61,6 +64,10 @@ class PanelLayouts:
     def packed_shape(self, features: int, depth: int) -> tuple[int, ...]:
         """See Layouts."""
         return packed_shape(features, depth, self.isa)
+
+    def experts_shape(self, experts: int, features: int, depth: int) -> tuple[int, ...]:
+        """See Layouts: packed one by one."""
+        return (experts, *self.packed_shape(features, depth))
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """W [N, K] -> [ceil(N/P), K, P], zeros where the last panel reaches past N; each of W [E, N, K] likewise."""

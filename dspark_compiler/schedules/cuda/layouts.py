@@ -31,11 +31,13 @@ class FragmentLayouts:
         """See Layouts."""
         return fragment_shape(features, depth)
 
+    def experts_shape(self, experts: int, features: int, depth: int) -> tuple[int, ...]:
+        """See Layouts: as they are, each is read by few rows."""
+        return (experts, features, depth)
+
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """See Layouts."""
-        if weight.ndim == 3:
-            return np.stack([pack_fragments(expert) for expert in weight])
-        return pack_fragments(weight)
+        return weight if weight.ndim == 3 else pack_fragments(weight)
 
     def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
         """See Layouts."""

@@ -95,8 +95,13 @@ def operands(case: Case) -> dict[str, np.ndarray]:
         found["sinks"] = random.standard_normal(shape.heads).astype(np.float32)
     if case.evicted:
         found["free"] = shape.slots - np.maximum(length - case.evicted, 0)
-        kept = np.sort(random.permutation(max(length))[: shape.slots])
-        found["slot_position"] = np.resize(kept, (*stored, shape.slots)).astype(np.int32)
+        # Each head has kept its own tokens, in their order; what is in free slots says nothing.
+        positions = random.integers(0, 1000, (*stored, shape.slots)).astype(np.int32)
+        of_row = found.get("sequence", np.arange(shape.rows))
+        for row, head in np.ndindex(shape.rows, shape.kv_heads):
+            used = max(int(length[row]) - case.evicted, 0)
+            positions[of_row[row], head, :used] = np.sort(random.permutation(int(length[row]))[:used])
+        found["slot_position"] = positions
     return found
 
 
