@@ -17,7 +17,7 @@ class Guarded(ScheduleRule):  # type: ignore[misc]
         """The scheduled function, or None where the rule has none for it."""
         try:
             return self._rule.apply(func, target, tunable)
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, AssertionError, IndexError):
             return None
 
 
