@@ -25,6 +25,17 @@ def _(x, codes, scales, bias, offsets, bits):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 
+@torch.library.custom_op("dspark::quantized_embedding", mutates_args=())
+def quantized_embedding(codes: Tensor, scales: Tensor, ids: Tensor) -> Tensor:
+    """Rows of W[n,k] = codes[n,k] * scales[n,0] in float32: codes [N,K], scales [N,1], ids int64 [...] -> [..., K]."""
+    return codes[ids].float() * scales[ids].float()
+
+
+@quantized_embedding.register_fake
+def _(codes, scales, ids):  # type: ignore[no-untyped-def]
+    return scales.new_empty(*ids.shape, codes.shape[1])
+
+
 def dequantized(codes: Tensor, scales: Tensor, offsets: Tensor | None = None) -> Tensor:
     """The float32 weight [N,K] that codes [N,K], scales and offsets [N,G] stand for."""
     features, depth = codes.shape

@@ -22,6 +22,7 @@ def common_converters() -> dict[str, Converter]:
         "reshape.default": reshape,
         "select.int": select,
         "embedding.default": embedding,
+        "quantized_embedding.default": quantized_embedding,
         "rms_norm.default": rms_norm,
         "layer_norm.default": layer_norm,
         "native_layer_norm.default": native_layer_norm,
@@ -62,6 +63,20 @@ def embedding(node: fx.Node, importer: EntryImporter) -> Any:
     name = f"embedding_{form}_{tokens}_{vocab}x{depth}_{dtype}"
     kernel = importer.template(template, name, tokens, vocab, depth, weight_dtype=dtype)
     args = [importer.reshape(env[ids], (tokens,)), env[weight]]
+    return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), shape_of(node))
+
+
+def quantized_embedding(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.quantized_embedding(codes, scales, ids)."""
+    codes, scales, ids = args_of(node)
+    *lead, depth = shape_of(node)
+    tokens, vocab, plan = math.prod(lead), shape_of(codes)[0], importer.plan
+    kept, scale_dtype = plan.formats[codes.meta["ref"]].codes, plan.params[scales.meta["ref"]].dtype
+    name = f"quantized_embedding_{tokens}_{vocab}x{depth}_{kept}_{scale_dtype}"
+    kernel = importer.template(
+        "quantized_embedding", name, tokens, vocab, depth, codes_kept=kept, scale_dtype=scale_dtype
+    )
+    args = [importer.reshape(importer.env[ids], (tokens,)), importer.env[codes], importer.env[scales]]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((tokens, depth), "float32")), shape_of(node))
 
 

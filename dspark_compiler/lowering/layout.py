@@ -180,6 +180,8 @@ def _use(user: fx.Node, param: fx.Node) -> str:
         return "codes" if args[1] is param else "scales"
     if user.target is torch.ops.dspark.quantized_linear.default and args[4] is param:
         return "offsets"
+    if user.target is torch.ops.dspark.quantized_embedding.default and args[2] is not param:
+        return "codes" if args[0] is param else "scales"
     return "other"
 
 

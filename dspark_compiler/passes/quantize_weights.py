@@ -1,8 +1,8 @@
 """Weights of linears become codes with scales; products read the codes and see the numbers these stand for.
 
 Every linear of a layer is quantized alike, but where the columns do not divide into the groups asked for, into the
-largest that they do divide into. The embedding stays as it is; so does an LM head tied to it, while one with a weight
-of its own takes eight bits: its errors come out as logits, and no later layer can make up for them.
+largest that they do divide into. The LM head takes eight bits: its errors come out as logits, and no later layer can
+make up for them. An embedding tied to it is looked up in the same codes; one of its own stays as it is.
 """
 
 from collections import Counter, defaultdict
@@ -25,6 +25,7 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 
 aten, dspark = torch.ops.aten, torch.ops.dspark
 
+_LINEAR = torch.ops.aten.linear.default
 _LEAST_GROUP = 32  # columns; smaller groups would have as many bytes of scales as some formats of codes
 
 
@@ -82,22 +83,31 @@ Linears = list[tuple[EntryPoint, fx.Node]]
 
 
 def linears_of_layers(program: Program) -> dict[str, Linears]:
-    """By name, the weights [N,K] that linears alone read, drafters' apart: those linears, with their entry points."""
+    """By name, the weights [N,K] that linears read, drafters' apart: those linears, with their entry points.
+
+    Embeddings may read them, too, and are among those then.
+    """
     linears: dict[str, Linears] = defaultdict(list)
     barred = set()
     for entry in program.entries.values():
         for param in entry.placeholders(Role.PARAM):
             ref = param.meta["ref"]
             for user in param.users:
-                if entry.kind is EntryKind.DRAFT or not is_weight(user, param):
+                if entry.kind is EntryKind.DRAFT or not (is_weight(user, param) or is_embedding(user, param)):
                     barred.add(ref)
                 linears[ref].append((entry, user))
-    return {ref: found for ref, found in linears.items() if ref not in barred}
+    multiplied = (ref for ref, found in linears.items() if any(user.target is _LINEAR for _, user in found))
+    return {ref: linears[ref] for ref in multiplied if ref not in barred}
 
 
 def is_weight(user: fx.Node, param: fx.Node) -> bool:
     """Whether a node is a linear that reads ``param`` as its weight and nothing else."""
-    return user.target is aten.linear.default and user.args[1] is param and param not in (user.args[0], *user.args[2:])
+    return user.target is _LINEAR and user.args[1] is param and param not in (user.args[0], *user.args[2:])
+
+
+def is_embedding(user: fx.Node, param: fx.Node) -> bool:
+    """Whether a node looks rows of ``param`` up."""
+    return user.target is aten.embedding.default and user.args[0] is param and param is not user.args[1]
 
 
 def put_quantized(program: Program, ref: str, linears: Linears, weight: QuantizedWeight) -> None:
@@ -111,6 +121,11 @@ def put_quantized(program: Program, ref: str, linears: Linears, weight: Quantize
         params = [entry.add_placeholder(Role.PARAM, name, spec) for name, spec in specs.items()]
         codes, scales, offsets = (*params, None)[:3]
         given = bound_args(linear)
+        if linear.target is not _LINEAR:
+            rows = emit(linear, dspark.quantized_embedding.default, (codes, scales, given["indices"]))
+            linear.replace_all_uses_with(rows)
+            entry.graph.graph.erase_node(linear)
+            continue
         args = (given["input"], codes, scales, given["bias"], offsets, weight.format.bits)
         linear.replace_all_uses_with(emit(linear, dspark.quantized_linear.default, args))
         entry.graph.graph.erase_node(linear)

@@ -76,7 +76,7 @@ def _producer(linears: Linears, program: Program) -> _Producer | None:
 
 def _channels(entry: EntryPoint, linear: fx.Node, program: Program) -> _Producer | None:
     value = linear.args[0]
-    if not isinstance(value, fx.Node) or list(value.users) != [linear]:
+    if linear.target is not aten.linear.default or not isinstance(value, fx.Node) or list(value.users) != [linear]:
         return None
     if value.target is dspark.rms_norm.default:
         weight = value.args[1]

@@ -20,7 +20,16 @@ from dspark_compiler.schedules.token_probs import token_probs
 from dspark_compiler.schedules.topk import topk
 
 _SHAPED: tuple[Callable[..., tvm.tirx.PrimFunc], ...] = (
-    *(norm.rms_norm, norm.layer_norm, rope, rows.packed_embedding, rows.row_embedding, rows.last_row, expert_linear),
+    *(
+        norm.rms_norm,
+        norm.layer_norm,
+        rope,
+        rows.packed_embedding,
+        rows.quantized_embedding,
+        rows.row_embedding,
+        rows.last_row,
+        expert_linear,
+    ),
     *(ring.write_ring, ring.read_ring, block_attention, token_probs, draw, accept),
     *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
     *(slot_reads.read_state, slot_reads.write_state, slot_reads.read_keys, slot_reads.read_values),

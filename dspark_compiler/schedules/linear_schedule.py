@@ -8,6 +8,7 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.isa import VectorIsa
 
 _WORKLOAD = "dspark.linear"  # function attribute: the workload, for the tuner
+_AHEAD = 32  # steps of k a prefetch asks for ahead, where it is tried
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def default_schedule(work: LinearWorkload, isa: VectorIsa) -> LinearSchedule:
     if work.quantized and not work.gated:
         # A chain of sums is slower than their codes come; there must be some chains a time.
         panels = min(4, max(1, isa.max_rows // 2 // work.rows))
-    return LinearSchedule(_tile_rows(work.rows, isa.max_rows), panels)
+    # Several short streams are more than the hardware's prefetch likes.
+    ahead = _AHEAD if work.quantized and work.rows == 1 else 0
+    return LinearSchedule(_tile_rows(work.rows, isa.max_rows), panels, ahead)
 
 
 def candidate_schedules(work: LinearWorkload, isa: VectorIsa) -> list[LinearSchedule]:
@@ -63,7 +66,7 @@ def candidate_schedules(work: LinearWorkload, isa: VectorIsa) -> list[LinearSche
     widths = [n for n in ((1, 2) if work.gated else (1, 2, 3, 4) if work.quantized else (1, 2, 4)) if n <= panels]
     shapes = [(rows, n) for rows in sorted(heights, reverse=True) for n in widths if rows * n <= isa.max_rows]
     default = default_schedule(work, isa)
-    every = [LinearSchedule(rows, n, ahead) for ahead in (0, 32) for rows, n in shapes]
+    every = [LinearSchedule(rows, n, ahead) for ahead in (0, _AHEAD) for rows, n in shapes]
     return [default, *(schedule for schedule in every if schedule != default)]
 
 

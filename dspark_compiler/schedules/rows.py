@@ -3,6 +3,7 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cache_storage import E4M3FN, INT8
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import packed_shape
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, vector, widest_vector
@@ -24,6 +25,29 @@ def packed_embedding(
     args = [
         Arg("ids", (tokens,), "int64"),
         Arg("w", packed_shape(vocab, depth, isa), weight_dtype),
+        Arg("y", (tokens, depth)),
+    ]
+    return kernel(name, args, body)
+
+
+def quantized_embedding(
+    name: str, tokens: int, vocab: int, depth: int, isa: VectorIsa, *, codes_kept: str, scale_dtype: str
+) -> tvm.tirx.PrimFunc:
+    """y[t] = W[ids[t]] out of eight-bit codes packed for the LM head; arguments ids, codes, a scale a row, y."""
+    storage = E4M3FN if codes_kept == "float8_e4m3" else INT8
+
+    def body(ids: Buffer, codes: Buffer, scales: Buffer, y: Buffer) -> None:
+        loop = T.parallel if tokens >= 16 else T.serial
+        with loop(0, tokens) as token:
+            row = T.Bind(T.cast(T.max(T.min(ids[token], T.int64(vocab - 1)), T.int64(0)), "int32"))
+            scale = T.Bind(load_weight(scales, [row // isa.panel, 0, row % isa.panel]))
+            with T.serial(0, depth) as k:
+                T.buffer_store(y, storage.load(codes[row // isa.panel, k, row % isa.panel]) * scale, [token, k])
+
+    args = [
+        Arg("ids", (tokens,), "int64"),
+        Arg("codes", packed_shape(vocab, depth, isa), storage.dtype),
+        Arg("scales", packed_shape(vocab, 1, isa), scale_dtype),
         Arg("y", (tokens, depth)),
     ]
     return kernel(name, args, body)

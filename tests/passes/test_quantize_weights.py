@@ -41,17 +41,19 @@ def test_every_linear_of_a_layer_reads_codes_and_the_head_stays():
         assert {n.meta["ref"] for n in entry.placeholders(Role.PARAM)} <= program.params.keys()
 
 
-def test_a_tied_head_and_an_embedding_keep_their_weight():
+def test_a_tied_head_and_its_embedding_read_the_same_codes():
     program = rewritten("gpt2")
-    QuantizeWeights(INT8).apply(program)
-    (head,) = {
-        n.args[1].meta["ref"]
-        for e in program.entries.values()
-        for n in e.graph.graph.nodes
-        if n.target is aten.linear.default
-    }
-    assert "wte" in head
-    assert program.params[head].is_floating_point()
+    QuantizeWeights(INT4).apply(program)
+    verify(program, "after quantize_weights")
+    nodes = [n for entry in program.entries.values() for n in entry.graph.graph.nodes]
+    looked_up = {n.args[0].meta["ref"] for n in nodes if n.target is dspark.quantized_embedding.default}
+    (codes,) = looked_up
+    assert "wte" in codes
+    assert codes in {n.args[1].meta["ref"] for n in nodes if n.target is dspark.quantized_linear.default}
+    ids = torch.tensor([[3, 0, 5]])
+    scales = program.params[codes.replace("codes", "scales")]
+    rows = dspark.quantized_embedding(program.params[codes], scales, ids)
+    torch.testing.assert_close(rows, (program.params[codes] * scales)[ids])
 
 
 def test_a_second_run_changes_nothing():

@@ -22,7 +22,8 @@ from dspark_compiler.schedules.slot_shape import CacheShape
 Template = Callable[..., tvm.tirx.PrimFunc]
 
 _PLAIN: tuple[Template, ...] = (
-    *(norm.rms_norm, norm.layer_norm, rope, rows.packed_embedding, rows.row_embedding, rows.last_row),
+    *(norm.rms_norm, norm.layer_norm, rope, rows.packed_embedding, rows.quantized_embedding),
+    *(rows.row_embedding, rows.last_row),
     *(expert_linear, topk, token_probs, draw, accept, ring.write_ring, ring.read_ring, block_attention),
     *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
     *(slot_rows.append_slot_scores, slot_rows.commit_slot_scores, select_slots),

@@ -3,8 +3,10 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cache_storage import E4M3FN, INT8
 from dspark_compiler.schedules.cuda.flat import each
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS, fragment_shape, place
+from dspark_compiler.schedules.cuda.quantized_fragments import quantized_shape, tile_depth
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
 
@@ -22,6 +24,32 @@ def packed_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_d
     args = [
         Arg("ids", (tokens,), "int64"),
         Arg("w", fragment_shape(vocab, depth), weight_dtype),
+        Arg("y", (tokens, depth)),
+    ]
+    return kernel(name, args, body)
+
+
+def quantized_embedding(
+    name: str, tokens: int, vocab: int, depth: int, *, codes_kept: str, scale_dtype: str
+) -> tvm.tirx.PrimFunc:
+    """y[t] = W[ids[t]] out of bytes packed by quantized_fragments.py; arguments ids, codes, scale [vocab], y."""
+    form = "float8_e4m3fn" if codes_kept == "float8_e4m3" else "int8"
+    columns = tile_depth(form)
+
+    def body(ids: Buffer, codes: Buffer, scale: Buffer, y: Buffer) -> None:
+        def copy(token: Expr, k: Expr) -> None:
+            row, octet, unit = _row(ids, token, vocab), k % TILE_DEPTH // 8, k % columns // TILE_DEPTH
+            piece = row % TILE_ROWS // 8 * 512 + (row % 8 * 4 + octet) * 16 + unit * 8 + k % 8
+            code = codes[row // TILE_ROWS, k // columns, piece]
+            value = E4M3FN.load(code) if form == "float8_e4m3fn" else INT8.load(T.reinterpret("int8", code))
+            T.buffer_store(y, value * scale[row], [token, k])
+
+        each((tokens, depth), copy)
+
+    args = [
+        Arg("ids", (tokens,), "int64"),
+        Arg("codes", quantized_shape(vocab, depth, form), "uint8"),
+        Arg("scale", (vocab,), scale_dtype),
         Arg("y", (tokens, depth)),
     ]
     return kernel(name, args, body)

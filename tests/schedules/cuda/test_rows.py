@@ -8,8 +8,9 @@ from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.cuda.expert_linear import expert_linear
 from dspark_compiler.schedules.cuda.fragments import pack_fragments
 from dspark_compiler.schedules.cuda.norm import layer_norm, rms_norm
+from dspark_compiler.schedules.cuda.quantized_fragments import pack_bytes
 from dspark_compiler.schedules.cuda.rope import rope
-from dspark_compiler.schedules.cuda.rows import last_row, packed_embedding, row_embedding
+from dspark_compiler.schedules.cuda.rows import last_row, packed_embedding, quantized_embedding, row_embedding
 from dspark_compiler.schedules.cuda.topk import topk
 from dspark_compiler.schedules.rope import RopeShape
 from tests.schedules.cuda.gpu import call, compile_for, error, gpu
@@ -75,6 +76,16 @@ def test_rows_are_found() -> None:
     x = normal(2, tokens, depth)
     (y,) = call(compiled["last"], [x, np.array([0, 3], np.int32), nothing(2, 1, depth)])
     np.testing.assert_array_equal(y[:, 0], x[[0, 1], [0, 2]])
+
+
+def test_rows_are_found_among_codes() -> None:
+    gpu()
+    vocab, depth, ids = 1003, 192, np.array([0, 1002, 15, 16, 500])
+    function = quantized_embedding("f", 5, vocab, depth, codes_kept="int8", scale_dtype="float32")
+    codes = np.random.default_rng(0).integers(-127, 128, (vocab, depth)).astype(np.int8)
+    scales = np.random.default_rng(1).random(vocab, np.float32)
+    (y,) = call(compile_for({"f": function}, ARCH)["f"], [ids, pack_bytes(codes), scales, nothing(5, depth)])
+    np.testing.assert_array_equal(y, codes[ids] * scales[ids, None])
 
 
 @pytest.mark.parametrize(("columns", "k"), [(3, 3), (130, 8)])
