@@ -18,6 +18,7 @@ from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.artifact import ModelInfo as ModelFields
 from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.base import Backend
+from dspark_compiler.compare.calibration import quantization_source
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
 from dspark_compiler.compare.quality import QualityReport, measure_quality
@@ -26,7 +27,6 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.positions import looks_up_positions
-from dspark_compiler.frontend.quantization import quantization_source
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import physical_params, plan_layouts
