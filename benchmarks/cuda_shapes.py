@@ -67,7 +67,7 @@ def build(options: argparse.Namespace) -> None:
     """Writes an artifact without its weights: library, manifest, an empty file for params."""
     from dspark_compiler.artifact import ArtifactWriter, ModelInfo, ParamInfo
     from dspark_compiler.backends import create_backend
-    from dspark_compiler.config import CompileConfig
+    from dspark_compiler.config import NGRAM, CompileConfig
     from dspark_compiler.frontend.capture import capture
     from dspark_compiler.lowering.layout import plan_layouts
     from dspark_compiler.lowering.manifest import describe
@@ -82,7 +82,8 @@ def build(options: argparse.Namespace) -> None:
         arch=options.arch,
         max_seq_len=options.max_seq_len,
         prefill_widths=tuple(int(width) for width in options.prefill.split(",")),
-        verify_width=options.verify,
+        verify_width=16,
+        heads=NGRAM,  # for verifies of 8 and of 16
     )
     config = shape_config(options.shape)
     if options.layers:
@@ -302,7 +303,6 @@ def main() -> None:
     make.add_argument("--layers", type=int)
     make.add_argument("--max-seq-len", type=int, default=1024)
     make.add_argument("--prefill", default="512")
-    make.add_argument("--verify", type=int, default=8)
     make.set_defaults(run=build)
     measure = commands.add_parser("run")
     measure.add_argument("artifact", type=Path)
