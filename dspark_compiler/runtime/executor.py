@@ -193,7 +193,7 @@ class Executor:
         """The logits as the entry point returned them."""
         for row in self._accounted(lengths):
             self._make_room(row, int(lengths[row]), 1, evict)
-        call = self._verify[np.shape(positions)[1]]
+        call = self._verify[np.shape(positions)[-1]]
         return call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths))["logits"]
 
     def commit(self, lengths: ArrayLike, accepted: ArrayLike) -> None:
