@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import tvm
 import tvm_ffi
-from tvm.support.nvcc import compile_cuda
 
 from dspark_compiler.errors import BackendUnavailableError, LoweringError
 
@@ -29,15 +28,11 @@ _INSTALL = "install CUDA 13's nvcc, or pip install 'dspark-compile[cuda]'"
 
 
 def find_nvcc() -> str | None:
-    """Path of nvcc, from CUDA_HOME, PATH or where its installer puts it."""
+    """Path of nvcc, from CUDA_HOME, PATH, where its installer puts it, or from Nvidia's Python packages."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    places += [str(home / "bin") for home in _package_homes()]
     return next((found for place in places if (found := shutil.which("nvcc", path=place))), None)
-
-
-def has_nvrtc() -> bool:
-    """Whether NVRTC can be called in nvcc's place."""
-    return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
 
 
 def find_cudart() -> Path | None:
@@ -45,15 +40,20 @@ def find_cudart() -> Path | None:
     return next((path for path in _cudart_candidates() if path.is_file()), None)
 
 
+def _package_homes() -> list[Path]:
+    """Where Nvidia's Python packages have put CUDA 13, by parts."""
+    spec = importlib.util.find_spec("nvidia")
+    return [Path(folder) / "cu13" for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+
+
 def _cudart_candidates() -> Iterator[Path]:
     name = "libcudart.so.13"
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        yield Path(folder) / "cu13" / "lib" / name
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
-        if home:
-            yield Path(home) / "lib64" / name
-            yield Path(home) / "lib" / name
+    for home in _package_homes():
+        yield home / "lib" / name
+    for folder in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if folder:
+            yield Path(folder) / "lib64" / name
+            yield Path(folder) / "lib" / name
     nvcc = find_nvcc()
     if nvcc is not None:
         home_of = Path(nvcc).resolve().parents[1]
@@ -79,10 +79,10 @@ def prepare() -> None:
     """Makes TVM able to compile for CUDA in this process.
 
     Raises:
-        BackendUnavailableError: there is no compiler of CUDA's, or not its runtime library.
+        BackendUnavailableError: there is no nvcc, or not CUDA's runtime library.
     """
-    if find_nvcc() is None and not has_nvrtc():
-        raise BackendUnavailableError(f"--target cuda: neither nvcc nor NVRTC found; {_INSTALL}")
+    if find_nvcc() is None:
+        raise BackendUnavailableError(f"--target cuda: nvcc not found; {_INSTALL}")
     if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is None:
         cudart, runtime = runtime_libraries()
         _load_driver()
@@ -113,8 +113,7 @@ def _compile(code: str) -> bytes:
     """TVM's hook: CUDA source to code for the architecture of the target at hand."""
     arch = str(tvm.target.Target.current(allow_none=False).attrs["arch"])
     nvcc = find_nvcc()
-    if nvcc is None:
-        return bytes(compile_cuda(code, target_format="cubin", compiler="nvrtc"))
+    assert nvcc is not None, "prepare() has found one"
     return compile_source(code, arch, nvcc)
 
 

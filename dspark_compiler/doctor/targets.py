@@ -39,10 +39,9 @@ def cuda_findings() -> Iterator[Finding]:
     if importlib.util.find_spec("tvm") is None:
         yield Finding(section, "compiler", Status.ABSENT, "known once the packages for compiling are installed")
         return
-    from dspark_compiler.backends.cuda_toolkit import find_cudart, find_nvcc, has_nvrtc
+    from dspark_compiler.backends.cuda_toolkit import find_cudart, find_nvcc
 
-    compiler = find_nvcc() or ("NVRTC, of Python packages" if has_nvrtc() else None)
-    for name, found in (("compiler", compiler), ("libcudart", find_cudart())):
+    for name, found in (("compiler", find_nvcc()), ("libcudart", find_cudart())):
         detail = "none of CUDA 13 found, --target cuda needs it" if found is None else str(found)
         yield Finding(section, name, Status.ABSENT if found is None else Status.OK, detail)
 
