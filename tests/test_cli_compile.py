@@ -51,7 +51,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         "m --target cpu --arch x86-64-v3 -o out --dtype bfloat16 --max-seq-len 77 --max-batch 3 --prefill-widths 4,32"
     )
     args += " --kv-budget 60 --kv-policy kvzap --kv-weights w.safetensors --heads h"
-    args += " --max-quality-loss 0.25"
+    args += " --max-quality-loss 0.25 --quantize int4-g128-awq --calibration text.txt"
     args += " --kv-dtype int8 --verify-width 5 --tune-trials 9 --dump-ir ir --no-check"
     assert CliRunner().invoke(cli.compile_main, args.split()).exit_code == 0
     config = CompileConfig(
@@ -63,6 +63,8 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         kv_budget=60,
         kv_policy="kvzap",
         kv_weights=Path("w.safetensors"),
+        quantize="int4-g128-awq",
+        calibration=Path("text.txt"),
         heads=Path("h"),
         max_quality_loss=0.25,
         max_seq_len=77,

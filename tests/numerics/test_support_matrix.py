@@ -30,14 +30,16 @@ _TARGETS = """
 |---|---|
 | cpu, x86-64 | compiles and runs; AVX-512, AVX2 or SSE by `--arch native`, `x86-64-v4`, `-v3`, `-v2` |
 | cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
-| cuda, rocm, vulkan | not available in this version |
+| cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
+| cuda, later architectures | compile; not yet run on hardware |
+| rocm, vulkan | not available in this version |
 
 ## Weights
 
 | `--dtype` | stored as | arithmetic |
 |---|---|---|
 | float32 | float32 | float32 |
-| bfloat16, float16 | half the size; norms and biases stay float32 | float32 |
+| bfloat16, float16 | half the size; norms and biases stay float32 | float32; on a GPU products of two-byte operands, summed in float32 |
 
 ## Cache
 
