@@ -39,7 +39,7 @@ _TARGETS = """
 | `--dtype` | stored as | arithmetic |
 |---|---|---|
 | float32 | float32 | float32 |
-| bfloat16, float16 | half the size; norms and biases stay float32 | float32; on a GPU products of two-byte operands, summed in float32 |
+| bfloat16, float16 | half the size; norms and biases stay float32 | float32; on GPUs sums alone |
 
 ## Cache
 
