@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_bytes
-from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, tanh
+from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, quick_tanh
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
 from dspark_compiler.schedules.cuda.threads import address, registers
 from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices
@@ -137,7 +137,7 @@ class WarpTile:
         cap = T.float32(self.scoring.softcap)
         for i in range(self.tiles * self.columns * 4):
             value = self._scores[i] * T.float32(self.scoring.scale / self.scoring.softcap)
-            T.buffer_store(self._scores, cap * tanh(value), [i])
+            T.buffer_store(self._scores, cap * quick_tanh(value), [i])
 
     def _softmax(self) -> None:
         scores, rate, decays = self._scores, T.float32(self.rate), []

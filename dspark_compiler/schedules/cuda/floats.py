@@ -14,7 +14,7 @@ __device__ __forceinline__ float dspark_exp2(float x) {
     return device("dspark_exp2", value, source=source, returns="float32")
 
 
-def tanh(value: Expr) -> Expr:
+def quick_tanh(value: Expr) -> Expr:
     """tanh, off by a few 1e-7 at most."""
     source = """
 __device__ __forceinline__ float dspark_quick_tanh(float x) { return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x)); }

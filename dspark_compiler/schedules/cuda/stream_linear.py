@@ -9,7 +9,6 @@ from collections.abc import Callable
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.fragments import TILE_ROWS
 from dspark_compiler.schedules.cuda.stream_kernel import Around, StreamKernel
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule, default_stream_schedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
@@ -81,7 +80,7 @@ def stream_gated_linear(
 
     Args:
         name: name of the function.
-        work: M, N = 2I, K, ``gated``; I a multiple of 16 (``can_gate_stripes``).
+        work: M, N = 2I, K, ``gated``; I a multiple of 16 (``FragmentLayouts.can_gate``).
         dtype: as for ``stream_linear``.
         schedule: as for ``stream_linear``; its stripes are of y.
         activation: a key of ACTIVATIONS.
@@ -96,11 +95,6 @@ def stream_gated_linear(
     cut = schedule or default_stream_schedule(work)
     around = Around(norm_eps=norm_eps, late_norm=late_norm)
     return StreamKernel(work, form, cut, around, y, 2, lambda sums: act(sums[0]) * sums[1]).build(name)
-
-
-def can_gate_stripes(features: int) -> bool:
-    """Whether gate and up stripes meet: each half must be whole stripes."""
-    return features % TILE_ROWS == 0
 
 
 def _silu(x: Expr) -> Expr:

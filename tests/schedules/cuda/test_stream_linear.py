@@ -14,7 +14,6 @@ from dspark_compiler.schedules.cuda.quantized_fragments import (
     pack_nibbles,
     pack_zeros,
 )
-from dspark_compiler.schedules.cuda.row_argmax import row_argmax
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.stream_schedule import (
     StreamSchedule,
@@ -169,16 +168,3 @@ def test_rows_do_not_depend_on_their_number() -> None:
     ]
     for rows, result in zip(counts, results, strict=True):
         np.testing.assert_array_equal(result, results[-1][:rows])
-
-
-def test_argmax_is_the_first_of_the_largest() -> None:
-    gpu()
-    random = np.random.default_rng()
-    shapes = [(1, 151936), (5, 1000), (2, 49152)]
-    functions = {f"f{i}": row_argmax(f"f{i}", *shape, out_dtype="int64") for i, shape in enumerate(shapes)}
-    compiled = compile_for(functions, ARCH)
-    for i, shape in enumerate(shapes):
-        logits = -np.exp(random.standard_normal(shape)).astype(np.float32)
-        logits[-1, [shape[1] // 3, shape[1] - 1]] = 1.5
-        (found,) = call(compiled[f"f{i}"], [logits, np.full(shape[0], -1)])
-        np.testing.assert_array_equal(found, logits.argmax(1))
