@@ -8,10 +8,10 @@ from dspark_compiler.backends.cuda_toolkit import find_cudart, find_nvcc
 ARCH = "sm_90a"
 
 
-def need_gpu() -> None:
-    """Skips the test where there is no GPU that runs code for ARCH."""
+def need_gpu(arch: str = ARCH) -> None:
+    """Skips the test where there is no GPU that runs code for ``arch``."""
     driver = find_driver()
-    if driver is None or not driver.gpus or not runs_on(ARCH, driver.gpus[0].capability):
+    if driver is None or not driver.gpus or not runs_on(arch, driver.gpus[0].capability):
         pytest.skip("needs an NVIDIA GPU")
 
 

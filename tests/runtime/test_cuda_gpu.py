@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dspark_compiler.artifact import Artifact, TensorInfo
-from dspark_compiler.artifact.nvidia import find_driver, runs_on
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cuda_device import CudaDevice, open_cuda
 from dspark_compiler.runtime.cuda_memory import Slab, upload
@@ -13,6 +12,7 @@ from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.speculative import Speculative
 from dspark_compiler.runtime.strategy import Autoregressive
+from tests.gpu import need_gpu
 from tests.runtime import toy, toy_heads
 from tests.runtime.test_cuda_device import expected, tokens
 
@@ -21,9 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    driver = find_driver()
-    if driver is None or not driver.gpus or not runs_on(toy.CUDA_ARCH, driver.gpus[0].capability):
-        pytest.skip("needs an NVIDIA GPU")
+    need_gpu(toy.CUDA_ARCH)
     folder = tmp_path_factory.mktemp("gpu")
     return Artifact.open(toy_heads.write(folder / "toy.dspark", drafter=True, draws=True, cuda=True))
 

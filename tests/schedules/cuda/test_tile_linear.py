@@ -1,34 +1,17 @@
 """Matmuls of many rows for Nvidia GPUs: what is generated, what the compiler makes of it, and what comes out."""
 
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 
-from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.schedules.cuda.fragments import pack_fragments
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule, candidate_schedules, default_tile_schedule
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from tests.schedules.cuda.gpu import call, compile_for, error, gpu, resources
 
 ARCHES = ("sm_90a", "sm_90")  # with the warpgroup product, and without
-
-
-def target(arch: str) -> tvm.target.Target:
-    device = {"kind": "cuda", "arch": arch, "max_threads_per_block": 1024, "thread_warp_size": 32}
-    return tvm.target.Target(device | {"max_shared_memory_per_block": 232448}, host="llvm")
-
-
-def compile_for(functions: dict[str, tvm.tirx.PrimFunc], arch: str) -> Any:
-    if cuda_toolkit.find_nvcc() is None:
-        pytest.skip("needs nvcc")
-    cuda_toolkit.prepare()
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
-    with target(arch):
-        return tvm.compile(module, target=target(arch))
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -39,12 +22,7 @@ def test_no_register_leaves_and_no_product_waits(arch: str, tmp_path: Path) -> N
         "linear": tile_linear("linear", work, "bfloat16", arch=arch, bias=True, residual=True),
         "gated": tile_gated_linear("gated", gated, "bfloat16", arch=arch, activation="silu"),
     }
-    source = tmp_path / "kernels.cu"
-    source.write_text(compile_for(functions, arch).mod.imports[0].inspect_source(), encoding="utf-8")
-    number = arch.removeprefix("sm_")
-    command = [str(cuda_toolkit.find_nvcc()), "-cubin", "-std=c++17", "-Xptxas", "-v", "-o", str(tmp_path / "kernels")]
-    command += [f"-gencode=arch=compute_{number},code=sm_{number}", str(source)]
-    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    report = resources(compile_for(functions, arch), arch, tmp_path)
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
     assert "wgmma" not in report  # C7510: products made to wait for one another
 
@@ -76,9 +54,7 @@ SHAPES = [(40, 48, 64), (33, 50, 72), (70, 33, 40), (300, 272, 1000), (2048, 576
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("schedule", [None, TileSchedule(64, 32, 3)], ids=["default", "small"])
 def test_products_are_right(arch: str, schedule: TileSchedule | None) -> None:
-    device = tvm.cuda(0)
-    if not device.exist:
-        pytest.skip("needs an NVIDIA GPU")
+    gpu()
     random = np.random.default_rng(0)
     functions = {}
     for i, (rows, features, depth) in enumerate(SHAPES):
@@ -97,14 +73,10 @@ def test_products_are_right(arch: str, schedule: TileSchedule | None) -> None:
         bias, residual = (random.standard_normal(s).astype(np.float32) for s in ((features,), (rows, features)))
         y = np.full((rows, features), np.nan, np.float32)
         exact = x.astype(float) @ w.T.astype(float) + bias + residual
-        assert error(compiled[f"f{i}"], device, [x, pack_fragments(w), bias, residual, y], exact) < 1e-5
+        (found,) = call(compiled[f"f{i}"], [x, pack_fragments(w), bias, residual, y])
+        assert error(found, exact) < 1e-5
         gate, up = np.split(x.astype(float) @ wide.T.astype(float), 2, axis=1)
         y = np.full(gate.shape, np.nan, np.float32)
         exact = gate / (1 + np.exp(-gate)) * up
-        assert error(compiled[f"g{i}"], device, [x, pack_fragments(wide), y], exact) < 1e-5
-
-
-def error(function: Any, device: Any, arrays: list[np.ndarray], exact: np.ndarray) -> float:
-    tensors = [tvm.runtime.tensor(array, device) for array in arrays]
-    function(*tensors)
-    return float(np.linalg.norm(tensors[-1].numpy() - exact) / np.linalg.norm(exact))
+        (found,) = call(compiled[f"g{i}"], [x, pack_fragments(wide), y])
+        assert error(found, exact) < 1e-5
