@@ -77,6 +77,8 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
+        if self.tune_trials and self.target != "cpu":
+            raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
         self._check_quantization()

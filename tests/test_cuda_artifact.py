@@ -75,6 +75,11 @@ def test_types_a_gpu_does_not_compute_with() -> None:
         CompileConfig(target="cuda", kv_dtype="int8")
 
 
+def test_tuning_is_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match="--tune-trials 8: nothing is measured for --target cuda yet"):
+        CompileConfig(target="cuda", tune_trials=8)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", _FAMILIES)
