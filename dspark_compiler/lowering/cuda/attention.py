@@ -6,7 +6,7 @@ from torch import fx
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.rewrite import bound_args
-from dspark_compiler.lowering.cuda.operands import compute_dtype, out_dtype, rows_of
+from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.cuda.qkv import Projected, find_projection
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
@@ -60,7 +60,9 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
         q = _store_projected(node, importer, found, shape, form, sizes)
-        kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form, out_dtype=stored)
+        kernel, workspace = kernels.written_attention(
+            name + "_written", shape, scoring, dtype, form, out_dtype=stored, arch=arch_of(importer.plan)
+        )
         reading = [name for name in tensors if name not in ("q", "k", "v")]
         args = [q, *(importer.env[tensors[name]] for name in reading)]
         return importer.call_many(kernel, args, [out, PhysicalTensor(workspace, "float32")])[0]
