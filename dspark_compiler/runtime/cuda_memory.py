@@ -41,11 +41,10 @@ class Slab:
         self.offsets = dict(zip(described, offsets, strict=True))
         self.address = cuda.allocate(max(self.size, ALIGNMENT))
         weakref.finalize(self, cuda.release, self.address).atexit = False
-        self._wrappings = {
-            name: Wrapping(self.address + self.offsets[name], tensor.shape, tensor.dtype, device)
+        self.tensors = {
+            name: Wrapping(self.address + self.offsets[name], tensor.shape, tensor.dtype, device).tensor
             for name, tensor in described.items()
         }
-        self.tensors = {name: wrapping.tensor for name, wrapping in self._wrappings.items()}
 
 
 def slab_bytes(described: Described) -> int:
