@@ -103,7 +103,8 @@ class Bench:
     def _entries(self, length: int, temperature: float) -> dict[str, float]:
         """Each entry point alone, replayed, in a sequence of ``length`` tokens; milliseconds."""
         found, executor = {}, self.executor
-        if length + executor.round_widths[-1] > executor.max_seq_len:
+        widest = executor.verify_widths[-1]
+        if length + widest > executor.max_seq_len:
             return {}
         for name, call in executor.calls.items():
             kind = self.artifact.manifest.entry_points[name].kind
@@ -114,7 +115,7 @@ class Bench:
         anchors = Anchors(*(np.array([value]) for value in (7, length, length)))
         sampling = SamplingInputs.greedy(1)
         sampling.put(0, SamplingParams(temperature=temperature, top_p=0.95 if temperature else 1))
-        numbers = np.full((1, executor.round_widths[-1]), 0.5, np.float32)
+        numbers = np.full((1, widest), 0.5, np.float32)
         if "draft" not in executor.calls:
             for width in executor.verify_widths:
                 executor.verify(np.full((1, width), 7), length + np.arange(width)[None], [length])

@@ -174,7 +174,7 @@ class _DraftBlock(_Traced):
         anchor, position = value["anchor"], value["position"]
 
         def sample(step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-            probs = dspark.token_probs(logits[:, None], *knobs)[:, 0]
+            probs = dspark.token_probs(logits[:, None], *knobs).reshape(logits.shape)
             return dspark.draw(probs, value["uniform"][:, step]), probs
 
         draft = self.drafter.draft(anchor, position, target, memory, sample)
