@@ -24,6 +24,9 @@ _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
 _GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _CPU_KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
+# Targets whose schedules can be measured.
+_TUNED: tuple[Target, ...] = ("cpu", "cuda")
+
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")
 
@@ -77,7 +80,7 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
-        if self.tune_trials and self.target != "cpu":
+        if self.tune_trials and self.target not in _TUNED:
             raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")

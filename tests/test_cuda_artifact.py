@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from dspark_compiler import CompileConfig, SamplingParams
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.backends import create_backend
+from dspark_compiler.commands.tune import tune_command
 from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import ArtifactError, InputError
 from dspark_compiler.runtime.engine import Engine, load
@@ -75,9 +77,13 @@ def test_types_a_gpu_does_not_compute_with() -> None:
         CompileConfig(target="cuda", kv_dtype="int8")
 
 
-def test_tuning_is_refused_before_any_work() -> None:
-    with pytest.raises(InputError, match="--tune-trials 8: nothing is measured for --target cuda yet"):
-        CompileConfig(target="cuda", tune_trials=8)
+def test_tuning_needs_the_gpu_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler()
+    monkeypatch.setattr("dspark_compiler.backends.cuda.find_driver", lambda: None)
+    done = CliRunner().invoke(tune_command, ["nowhere", "--trials", "8", "--target", "cuda", "--arch", "sm_90a"])
+    assert done.exit_code == 2
+    (line,) = done.output.splitlines()
+    assert "tuning measures on this machine, which has nothing that runs sm_90a code" in line
 
 
 @pytest.mark.gpu

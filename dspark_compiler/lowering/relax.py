@@ -37,5 +37,5 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
 
 def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, FragmentLayouts):
-        return cuda_lowering(plan.layouts.dtype)
+        return cuda_lowering(plan.layouts.dtype, plan.layouts.arch)
     return cpu_lowering(plan.isa)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 from tvm import relax
 
-from dspark_compiler.lowering.cuda.fusions import FEW_ROWS, absorbed_norm, fed_norm
+from dspark_compiler.lowering.cuda.fusions import absorbed_norm, fed_norm
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
@@ -19,7 +19,9 @@ from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape
 from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
 from dspark_compiler.schedules.cuda.layouts import STORED
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
+from dspark_compiler.schedules.cuda.stream_schedule import FEW_ROWS, StreamSchedule
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
+from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
@@ -42,19 +44,22 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
     name = identifier(
         f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}_{stored}{source.name}{weight.name(dtype)}"
     )
-    if work.rows <= FEW_ROWS:
+    cut = importer.linear_schedule(work)
+    if isinstance(cut, StreamSchedule):
         kernel = stream_gated_linear(
             name,
             work,
             dtype,
+            cut,
             activation=match.activation,
             norm_eps=source.norm_eps,
             late_norm=source.norm_eps is not None,
             out_dtype=stored,
         )
     else:
+        assert isinstance(cut, TileSchedule)
         kernel = tile_gated_linear(
-            name, work, dtype, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
+            name, work, dtype, cut, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
         )
     args = [source.rows, *weight.args, *source.squares]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((work.rows, features), stored)), shape_of(node))
@@ -145,19 +150,22 @@ def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: 
     outs = [PhysicalTensor((work.rows, features), stored)]
     extras = ("_bias" if biased else "") + ("_residual" if added else "")
     name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}{weight.name(dtype)}"
-    if work.rows > FEW_ROWS:
+    cut = importer.linear_schedule(work)
+    if isinstance(cut, TileSchedule):
         kernel = tile_linear(
-            identifier(name), work, dtype, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored
+            identifier(name), work, dtype, cut, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored
         )
         return importer.reshape(importer.call(kernel, args, outs[0]), shape_of(node))
     fed = fed_norm(node, importer.fusions) if features % TILE_ROWS == 0 else None
     if fed is not None:
         args.append(env[args_of(fed)[1]])
         outs += _late_outputs(work.rows, features, dtype)
+    assert isinstance(cut, StreamSchedule)
     kernel = stream_linear(
         identifier(name + ("_feeds" if fed is not None else "")),
         work,
         dtype,
+        cut,
         bias=biased,
         residual=added,
         norm_eps=source.norm_eps,

@@ -6,6 +6,8 @@ from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
 from dspark_compiler.schedules.cuda.quantized_fragments import BITS, tile_depth
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
+FEW_ROWS = 32  # up to so many rows a linear streams its weight
+
 _MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
 
 
