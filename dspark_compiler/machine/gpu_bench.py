@@ -11,7 +11,7 @@ from typing import Any
 from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.machine.gpu_kernels import Library, compile_kernels, run_kernels
+from dspark_compiler.machine.gpu_kernels import Library, compile_kernels, reason, run_kernels
 from dspark_compiler.schedules.bench import Build, Run, Sample
 
 _COMPILE_LIMIT, _RUN_LIMIT = 600.0, 120.0  # seconds for the kernels of a task
@@ -23,6 +23,10 @@ class Prepared:
 
     count: int
     libraries: Future[list[Library]]
+
+
+class _LostError(Exception):
+    """The process that runs kernels is gone, or of no use any more."""
 
 
 class GpuBench:
@@ -58,32 +62,33 @@ class GpuBench:
         try:
             libraries = prepared.libraries.result()
         except (ChildProcessError, TimeoutError, RuntimeError) as error:
-            return [Run(failure=f"does not compile: {error or type(error).__name__}")] * prepared.count
-        runs = self._run(libraries, sample)
-        return self._one_by_one(libraries, sample) if runs is None else runs
+            return [Run(failure=f"does not compile: {reason(error)}")] * prepared.count
+        try:
+            return self._run(libraries, sample)
+        except _LostError:
+            return self._one_by_one(libraries, sample)
 
-    def _run(self, libraries: Sequence[Library], sample: Sample) -> list[Run] | None:
-        """The runs; None if a kernel has taken the process with it, or does not end."""
+    def _run(self, libraries: Sequence[Library], sample: Sample) -> list[Run]:
         try:
             self._runner.send(run_kernels, (libraries, sample), timeout=_RUN_LIMIT)
             runs: list[Run] = self._runner.recv()
-        except (ChildProcessError, TimeoutError, RuntimeError, OSError, DeviceError):
+        except (ChildProcessError, TimeoutError, RuntimeError, OSError, DeviceError) as error:
             self._runner.kill()  # the next has a new one
-            return None
+            raise _LostError(f"does not end well: {reason(error)}") from error
         return runs
 
     def _one_by_one(self, libraries: Sequence[Library], sample: Sample) -> list[Run]:
         """Each kernel beside the first alone, so that the one that fails takes no other with it."""
-        alone = self._run(libraries[:1], sample)
-        if alone is None:
-            return [Run(failure="brings down the GPU or does not end")] * len(libraries)
-        runs = alone
+        try:
+            runs = self._run(libraries[:1], sample)
+        except _LostError as error:
+            return [Run(failure=str(error))] * len(libraries)
         for library in libraries[1:]:
-            pair = self._run([libraries[0], library], sample)
-            if pair is None:
-                runs.append(Run(failure="brings down the GPU or does not end"))
+            try:
+                first, run = self._run([libraries[0], library], sample)
+            except _LostError as error:
+                runs.append(Run(failure=str(error)))
             else:
                 # On the footing of the first one's first time.
-                scale = alone[0].microseconds / pair[0].microseconds
-                runs.append(replace(pair[1], microseconds=pair[1].microseconds * scale))
+                runs.append(replace(run, microseconds=run.microseconds * runs[0].microseconds / first.microseconds))
         return runs

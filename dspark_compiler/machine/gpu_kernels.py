@@ -54,7 +54,7 @@ def compile_kernels(builds: Sequence[Build], target: Any, start: str) -> list[Li
         try:
             functions[i] = build()
         except (RuntimeError, ValueError) as error:
-            libraries[i] = Library(failure=f"cannot be made: {_reason(error)}")
+            libraries[i] = Library(failure=f"cannot be made: {reason(error)}")
     try:
         together = _compile(functions, target, f"{start}.so")
     except (RuntimeError, ValueError, LoweringError):
@@ -63,7 +63,7 @@ def compile_kernels(builds: Sequence[Build], target: Any, start: str) -> list[Li
             try:
                 together |= _compile({i: function}, target, f"{start}-{i}.so")
             except (RuntimeError, ValueError, LoweringError) as error:
-                together[i] = Library(failure=f"does not compile: {_reason(error)}")
+                together[i] = Library(failure=f"does not compile: {reason(error)}")
     return [together.get(i, library) for i, library in enumerate(libraries)]
 
 
@@ -97,7 +97,7 @@ def run_kernels(libraries: Sequence[Library], sample: Sample) -> list[Run]:
                 function(*memory.arguments[0])
             except (RuntimeError, OSError, AttributeError) as error:
                 context.cuda.synchronize(context.stream)
-                runs.append(Run(failure=f"does not run: {_reason(error)}"))
+                runs.append(Run(failure=f"does not run: {reason(error)}"))
                 continue
             found = memory.output()
             # The same object, so that it is sent once.
@@ -197,6 +197,7 @@ def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return np.array_equal(a.view(np.uint8), b.view(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The last line of what an error says: others are of its traceback."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
