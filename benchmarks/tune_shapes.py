@@ -1,7 +1,7 @@
 """Measures schedules for the linears of real models on this machine's GPU; needs no weights, and neither torch.
 
     python benchmarks/tune_shapes.py RECORDS                       # all models below, in bfloat16, int8 and int4-g128
-    python benchmarks/tune_shapes.py RECORDS --models qwen3-8b --forms bfloat16
+    python benchmarks/tune_shapes.py RECORDS --models qwen3-8b,MODEL/config.json --forms bfloat16
     python benchmarks/tune_shapes.py RECORDS --report              # what is on record, without measuring
 
 What is in RECORDS is not measured again: interrupting it costs the shape at hand. The records that ship are made by
@@ -9,6 +9,7 @@ the first line with ``dspark_compiler/schedules/records``.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,29 @@ class Shape:
     head_dim: int
     vocabulary: int
     layers: int
+
+    @staticmethod
+    def named(model: str) -> "Shape":
+        """That of a model below, or of a config.json as Hugging Face folders have it."""
+        if model in SHAPES:
+            return SHAPES[model]
+        try:
+            given = json.loads(Path(model).read_text(encoding="utf-8"))
+            heads, hidden = given["num_attention_heads"], given["hidden_size"]
+            return Shape(
+                hidden,
+                given["intermediate_size"],
+                heads,
+                given.get("num_key_value_heads", heads),
+                given.get("head_dim") or hidden // heads,
+                given["vocab_size"],
+                given["num_hidden_layers"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            known = ", ".join(SHAPES)
+            raise SystemExit(
+                f"error: --models {model}: neither of {known} nor a readable config.json: {error}"
+            ) from error
 
     def linears(self) -> Iterator[tuple[LinearWorkload, int]]:
         """Each layer's, for one row, and how often a step calls it: projections of the same input are one."""
@@ -129,12 +153,12 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, metavar="RECORDS", help="folder the records are kept in")
-    parser.add_argument("--models", default=",".join(SHAPES), help="by commas")
+    parser.add_argument("--models", default=",".join(SHAPES), help="names or paths of config.json, by commas")
     parser.add_argument("--forms", default=",".join(_BITS), help="how weights are stored, by commas")
     parser.add_argument("--arch", help="such as sm_90a; default: this machine's")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
-    works = workloads([SHAPES[name] for name in options.models.split(",")], options.forms.split(","))
+    works = workloads([Shape.named(name) for name in options.models.split(",")], options.forms.split(","))
     if not options.report:
         began = time.perf_counter()
         measured = measure(works, options.records, options.arch)

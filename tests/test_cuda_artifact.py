@@ -1,5 +1,6 @@
 """Compiling for Nvidia GPUs needs none; an artifact says what it needs, and on a GPU it computes what it should."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dspark_compiler import CompileConfig, SamplingParams
+from dspark_compiler import CompileConfig, SamplingParams, driver
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.backends import create_backend
+from dspark_compiler.backends.cuda import CudaBackend
 from dspark_compiler.commands.tune import tune_command
-from dspark_compiler.driver import compile_model
+from dspark_compiler.driver import compile_model, tune_model
 from dspark_compiler.errors import ArtifactError, InputError
 from dspark_compiler.runtime.engine import Engine, load
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.schedules.bench import Run
+from dspark_compiler.schedules.choice import choose_schedule
+from dspark_compiler.schedules.cuda.fragment_linears import FragmentLinears
+from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule, default_stream_schedule
+from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from tests.gpu import ARCH, need_compiler, need_gpu
+from tests.schedules.fake_bench import FakeBench
 from tests.tiny_models import TINY
 
 _ROUNDED = 0.03  # relative error of logits that operands of 8 significant bits leave
@@ -84,6 +93,31 @@ def test_tuning_needs_the_gpu_before_any_work(monkeypatch: pytest.MonkeyPatch) -
     assert done.exit_code == 2
     (line,) = done.output.splitlines()
     assert "tuning measures on this machine, which has nothing that runs sm_90a code" in line
+
+
+def test_what_tuning_finds_is_what_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler()
+    TINY["llama"]().save_pretrained(tmp_path / "source")
+    monkeypatch.setenv("DSPARK_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(CudaBackend, "runs_here", lambda _: True)
+    few = StreamSchedule(1, 1, 4)
+    bench = FakeBench({few: lambda sample: Run(sample.expected.astype(sample.dtype), 1.0)})
+    monkeypatch.setattr(FragmentLinears, "candidates", _candidates(few))
+    monkeypatch.setattr(driver, "open_bench", lambda _: bench)
+    config = CompileConfig(target="cuda", arch=ARCH, max_seq_len=64, prefill_widths=(8,), tune_trials=100)
+    measured = tune_model(str(tmp_path / "source"), config)
+    assert measured == len(bench.seen) > 4
+    assert tune_model(str(tmp_path / "source"), config) == 0
+    records = Records(ARCH, [], tmp_path / "records")
+    for rows in (1, 8):
+        work = LinearWorkload(rows, 64, 32, "bfloat16")
+        assert records.measured(work)[few] == 1.0
+        assert choose_schedule(work, FragmentLinears(ARCH), records) == few
+
+
+def _candidates(few: StreamSchedule) -> Callable[[FragmentLinears, LinearWorkload], list[StreamSchedule]]:
+    """The default and another."""
+    return lambda _, work: [default_stream_schedule(work), few]
 
 
 @pytest.mark.gpu

@@ -81,8 +81,8 @@ class Records:
 
     def rows(self, work: LinearWorkload) -> list[LinearWorkload]:
         """The workloads on record that differ from this one in their rows at most, by rows."""
-        same = (known for known in self._templates if replace(known, rows=work.rows) == work)
-        return sorted(same, key=lambda known: known.rows)
+        near = (known for known in self._templates if (known.features, known.depth) == (work.features, work.depth))
+        return sorted((known for known in near if replace(known, rows=work.rows) == work), key=lambda known: known.rows)
 
     def add(self, work: LinearWorkload, schedule: Schedule, microseconds: float) -> None:
         """Keeps one measurement."""

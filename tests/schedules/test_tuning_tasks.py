@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tune import TuningStep, linear_tasks, spend
+from tests.schedules.fake_bench import FakeBench
 
 LINEARS = FragmentLinears("sm_90a")
 ONE = LinearWorkload(1, 272, 4096, "bfloat16")
@@ -24,28 +24,6 @@ EIGHT = replace(ONE, rows=8)
 CUTS = list(LINEARS.candidates(ONE))
 TWIN = next(cut for cut in CUTS[1:] if cut.warps == CUTS[0].warps)
 OTHER = next(cut for cut in CUTS[1:] if cut.warps != CUTS[0].warps)
-
-
-@dataclass
-class FakeBench:
-    """A device that computes what is right, where nothing else is said, and takes the same time for all."""
-
-    runs: dict[StreamSchedule, Callable[[Sample], Run]] = field(default_factory=dict)
-    time: float = 10.0
-    seen: list[StreamSchedule] = field(default_factory=list)
-
-    def __enter__(self) -> "FakeBench":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def prepare(self, builds: Sequence[partial[object]]) -> list[StreamSchedule]:
-        return [build.args[1] for build in builds]
-
-    def compare(self, prepared: Sequence[StreamSchedule], sample: Sample) -> list[Run]:
-        self.seen += prepared
-        right = Run(sample.expected.astype(sample.dtype), self.time)
-        return [self.runs[cut](sample) if cut in self.runs else right for cut in prepared]
 
 
 def records(folder: Path) -> Records:

@@ -155,14 +155,19 @@ def _fed(rows: int, depth: int) -> list[np.ndarray]:
     return [np.full(shape, np.nan, dtype) for shape, dtype in shapes]
 
 
-def test_rows_do_not_depend_on_their_number() -> None:
+def test_rows_do_not_depend_on_their_number_or_the_cut() -> None:
     gpu()
     random = np.random.default_rng()
     x = random.standard_normal((24, 1536)).astype(np.float16)
     packed = pack_fragments(random.standard_normal((576, 1536)).astype(np.float16))
+    # Cuts that share the depth among as many warps sum in the same order, so each number of rows may have its own.
     counts = (1, 5, 8, 16, 24)
-    works = {f"f{rows}": LinearWorkload(rows, 576, 1536, "float16") for rows in counts}
-    compiled = compile_for({name: stream_linear(name, work, "float16") for name, work in works.items()}, ARCH)
+    cuts = [StreamSchedule(*cut) for cut in ((1, 8, 4), (2, 8, 4), (1, 8, 8), (1, 8, 2), (2, 8, 2))]
+    functions = {
+        f"f{rows}": stream_linear(f"f{rows}", LinearWorkload(rows, 576, 1536, "float16"), "float16", cut)
+        for rows, cut in zip(counts, cuts, strict=True)
+    }
+    compiled = compile_for(functions, ARCH)
     results = [
         call(compiled[f"f{rows}"], [x[:rows], packed, np.full((rows, 576), np.nan, np.float32)])[0] for rows in counts
     ]
