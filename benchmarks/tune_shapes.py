@@ -28,7 +28,7 @@ from dspark_compiler.schedules.tune import TuningStep, linear_tasks, spend
 _LAYER_ROWS = (1, 8, 16, 32, 512)  # decode, verifies, and the chunks a prompt is read in
 _HEAD_ROWS = (1, 8, 16)  # a prefill wants the last row's logits alone
 _STREAMED = 32  # quantized weights of more rows are widened first
-_BITS = {"bfloat16": 16, "int8": 8, "int4": 4}
+BITS = {"bfloat16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def workloads(shapes: Sequence[Shape], forms: Sequence[str]) -> dict[LinearWorkl
                 if form != "bfloat16" and rows > _STREAMED:
                     continue
                 made = LinearWorkload(rows, work.features, work.depth, form, work.gated)
-                read = calls * work.features * work.depth * _BITS[form] / 8
+                read = calls * work.features * work.depth * BITS[form] / 8
                 found[made] = found.get(made, 0.0) + read
     return found
 
@@ -133,7 +133,7 @@ def report(works: dict[LinearWorkload, float], folder: Path, arch: str) -> None:
         chosen = choose_schedule(work, linears, records)
         best = min(times, key=times.__getitem__)
         ratios.append((times[best] / times[default], work))
-        rate = work.features * work.depth * _BITS[work.weight_dtype] / 8 / times[chosen] / 1e6
+        rate = work.features * work.depth * BITS[work.weight_dtype] / 8 / times[chosen] / 1e6
         gated = " gated" if work.gated else ""
         cuts = (f"{_cut(cut):10} {times[cut]:8.2f} us" for cut in (default, chosen, best))
         click.echo(
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, metavar="RECORDS", help="folder the records are kept in")
     parser.add_argument("--models", default=",".join(SHAPES), help="names or paths of config.json, by commas")
-    parser.add_argument("--forms", default=",".join(_BITS), help="how weights are stored, by commas")
+    parser.add_argument("--forms", default=",".join(BITS), help="how weights are stored, by commas")
     parser.add_argument("--arch", help="such as sm_90a; default: this machine's")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
