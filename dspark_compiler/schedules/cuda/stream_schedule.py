@@ -41,8 +41,9 @@ def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
 def candidate_schedules(work: LinearWorkload) -> list[StreamSchedule]:
     """What is worth measuring, the default first: stripes, warps, and as much ahead as registers allow."""
     default = default_stream_schedule(work)
-    shapes = [(1, 8, 4), (1, 8, 8), (1, 8, 2), (1, 16, 4), (1, 16, 2), (1, 4, 8), (1, 4, 4)]
-    shapes += [(2, 16, 2), (2, 8, 4), (2, 4, 4)]
+    shapes = [(1, 8, 4), (1, 8, 8), (1, 8, 2), (1, 12, 4), (1, 16, 4), (1, 16, 2), (1, 4, 8), (1, 4, 4)]
+    # Several stripes at once read the rows of x less often.
+    shapes += [(2, 16, 2), (2, 8, 4), (2, 4, 4), (4, 8, 2), (4, 4, 2)]
     every = [StreamSchedule(*shape) for shape in shapes if shape[1] <= _tiles(work)]
     return [default, *(schedule for schedule in every if schedule != default)]
 
