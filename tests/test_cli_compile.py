@@ -95,6 +95,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
             "--kv-policy h2o: evicts nothing without --kv-budget N (or --max-quality-loss X, which",
         ),
         (["m", "--kv-weights", "w", "--kv-budget", "9"], "--kv-weights w: for which --kv-policy?"),
+        (["m", "--target", "vulkan", "--tune-trials", "3"], "--tune-trials 3: nothing is measured for --target vulkan"),
         (["m", "--kv-anything", "3"], "No such option"),
     ],
 )
@@ -158,6 +159,15 @@ def test_an_unfinished_stage_is_not_called_done(capsys: pytest.CaptureFixture[st
     with pytest.raises(RuntimeError):
         work()
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["one"]
+
+
+def test_details_of_a_stage_are_shown_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        for step in range(1, 40):
+            progress("tune", step, 40, f"{step} of 40 trials, linear: best 3.1 us, 9 s left")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  1 of 40 trials, linear: best 3.1 us, 9 s left"
+    assert len(lines) == 2
 
 
 def test_terminal_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
