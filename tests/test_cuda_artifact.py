@@ -71,8 +71,8 @@ def test_architectures_that_cannot_be(arch: str) -> None:
 def test_types_a_gpu_does_not_compute_with() -> None:
     with pytest.raises(InputError, match="--dtype float32: with --target cuda not one of float16, bfloat16"):
         CompileConfig(target="cuda", dtype="float32")
-    with pytest.raises(InputError, match="--kv-dtype int8: with --target cuda not one of bfloat16"):
-        CompileConfig(target="cuda", kv_dtype="int8")
+    with pytest.raises(InputError, match="--kv-dtype float32: with --target cuda not one of bfloat16, int8, float8"):
+        CompileConfig(target="cuda", kv_dtype="float32")
 
 
 def test_tuning_is_refused_before_any_work() -> None:

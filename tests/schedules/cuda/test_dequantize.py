@@ -1,7 +1,5 @@
 """Codes become the tiles of the weight they stand for, to the bit."""
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,17 +9,18 @@ from dspark_compiler.schedules.cuda.dequantize import dequantize_fragments
 from dspark_compiler.schedules.cuda.fragments import fragment_shape, pack_fragments
 from dspark_compiler.schedules.cuda.quantized_fragments import pack_bytes, pack_groups, pack_nibbles
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
-from tests.schedules.cuda.gpu import call, compile_for, gpu, resources
+from tests.schedules.cuda.gpu import call, compile_for, gpu, report_of
 
 ARCH = "sm_90a"
 STORED = ("int8", "int4", "float8_e4m3fn")
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def test_a_thread_stores_16_bytes_at_a_time_and_no_register_leaves(tmp_path: Path) -> None:
+def test_a_thread_stores_16_bytes_at_a_time_and_no_register_leaves() -> None:
     functions = {stored: dequantize_fragments(stored, WeightForm(72, 256, stored, "bfloat16")) for stored in STORED}
-    report = resources(compile_for(functions, ARCH), ARCH, tmp_path)
-    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
+    report = report_of(functions, ARCH)
+    assert report.kernels == len(functions)
+    assert not report.spills
 
 
 @pytest.mark.parametrize("dtype", TYPES)

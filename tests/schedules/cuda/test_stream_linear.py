@@ -1,7 +1,5 @@
 """Linears of few rows for Nvidia GPUs: what the compiler makes of them, and what comes out."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -21,25 +19,26 @@ from dspark_compiler.schedules.cuda.stream_schedule import (
     default_stream_schedule,
 )
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from tests.schedules.cuda.gpu import call, compile_for, error, gpu, resources
+from tests.schedules.cuda.gpu import call, compile_for, error, gpu, report_of
 
 ARCH = "sm_90a"
 EPSILON = 1e-6
 FORMS = ("bfloat16", "int8", "int4", "float8_e4m3fn")
 
 
-def test_weights_come_16_bytes_at_a_time_and_no_register_leaves(tmp_path: Path) -> None:
+def test_weights_come_16_bytes_at_a_time_and_no_register_leaves() -> None:
     functions = {
         form: stream_linear(form, LinearWorkload(8, 2560, 4096, form), "bfloat16", residual=True) for form in FORMS
     }
     gated = LinearWorkload(1, 19456, 2560, "bfloat16", gated=True)
     functions["gated"] = stream_gated_linear("gated", gated, "bfloat16", activation="silu", norm_eps=EPSILON)
-    compiled = compile_for(functions, ARCH)
-    report = resources(compiled, ARCH, tmp_path)
-    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
-    source = compiled.mod.imports[0].inspect_source()
-    assert source.count("dspark_await_previous();") == len(functions)
-    assert source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4  # two forms of a tile, two halves each
+    report = report_of(functions, ARCH)
+    assert report.kernels == len(functions)
+    assert not report.spills
+    assert report.source.count("dspark_await_previous();") == len(functions)
+    assert (
+        report.source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4
+    )  # two forms of a tile, two halves each
 
 
 def test_schedules_do_not_depend_on_the_rows() -> None:
