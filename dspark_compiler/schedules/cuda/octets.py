@@ -1,5 +1,7 @@
 """Eight codes made 2-byte floats, 16 bytes, by one thread."""
 
+from tvm.tirx.script.builder import ir as T
+
 from dspark_compiler.schedules.cuda.mma import PTX_TYPE
 from dspark_compiler.schedules.cuda.threads import device, run
 from dspark_compiler.schedules.tir import Expr
@@ -18,23 +20,23 @@ _CODE = {
 }
 
 
-def widen_octet(stored: str, dtype: str, target: Expr, source: Expr, scale: Expr) -> None:
-    """Stores eight codes of type ``stored``, times ``scale``, as ``dtype`` at ``target``.
+def widen_octet(stored: str, dtype: str, target: Expr, source: Expr, scale: Expr, offset: Expr | None = None) -> None:
+    """Stores eight codes of type ``stored``, times ``scale`` and plus ``offset``, as ``dtype`` at ``target``.
 
     ``source`` points to the codes, in the order of quantized_fragments.py.
     """
     name = f"dspark_octet_{stored}_{PTX_TYPE[dtype]}"
     kind, make = ("__nv_bfloat162", "__floats2bfloat162_rn") if dtype == "bfloat16" else ("half2", "__floats2half2_rn")
     code = f"""
-__device__ __forceinline__ void {name}(void* out, const void* codes, float scale) {{
+__device__ __forceinline__ void {name}(void* out, const void* codes, float scale, float offset) {{
   {_LOAD[stored]}
   float f[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) f[i] = {_CODE[stored]} * scale;
+  for (int i = 0; i < 8; ++i) f[i] = {_CODE[stored]} * scale + offset;
   {kind} pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) pairs[i] = {make}(f[2 * i], f[2 * i + 1]);
   *(uint4*)out = *(uint4*)pairs;
 }}
 """
-    run(device(name, target, source, scale, source=code))
+    run(device(name, target, source, scale, T.float32(0.0) if offset is None else offset, source=code))
