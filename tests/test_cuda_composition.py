@@ -1,5 +1,6 @@
 """On a GPU everything composes: quantized weights and caches, pruning, drafts; against the CPU and against itself."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from dspark_compiler import SamplingParams
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.config import NGRAM
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.runtime.engine import Engine, load
 from dspark_compiler.runtime.executor import Executor
+from tests.frontend.test_quantized_folder import AWQ, awq, write
 from tests.gpu import compiled, need_gpu, relative_error
+from tests.tiny_models import TINY
 
 pytestmark = pytest.mark.gpu
 
@@ -49,6 +53,20 @@ def test_logits_are_those_of_the_cpu(options: dict[str, Any], tmp_path: Path) ->
     for i in range(3):
         one = gpu.decode(tokens[:, i], length + i, length + i, count)[0]
         np.testing.assert_array_equal(one, together[i], err_msg="decode and verify agree bit for bit")
+
+
+def test_codes_of_a_checkpoint_are_kept(tmp_path: Path) -> None:
+    need_gpu()
+    group = 32
+    model = partial(TINY["llama"], hidden_size=2 * group, intermediate_size=3 * group)
+    write(tmp_path / "source", AWQ | {"group_size": group}, WeightFormat("int4", group), awq, model)
+    gpu = Executor(Artifact.open(compiled("llama", tmp_path, quantize="keep", dtype="float16")))
+    place = {"target": "cpu", "arch": None, "output": tmp_path / "cpu.dspark"}
+    cpu = Executor(Artifact.open(compiled("llama", tmp_path, quantize="keep", **place)))
+    ids = torch.randint(3, 100, (47,), generator=torch.Generator().manual_seed(1)).tolist()
+    for start, stop in ((0, 40), (40, 47)):  # a wide chunk and a narrow one
+        found, wanted = (executor.prefill(0, ids[start:stop], start, start) for executor in (gpu, cpu))
+        assert relative_error(found, wanted) < _ROUNDED
 
 
 @pytest.mark.parametrize(
