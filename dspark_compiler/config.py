@@ -20,9 +20,9 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq",
 _CPU_DTYPE: DType = "float32"
 _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
-# Types the weights can have, and keys and values besides the type that is computed with.
+# Types the weights can have, and keys and values besides the type that attention computes with.
 _GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
-_CPU_KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
+_QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
 
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda")
@@ -66,7 +66,7 @@ class CompileConfig:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
         for option, name, known in (
             ("--dtype", self.dtype, DTYPES if self.target == "cpu" else _GPU_DTYPES),
-            ("--kv-dtype", self.kv_dtype, _CPU_KV_DTYPES if self.target == "cpu" else (self.weight_dtype,)),
+            ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
         ):
             if name is not None and name not in known:
                 raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
@@ -98,6 +98,11 @@ class CompileConfig:
     def cache_dtype(self) -> KVDType:
         """Type of stored keys and values: as asked for, or what the target computes with."""
         return self.kv_dtype or ("float32" if self.target == "cpu" else self.weight_dtype)
+
+    @property
+    def kv_dtypes(self) -> tuple[KVDType, ...]:
+        """Types that keys and values can be stored in."""
+        return ("float32" if self.target == "cpu" else self.weight_dtype, *_QUANTIZED_KV)
 
     @property
     def chunk_widths(self) -> tuple[int, ...]:

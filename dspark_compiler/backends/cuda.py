@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.relax.backend.cuda.pipeline import dataflow_lower_passes
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import Gpu, find_driver, runs_on
 from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.backends.cpu import V2
@@ -82,8 +83,10 @@ class CudaBackend:
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""
-        gpu = _gpu_here()
-        return gpu is not None and runs_on(self.spec.arch, gpu.capability)
+        driver, gpu = find_driver(), _gpu_here()
+        return (
+            driver is not None and driver.cuda >= CUDA and gpu is not None and runs_on(self.spec.arch, gpu.capability)
+        )
 
     def schedule(self, module: Any, records: Records) -> Any:
         """See Backend."""

@@ -18,6 +18,7 @@ from dspark_compiler.schedules.cuda.dequantize import dequantize_fragments
 from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape
 from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
 from dspark_compiler.schedules.cuda.layouts import STORED
+from dspark_compiler.schedules.cuda.quantized_fragments import tile_group
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.stream_schedule import FEW_ROWS, StreamSchedule
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
@@ -55,6 +56,7 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
             norm_eps=source.norm_eps,
             late_norm=source.norm_eps is not None,
             out_dtype=stored,
+            **weight.options,
         )
     else:
         assert isinstance(cut, TileSchedule)
@@ -92,14 +94,22 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Weight:
-    """A packed weight as kernels take it: its type, and the tensors of it."""
+    """A packed weight as kernels take it: its type, the tensors of it, and how scales belong to columns."""
 
     stored: str
     args: tuple[Any, ...]
+    group: int = 0
+    offsets: bool = False
 
     def name(self, dtype: str) -> str:
         """As part of a kernel's name; nothing for plain weights."""
-        return "" if self.stored == dtype else f"_{self.stored}"
+        group = f"_g{self.group}" if self.group else ""
+        return "" if self.stored == dtype else f"_{self.stored}{group}{'_offsets' if self.offsets else ''}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What kernels that stream it are told."""
+        return {"group": self.group, "offsets": self.offsets}
 
     @staticmethod
     def of(call: LinearCall, importer: EntryImporter, rows: int) -> "_Weight":
@@ -108,12 +118,15 @@ class _Weight:
         args = tuple(importer.env[param] for param in (call.weight, *call.factors))
         if call.format is None:
             return _Weight(dtype, args)
-        stored = STORED[call.format.codes]
-        if rows <= FEW_ROWS:
-            return _Weight(stored, args)
         features, depth = shape_of(call.weight)
+        stored, columns = STORED[call.format.codes], call.format.group
+        group = tile_group(stored, columns, depth) or 0 if columns else 0
+        weight = _Weight(stored, args, group, call.format.offsets)
+        if rows <= FEW_ROWS:
+            return weight
         kernel = dequantize_fragments(
-            f"dequantize_{features}x{depth}_{stored}_{dtype}", WeightForm(features, depth, stored, dtype)
+            f"dequantize_{features}x{depth}{weight.name(dtype)}_{dtype}",
+            WeightForm(features, depth, stored, dtype, group, call.format.offsets),
         )
         return _Weight(dtype, (importer.call(kernel, args, PhysicalTensor(fragment_shape(features, depth), dtype)),))
 
@@ -172,6 +185,7 @@ def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: 
         late_norm=source.norm_eps is not None,
         feeds_norm=fed is not None,
         out_dtype=stored,
+        **weight.options,
     )
     value, *prepared = (
         importer.call_many(kernel, args, outs) if fed is not None else [importer.call(kernel, args, outs[0])]
