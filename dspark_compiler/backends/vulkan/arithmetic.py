@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from dspark_compiler.backends.vulkan.spirv.numbers import Glsl, Op
-from dspark_compiler.backends.vulkan.spirv.types import BOOL, UINT32, Scalar, require_arithmetic
+from dspark_compiler.backends.vulkan.spirv.types import BOOL, UINT32, Scalar
 from dspark_compiler.backends.vulkan.values import Value, Values
 
 
@@ -59,11 +59,9 @@ class Arithmetic(Values):
         if name in _COMPARE:
             if scalar.is_bool:
                 return self.map(_BOOL_COMPARE[name], BOOL, left, right)
-            require_arithmetic(self.module, scalar)
             return self._apply(_pick(_COMPARE[name], scalar), BOOL, left, right)
         if scalar.is_bool:
             return self.map(_BOOL_BITS[name], BOOL, left, right)
-        require_arithmetic(self.module, scalar)
         if name in _BINARY:
             return self._apply(_pick(_BINARY[name], scalar), scalar, left, right)
         if name == "RShift":
@@ -77,19 +75,15 @@ class Arithmetic(Values):
 
     def glsl(self, number: Glsl, *operands: Value, result: Scalar | None = None) -> Value:
         """An instruction of GLSL.std.450, lane by lane."""
-        require_arithmetic(self.module, operands[0].scalar)
         before = (self.module.glsl, number)
         return self.map(Op.EXT_INST, result or operands[0].scalar, *operands, before=before)
 
     def negate(self, value: Value) -> Value:
         """-value."""
-        require_arithmetic(self.module, value.scalar)
         return self.map(Op.F_NEGATE if value.scalar.is_float else Op.S_NEGATE, value.scalar, value)
 
     def invert(self, value: Value) -> Value:
         """The opposite of a condition, or all bits of an integer inverted."""
-        if not value.scalar.is_bool:
-            require_arithmetic(self.module, value.scalar)
         return self.map(Op.LOGICAL_NOT if value.scalar.is_bool else Op.NOT, value.scalar, value)
 
     def convert(self, value: Value, to: Scalar) -> Value:

@@ -17,7 +17,6 @@ from dspark_compiler.backends.vulkan.spirv.types import (
     Scalar,
     array_behind_address,
     pointer_type,
-    require_arithmetic,
     type_id,
 )
 from dspark_compiler.backends.vulkan.values import Value
@@ -119,7 +118,6 @@ class ChipMemory:
         self._operands = (numbers.VOLATILE,) if volatile else ()
         self.bytes = scalar.size * length
         module = arithmetic.module
-        require_arithmetic(module, scalar)
         count = arithmetic.constant(UINT32, -(-length // width))
         array = module.declare(Op.TYPE_ARRAY, type_id(module, scalar, width), count.id)
         pointer = pointer_type(module, storage, array)

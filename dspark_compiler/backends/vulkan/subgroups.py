@@ -9,7 +9,7 @@ from typing import Any
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import BuiltIn, Capability, Op, Scope
-from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, INT32, UINT32, Scalar, require_arithmetic
+from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, INT32, UINT32, Scalar
 from dspark_compiler.backends.vulkan.values import Value
 
 _RELATIVE = {"up": Op.GROUP_NON_UNIFORM_SHUFFLE_UP, "down": Op.GROUP_NON_UNIFORM_SHUFFLE_DOWN}
@@ -63,7 +63,6 @@ def reduction(name: str) -> Rule:
         value = emitter.value(call.args[1])
         floating, signed, unsigned = _REDUCTIONS[name]
         op = floating if value.scalar.is_float else signed if value.scalar.signed else unsigned
-        require_arithmetic(emitter.do.module, value.scalar)
         emitter.do.module.require(Capability.GROUP_NON_UNIFORM_ARITHMETIC)
         before = (_subgroup(emitter), numbers.GROUP_REDUCE)
         return emitter.do.map(op, value.scalar, value, before=before)

@@ -76,18 +76,12 @@ def type_id(module: Module, scalar: Scalar, lanes: int = 1) -> int:
         return module.declare(Op.TYPE_VECTOR, type_id(module, scalar), lanes)
     if scalar.is_bool:
         return module.declare(Op.TYPE_BOOL)
-    if scalar.bits == 64:
-        require_arithmetic(module, scalar)
+    needed = (_FLOAT_CAPABILITIES if scalar.is_float else _INT_CAPABILITIES).get(scalar.bits)
+    if needed is not None:
+        module.require(needed)
     if scalar.is_float:
         return module.declare(Op.TYPE_FLOAT, scalar.bits)
     return module.declare(Op.TYPE_INT, scalar.bits, 0)
-
-
-def require_arithmetic(module: Module, scalar: Scalar) -> None:
-    """Says that the module computes with a type, which takes more than loading and converting it."""
-    needed = (_FLOAT_CAPABILITIES if scalar.is_float else _INT_CAPABILITIES).get(scalar.bits)
-    if needed is not None and not scalar.is_bool:
-        module.require(needed)
 
 
 def constant(module: Module, scalar: Scalar, value: float, lanes: int = 1) -> int:
@@ -98,7 +92,6 @@ def constant(module: Module, scalar: Scalar, value: float, lanes: int = 1) -> in
     kind = type_id(module, scalar)
     if scalar.is_bool:
         return module.declare_value(Op.CONSTANT_TRUE if value else Op.CONSTANT_FALSE, kind)
-    require_arithmetic(module, scalar)
     raw = _float_bytes(scalar, value) if scalar.is_float else int(value) % (1 << scalar.bits)
     words = (raw & 0xFFFFFFFF, raw >> 32) if scalar.bits == 64 else (raw,)
     return module.declare_value(Op.CONSTANT, kind, *words)
@@ -120,7 +113,6 @@ def _array_behind_address(module: Module, scalar: Scalar, lanes: int) -> int:
         width = scalar.bits
         needed = Capability.STORAGE_BUFFER8_BIT_ACCESS if width == 8 else Capability.STORAGE_BUFFER16_BIT_ACCESS
         module.require(needed)
-        require_arithmetic(module, scalar)  # validators want it as soon as a pointer to such a type is made
     elements = module.declare_new(Op.TYPE_RUNTIME_ARRAY, type_id(module, scalar, lanes))
     module.decorate(elements, Decoration.ARRAY_STRIDE, scalar.size * lanes)
     block = module.declare_new(Op.TYPE_STRUCT, elements)
