@@ -29,23 +29,20 @@ _CHILDREN: dict[str, tuple[str, ...]] = {
 }
 
 
-def children(node: Any) -> Iterator[Any]:
-    """The nodes right below one."""
-    for field in _CHILDREN.get(type(node).__name__, ()):
-        child = getattr(node, field)
-        if child is None:
-            continue
-        if type(child).__name__ in ("Array", "list", "tuple"):
-            yield from child
-        else:
-            yield child
-
-
 def walk(node: Any) -> Iterator[Any]:
     """All nodes, those above before those below, in the order of execution."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for field in reversed(_CHILDREN.get(type(node).__name__, ())):
+            child = getattr(node, field)
+            if child is None:
+                continue
+            if type(child).__name__ == "Array":
+                waiting.extend(reversed(child))
+            else:
+                waiting.append(child)
 
 
 def reads_memory(expr: Any) -> bool:
