@@ -67,11 +67,14 @@ void Device::ReadMemoryTypes(VkPhysicalDeviceMemoryProperties* properties) const
 std::pair<uint64_t, uint64_t> Device::MemoryBytes() const {
   VkPhysicalDeviceMemoryBudgetPropertiesEXT budget{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
   VkPhysicalDeviceMemoryProperties2 found{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
-  if (capabilities.has_memory_budget) found.pNext = &budget;
+  // On a processor the budget is what the machine has left, which is no matter of ours alone.
+  const bool has_budget =
+      capabilities.has_memory_budget && capabilities.properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
+  if (has_budget) found.pNext = &budget;
   instance_.GetPhysicalDeviceMemoryProperties2(physical, &found);
   const uint32_t heap = memory->device_heap();
   const uint64_t total = found.memoryProperties.memoryHeaps[heap].size;
-  if (!capabilities.has_memory_budget) return {total - std::min(total, memory->reserved()), total};
+  if (!has_budget) return {total - std::min(total, memory->reserved()), total};
   const uint64_t allowed = budget.heapBudget[heap], used = budget.heapUsage[heap];
   return {allowed - std::min(allowed, used), total};
 }

@@ -2,6 +2,7 @@
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/reflection/registry.h>
 
+#include "module.h"
 #include "runtime.h"
 #include "transfer.h"
 
@@ -100,6 +101,7 @@ ffi::Array<ffi::String> TakeMessages() {
 TVM_FFI_STATIC_INIT_BLOCK() {
   ffi::reflection::GlobalDef()
       .def("dspark.vulkan.count", [] { return static_cast<int64_t>(Runtime::Get().Count()); })
+      .def("dspark.vulkan.set_device", [](int64_t device) { CurrentDevice() = static_cast<int>(device); })
       .def("dspark.vulkan.allocate",
            [](int64_t device, int64_t size) { return Allocate(device, size, MemoryKind::kDevice); })
       .def("dspark.vulkan.release", [](int64_t device, int64_t address) { Release(device, address, false); })

@@ -57,6 +57,7 @@ void CopyToHost(Device& device, void* to, VkDeviceAddress from, uint64_t size) {
 }
 
 void CopyWithin(Device& device, VkDeviceAddress to, VkDeviceAddress from, uint64_t size) {
+  if (to == from) return;
   std::lock_guard<std::mutex> lock(device.mutex);
   const Place target = device.memory->Find(to), source = device.memory->Find(from);
   CheckRoom(device, target, size);

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from dspark_compiler.errors import BackendUnavailableError
 
-_PACKAGE = Path(__file__).parent.parent
-SOURCES = _PACKAGE / "vulkan_runtime"
-PACKAGED = _PACKAGE / "lib"  # where a wheel has it
+SOURCES = PACKAGED = Path(__file__).parent  # a wheel has the library beside its sources
 
 _COMPILERS = ("c++", "g++", "clang++")
 _HEADER = "vulkan/vulkan_core.h"
@@ -74,7 +72,7 @@ def library_name() -> str:
     digest = hashlib.sha256()
     for package in _BUILT_AGAINST:
         digest.update(f"{package} {_version(package)}\n".encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted((*SOURCES.glob("*.cc"), *SOURCES.glob("*.h"))):
         digest.update(path.name.encode() + b"\n" + path.read_bytes())
     return f"libdspark_vulkan-{digest.hexdigest()[:12]}.so"
 
