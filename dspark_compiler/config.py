@@ -21,7 +21,7 @@ _CPU_DTYPE: DType = "float32"
 _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
 # Types the weights can have, and keys and values besides the type that is computed with.
-_GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
+_CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _CPU_KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
@@ -62,7 +62,7 @@ class CompileConfig:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
         for option, name, known in (
-            ("--dtype", self.dtype, DTYPES if self.target == "cpu" else _GPU_DTYPES),
+            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
             ("--kv-dtype", self.kv_dtype, _CPU_KV_DTYPES if self.target == "cpu" else (self.weight_dtype,)),
         ):
             if name is not None and name not in known:

@@ -14,7 +14,7 @@ STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
 def elements_at_once(dtype: str) -> int:
     """Numbers of a stored type in one access."""
-    return ACCESS // (DataType(dtype).bits // 8)
+    return ACCESS * 8 // int(DataType(dtype).bits)
 
 
 def widen(value: Expr, dtype: str) -> Expr:
