@@ -21,8 +21,9 @@ _CPU_DTYPE: DType = "float32"
 _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
 # Types the weights can have, and keys and values besides the type that attention computes with.
-_GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
+_CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
 
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda")
@@ -65,7 +66,7 @@ class CompileConfig:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
         for option, name, known in (
-            ("--dtype", self.dtype, DTYPES if self.target == "cpu" else _GPU_DTYPES),
+            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
             ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
         ):
             if name is not None and name not in known:
@@ -102,7 +103,8 @@ class CompileConfig:
     @property
     def kv_dtypes(self) -> tuple[KVDType, ...]:
         """Types that keys and values can be stored in."""
-        return ("float32" if self.target == "cpu" else self.weight_dtype, *_QUANTIZED_KV)
+        own: KVDType = "float32" if self.target == "cpu" else self.weight_dtype
+        return (own, *(_QUANTIZED_KV if self.target in _KV_QUANTIZED_ON else ()))
 
     @property
     def chunk_widths(self) -> tuple[int, ...]:

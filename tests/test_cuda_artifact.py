@@ -14,7 +14,7 @@ from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.cuda import CudaBackend
 from dspark_compiler.commands.tune import tune_command
-from dspark_compiler.driver import compile_model, tune_model
+from dspark_compiler.driver import tune_model
 from dspark_compiler.errors import ArtifactError, InputError
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.schedules.bench import Run
