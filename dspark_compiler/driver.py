@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import tvm
-from transformers import PreTrainedModel
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.artifact import ModelInfo as ModelFields
@@ -22,10 +21,11 @@ from dspark_compiler.compare.calibration import quantization_source
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
 from dspark_compiler.compare.quality import QualityReport, measure_quality
+from dspark_compiler.compare.reference import reference_of
 from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import InputError
-from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.fingerprint import tokenizer_sha256
+from dspark_compiler.frontend.loaded import LoadedModel
 from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
@@ -53,7 +53,7 @@ _LONGEST_DEFAULT = 4096  # tokens; a longer context costs memory from the first 
 
 
 def compile_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> Artifact:
-    """Compiles ``model`` (folder, hub id or GGUF file) and writes the artifact; the previous one stays until then.
+    """Compiles ``model`` (folder, hub id, GGUF or ONNX file) to an artifact; the previous one stays until then.
 
     With ``max_quality_loss`` it compiles and measures caches of several sizes first, and keeps the smallest that holds.
 
@@ -155,7 +155,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
             stages.say("check skipped, this machine cannot run the artifact")
         elif config.check:
             with stages("check"):
-                found = check(writer.preview(manifest), rewritten.module, progress=stages.step)
+                found = check(writer.preview(manifest), reference_of(rewritten.model), progress=stages.step)
                 report["check"] = found.to_json()
         writer.add_json("report.json", report)
         with stages("finish"):
@@ -228,7 +228,7 @@ def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -
 class _Rewritten:
     """The model as loaded, its program after all passes, and what these did."""
 
-    module: PreTrainedModel
+    model: LoadedModel
     program: Program
     passes: tuple[PassReport, ...]
 
@@ -272,15 +272,17 @@ def _backend(config: CompileConfig) -> Backend:
 
 
 def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages: _Stages) -> _Rewritten:
+    for remark in source.remarks:
+        stages.say(remark)
     with stages("load"):
-        module = source.load(torch.float32)
+        model = source.load_for_compile()
     with stages("capture"):
-        program = capture(module, config)
+        program = model.capture(config)
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
-        weights = quantization_source(config, source, module)
+        weights = quantization_source(config, source, model)
         program, passes = run_passes(default_pipeline(config, heads, weights), program, dump_dir=config.dump_ir)
-    return _Rewritten(module, program, passes)
+    return _Rewritten(model, program, passes)
 
 
 def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, stages: _Stages) -> None:

@@ -130,7 +130,7 @@ def model_options(command: Any) -> Any:
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the program after each pass.")
 @click.option("--check/--no-check", default=_DEFAULTS.check, show_default=True, help="Compare with the source model.")
 def compile_command(model: str, **options: Any) -> None:
-    """Compile MODEL (a Hugging Face folder or hub id, or a .gguf file) to an artifact that runs without torch."""
+    """Compile MODEL (a Hugging Face folder or hub id, a .gguf or .onnx file) to an artifact that runs without torch."""
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.driver import compile_model
 
