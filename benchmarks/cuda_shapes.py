@@ -6,6 +6,7 @@
     python -m benchmarks.cuda_shapes fill OUT FULL                   # with random weights, or --model's, in its files
     python -m benchmarks.cuda_shapes checkpoint qwen3-8b MODEL       # random weights for opponents (dspark bench)
     python -m benchmarks.cuda_shapes load FULL --json FILE           # how long that takes to load
+    python -m benchmarks.cuda_shapes project FILE...                 # rounds measured, accepted lengths as published
 
 What ``run`` measures runs interleaved in one process: decoding, prefill and rounds through the runtime's own loops,
 the single entry points as they are replayed, and a device copy, whose rate is the roofline of what streams weights.
@@ -98,6 +99,16 @@ def load(artifact: Path, prompt: int, verify: bool, file: Path | None) -> None:
     from benchmarks.shapes.loading import load_and_answer
 
     _report(load_and_answer(artifact, prompt, verify=verify), file)
+
+
+@main.command()
+@click.argument("measured", type=_FOLDER, nargs=-1)
+@click.option("--json", "file", type=_FOLDER)
+def project(measured: tuple[Path, ...], file: Path | None) -> None:
+    """From files that ``run`` wrote: speeds with the accepted lengths that the DSpark paper reports."""
+    from benchmarks.shapes.projection import project as projected
+
+    _report({path.stem: projected(json.loads(path.read_text())) for path in measured}, file)
 
 
 def _report(found: dict[str, Any], file: Path | None) -> None:

@@ -1,5 +1,6 @@
 """What decoding, reading prompts and rounds take, interleaved in one process, beside what the memory allows."""
 
+import json
 import statistics
 import subprocess
 import time
@@ -43,9 +44,7 @@ class Bench:
         self, prompt: int, new: int, turns: int, contexts: tuple[int, ...], temperature: float
     ) -> dict[str, Any]:
         """All of it; lengths in tokens, ``contexts`` further ones at which single steps are timed."""
-        settings = SamplingParams(
-            max_new_tokens=new, ignore_eos=True, temperature=temperature, top_p=0.95 if temperature else 1
-        )
+        settings = SamplingParams(max_new_tokens=new, ignore_eos=True, temperature=temperature)
         for name in self.strategies:
             self._generate(name, self._prompt(prompt), settings)
         taken: list[dict[str, float]] = []
@@ -69,6 +68,7 @@ class Bench:
             "layers": manifest.model.num_layers,
             "quantization": None if manifest.quantization is None else manifest.quantization.scheme,
             "heads": None if manifest.heads is None else manifest.heads.type,
+            "quantize_heads": json.loads(self.artifact.read_text("report.json") or "{}")["options"]["quantize_heads"],
             "device": _gpu("name"),
             "versions": {"dspark-compile": manifest.compiler_version, "driver": _gpu("driver_version")},
             "prompt": prompt,
@@ -114,7 +114,7 @@ class Bench:
                 found[name] = self.clock.replay(call) * 1e3
         anchors = Anchors(*(np.array([value]) for value in (7, length, length)))
         sampling = SamplingInputs.greedy(1)
-        sampling.put(0, SamplingParams(temperature=temperature, top_p=0.95 if temperature else 1))
+        sampling.put(0, SamplingParams(temperature=temperature))
         numbers = np.full((1, widest), 0.5, np.float32)
         if "draft" not in executor.calls:
             for width in executor.verify_widths:

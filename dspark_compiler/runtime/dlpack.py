@@ -52,7 +52,7 @@ class Wrapping:
         libc.malloc.argtypes, libc.malloc.restype = (c_size_t,), c_void_p
         described = libc.malloc(ctypes.sizeof(_Tensor) + max(len(shape), 1) * ctypes.sizeof(c_int64))
         lengths = described + ctypes.sizeof(_Tensor)
-        (c_int64 * len(shape)).from_address(lengths)[:] = shape
+        (c_int64 * len(shape)).from_address(lengths)[:] = list(shape)
         free = ctypes.cast(libc.free, c_void_p).value
         code = (kind.type_code, kind.bits, kind.lanes)
         managed = _Tensor(address, *device, len(shape), *code, lengths, None, 0, None, free)

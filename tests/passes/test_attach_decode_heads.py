@@ -27,7 +27,7 @@ PROMPTS = ([3, 14, 15, 92, 65, 35], [89, 79, 32])
 DRAFTERS = ("vanilla", "gated", "rnn", "dflash", "medusa", "eagle3")
 
 
-def make_heads(model, name: str, window: int = 4096) -> Heads:
+def make_heads(model, name: str, window: int = 4096, **sizes: int) -> Heads:
     own = model.config.get_text_config()
     config: DrafterConfig = replace(
         CONFIGS[name],
@@ -37,6 +37,7 @@ def make_heads(model, name: str, window: int = 4096) -> Heads:
         target_layer_ids=(-1, 0),
         block_size=G,
         context_window=window,
+        **sizes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
