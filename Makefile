@@ -9,7 +9,10 @@ JOBS ?= 2
 # What tests of --target vulkan need: a driver that runs on the processor, and tools that check kernels and calls.
 VULKAN_PACKAGES := libvulkan1 libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
 
-.PHONY: venv vulkan demo test lint format unit golden clean
+# What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
+GPU_TESTS := tests/schedules/cuda tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py
+
+.PHONY: venv vulkan demo test lint format unit gpu-test golden clean
 
 venv: $(STAMP)
 
@@ -45,6 +48,9 @@ vulkan:
 
 unit: venv vulkan
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+gpu-test: venv
+	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -71,7 +71,7 @@ def fitting_format(wanted: WeightFormat, ref: str, depth: int, target: Target = 
     if wanted.group and group < _LEAST_GROUP:
         return None
     form = replace(wanted, group=group)
-    return form if kernels_read(form, target) else WeightFormat("int8")
+    return form if kernels_read(form, target, depth) else WeightFormat("int8")
 
 
 def in_layer(ref: str) -> bool:

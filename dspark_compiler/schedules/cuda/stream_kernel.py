@@ -89,8 +89,8 @@ class StreamKernel:
                 Weights(
                     self.form,
                     given["w"],
-                    given["scale"] if self.form.grouped else None,
-                    given["zero"] if self.form.zeros else None,
+                    given["scale"] if self.form.group else None,
+                    given["offset"] if self.form.offsets else None,
                     [place + part * stripes for part in range(self.parts) for place in places],
                 ),
                 lambda: self._inputs(given, thread, late),
@@ -119,7 +119,7 @@ class StreamKernel:
         feature, features = first + place, self.output.shape[1]
         with when(feature < features) if features % (TILE_ROWS * self.cut.stripes) else nullcontext():
             values = [T.Bind(total) for total in sums]
-            if self.form.quantized and not self.form.grouped:
+            if self.form.quantized and not self.form.group:
                 values = [value * given["scale"][feature + part * features] for part, value in enumerate(values)]
             for scales in late:
                 values = [value * scales[row] for value in values]
