@@ -16,6 +16,7 @@ from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.vulkan.build import register
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.errors import InputError, LoweringError
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
 from dspark_compiler.schedules.vulkan.layouts import RowLayouts
@@ -62,6 +63,10 @@ class VulkanBackend:
         }
         return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
 
+    @property
+    def linears(self) -> None:
+        """See Backend: kernels are cut by their sizes alone."""
+
     def layouts(self, dtype: str) -> RowLayouts:
         """Weights row by row."""
         return RowLayouts(dtype)
@@ -76,7 +81,9 @@ class VulkanBackend:
             # Before the rules, which would make kernels of what is only another view.
             return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), vulkan_rules()])(module)
 
-    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
+    def tune(
+        self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
+    ) -> int:
         """See Backend."""
         raise InputError("--tune-trials: nothing is measured for --target vulkan yet")
 
