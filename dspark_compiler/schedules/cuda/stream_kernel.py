@@ -104,8 +104,8 @@ class StreamKernel:
                 Weights(
                     self.form,
                     given["w"],
-                    given["scale"] if self.form.grouped else None,
-                    given["zero"] if self.form.zeros else None,
+                    given["scale"] if self.form.group else None,
+                    given["offset"] if self.form.offsets else None,
                     [place + part * stripes for part in range(self.parts) for place in places],
                 ),
                 inputs,
@@ -138,7 +138,7 @@ class StreamKernel:
     @property
     def _scaled(self) -> bool:
         """Whether a scale belongs to each row of W."""
-        return self.form.quantized and not self.form.grouped
+        return self.form.quantized and not self.form.group
 
     @property
     def _ragged(self) -> bool:

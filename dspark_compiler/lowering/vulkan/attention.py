@@ -1,0 +1,69 @@
+"""Attention over cache slots, and the commit of what a verify left in scratch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.graph.rewrite import bound_args
+from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
+from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.vulkan import attention as kernels
+from dspark_compiler.schedules.vulkan import cache_rows
+
+
+def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.append_attention: writes live slots."""
+    return _attend(node, importer, "append_attention", kernels.append_attention)
+
+
+def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.scratch_attention: writes scratch."""
+    return _attend(node, importer, "scratch_attention", kernels.scratch_attention)
+
+
+def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.commit_scratch: writes live slots."""
+    tensors = tensor_args(node)
+    batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
+    value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
+    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
+    form, dtype = _form(tensors), _stored(tensors, importer.plan)
+    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{_suffix(form)}")
+    kernel = cache_rows.commit_scratch(name, shape, dtype, form)
+    return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
+
+
+def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any]) -> Any:
+    given, tensors = bound_args(node), tensor_args(node)
+    rows, heads, width, dim = shape_of(given["q"])
+    batch, kv_heads, slots, _ = shape_of(given["k_cache"])
+    scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
+    shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
+    scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
+    form, dtype = _form(tensors), _stored(tensors, importer.plan)
+    sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
+    rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
+    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{_suffix(form)}")
+    kernel, workspace = build(name, shape, scoring, dtype, form)
+    args = [importer.env[value] for value in tensors.values()]
+    outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "float32"))
+    return importer.call_inplace(kernel, args, written_args(node), *outs)
+
+
+def _stored(tensors: dict[str, fx.Node], plan: LayoutPlan) -> str:
+    """The type the cache of an operator's tensors keeps its slots in."""
+    return plan.states[tensors["k_cache"].meta["ref"]].dtype
+
+
+def _form(tensors: dict[str, fx.Node]) -> CacheForm:
+    if "k_scale" in tensors:
+        raise LoweringError("a quantized cache has no kernels for vulkan in this version; leave out --kv-dtype")
+    return CacheForm(free="free" in tensors, slot_position="slot_position" in tensors)
+
+
+def _suffix(form: CacheForm) -> str:
+    return ("_free" if form.free else "") + ("_position" if form.slot_position else "")
