@@ -6,13 +6,13 @@ Pointers, streams, events and graphs are integers. Everything asynchronous goes 
 import ctypes
 import weakref
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.gpu import Rows
 
 # Constants of driver_types.h.
 _HOST_ALLOC_DEFAULT, _COPY_BY_ADDRESS, _STREAM_NON_BLOCKING = 0, 4, 1
@@ -22,6 +22,7 @@ _OUT_OF_MEMORY = 2
 
 # What each function takes; all return cudaError_t.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cudaSetDevice": (c_int,),
     "cudaMemGetInfo": (c_void_p, c_void_p),
     "cudaMalloc": (c_void_p, c_size_t),
     "cudaFree": (c_void_p,),
@@ -45,36 +46,31 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where rows of equal length lie: ``pitch`` bytes from the start of one to the start of the next."""
-
-    address: int
-    pitch: int
-
-
 class CudaRuntime:
-    """The functions that running an artifact needs, on the first GPU.
+    """See GpuRuntime.
 
     Raises:
         DeviceError: from every method, naming the function that failed and why.
     """
 
-    def __init__(self, library: Any) -> None:
-        """``library`` is CUDA's runtime as ctypes loads it."""
+    def __init__(self, library: Any, index: int = 0) -> None:
+        """``library`` is CUDA's runtime as ctypes loads it, ``index`` the number of the GPU."""
         self._library = library
+        self._index = index
         for name, arguments in _SIGNATURES.items():
             getattr(library, name).argtypes = arguments
         library.cudaGetErrorString.restype = c_char_p
 
     def memory(self) -> tuple[int, int]:
         """Bytes of the GPU's memory that are free, and all of them."""
+        self._select()
         free, total = c_size_t(), c_size_t()
         self._check("cudaMemGetInfo", byref(free), byref(total))
         return free.value, total.value
 
     def allocate(self, size: int) -> int:
         """Memory on the GPU, at a multiple of 256."""
+        self._select()
         return self._made("cudaMalloc", size)
 
     def release(self, address: int) -> None:
@@ -83,6 +79,7 @@ class CudaRuntime:
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Zeroed memory of the host that the GPU reads and writes by itself."""
+        self._select()
         address = self._made("cudaHostAlloc", size, _HOST_ALLOC_DEFAULT)
         block = (ctypes.c_uint8 * size).from_address(address)
         weakref.finalize(block, self._library.cudaFreeHost, address).atexit = False
@@ -106,6 +103,7 @@ class CudaRuntime:
 
     def stream(self) -> int:
         """A stream that waits for no other."""
+        self._select()
         return self._made("cudaStreamCreateWithFlags", _STREAM_NON_BLOCKING)
 
     def synchronize(self, stream: int) -> None:
@@ -114,6 +112,7 @@ class CudaRuntime:
 
     def event(self, *, timed: bool = False) -> int:
         """A mark to be put on streams; before that, nothing waits for it."""
+        self._select()
         return self._made("cudaEventCreateWithFlags", _EVENT_TIMED if timed else _EVENT_UNTIMED)
 
     def record(self, event: int, stream: int) -> None:
@@ -154,6 +153,10 @@ class CudaRuntime:
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""
         self._check("cudaGraphExecDestroy", graph)
+
+    def _select(self) -> None:
+        """Has this thread make things on our GPU; what was made knows where it belongs."""
+        self._check("cudaSetDevice", self._index)
 
     def _made(self, name: str, *arguments: Any, of: int | None = None) -> int:
         """What the function gives by its first argument; ``of`` comes before that."""

@@ -10,10 +10,10 @@ from dspark_compiler.artifact import EntrySpec, nbytes
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.cpu_device import named_results
-from dspark_compiler.runtime.cuda import CudaRuntime, Rows
 from dspark_compiler.runtime.cuda_context import CudaContext
 from dspark_compiler.runtime.cuda_memory import Slab
 from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu import GpuRuntime, Rows
 from dspark_compiler.runtime.library import Function, import_tvm_ffi
 
 _Place = tuple[tuple[str, int], ...]
@@ -30,7 +30,7 @@ class _Graph:
 class _Staging:
     """A pinned buffer for an entry point's inputs, and the event that says when they have left it."""
 
-    def __init__(self, cuda: CudaRuntime, spec: EntrySpec, slab: Slab) -> None:
+    def __init__(self, cuda: GpuRuntime, spec: EntrySpec, slab: Slab) -> None:
         memory = cuda.pinned(max(slab.size, 1))
         self.address: int = memory.ctypes.data
         self.sent = cuda.event()

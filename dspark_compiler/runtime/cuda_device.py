@@ -12,8 +12,9 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
-from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
+from dspark_compiler.runtime.cuda_context import CUDA, CudaContext
 from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
+from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import Function, load_cudart
 
 _PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
@@ -24,7 +25,7 @@ class CudaDevice(CudaContext):
 
     is_late = True
 
-    def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = FIRST_GPU) -> None:
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = (CUDA, 0)) -> None:
         super().__init__(cuda, where)
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []
@@ -36,7 +37,8 @@ class CudaDevice(CudaContext):
         weights, states = self.slab(manifest.params), self.slab(manifest.states)
         self._slabs += weights, states
         upload(self.cuda, artifact.params(), weights)
-        self.cuda.zero(states.address, states.size, self.stream)
+        for address, size in states.parts:
+            self.cuda.zero(address, size, self.stream)
         return weights.tensors | states.tensors
 
     def _require(self, params: Described, states: Described) -> None:
@@ -82,7 +84,7 @@ class CudaDevice(CudaContext):
 class _Place:
     """Pinned memory that tensors are fetched into, and the event that says when they are there."""
 
-    def __init__(self, cuda: CudaRuntime, size: int) -> None:
+    def __init__(self, cuda: GpuRuntime, size: int) -> None:
         self.memory = cuda.pinned(size)
         self.address: int = self.memory.ctypes.data
         self.filled = cuda.event()
@@ -92,7 +94,7 @@ class _Arrival:
     """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
 
     def __init__(
-        self, cuda: CudaRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
+        self, cuda: GpuRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
     ) -> None:
         self._cuda = cuda
         self._place = place
@@ -113,9 +115,9 @@ class _Arrival:
 
 
 def open_cuda(artifact: Artifact) -> CudaDevice:
-    """The first GPU of this machine; the artifact's libraries are loaded.
+    """The GPU the artifact was opened for; the artifact's libraries are loaded.
 
     Raises:
         DeviceError: CUDA cannot use it.
     """
-    return CudaDevice(CudaRuntime(load_cudart(artifact)))
+    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (CUDA, artifact.device))

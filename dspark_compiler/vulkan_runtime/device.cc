@@ -30,11 +30,13 @@ Device::Device(const Instance& instance, int index) : index(index), instance_(in
   memory = std::make_unique<Memory>(*this);
   pipelines = std::make_unique<Pipelines>(*this);
   stream = std::make_unique<Stream>(*this);
+  clock = std::make_unique<Clock>(*this);
 }
 
 Device::~Device() {
   if (handle == VK_NULL_HANDLE) return;
   functions.DeviceWaitIdle(handle);
+  clock.reset();
   stream.reset();
   pipelines.reset();
   memory.reset();

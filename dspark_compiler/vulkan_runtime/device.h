@@ -6,6 +6,7 @@
 #include <string>
 
 #include "capabilities.h"
+#include "clock.h"
 #include "memory.h"
 #include "pipeline.h"
 #include "stream.h"
@@ -47,6 +48,7 @@ class Device {
   std::unique_ptr<Memory> memory;
   std::unique_ptr<Pipelines> pipelines;
   std::unique_ptr<Stream> stream;
+  std::unique_ptr<Clock> clock;
   int64_t frees = 0;  // how often TVM has given memory back, which recordings may have the addresses of
 
  private:

@@ -13,8 +13,6 @@ namespace ffi = tvm::ffi;
 
 Device& At(int64_t device) { return Runtime::Get().At(static_cast<int>(device)); }
 
-void* Pointer(int64_t address) { return reinterpret_cast<void*>(address); }
-
 int64_t Allocate(int64_t index, int64_t size, MemoryKind kind) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
@@ -24,37 +22,39 @@ int64_t Allocate(int64_t index, int64_t size, MemoryKind kind) {
 }
 
 /// Frees are what finalizers call, perhaps when the device is gone or lost.
-void Release(int64_t index, int64_t address, bool mapped) {
+void Release(int64_t index, int64_t address) {
   Device* device = Runtime::Get().Find(static_cast<int>(index));
   if (device == nullptr) return;
   std::lock_guard<std::mutex> lock(device->mutex);
-  device->stream->ReleaseLater(mapped ? device->memory->FindMapped(Pointer(address)).piece : address);
+  device->stream->ReleaseLater(device->memory->FindAnywhere(address).piece);
 }
 
-void Upload(int64_t index, int64_t to, int64_t from, int64_t size) {
+/// Copies between any two places of one device, in order with its other commands.
+void Copy(int64_t index, int64_t to, int64_t from, int64_t size) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
-  device.stream->Copy(device.memory->Find(to), 0, device.memory->FindMapped(Pointer(from)), 0, size, 1, false);
-}
-
-void Download(int64_t index, int64_t to, int64_t from, int64_t size) {
-  Device& device = At(index);
-  std::lock_guard<std::mutex> lock(device.mutex);
-  device.stream->Copy(device.memory->FindMapped(Pointer(to)), 0, device.memory->Find(from), 0, size, 1, true);
+  const Place target = device.memory->FindAnywhere(to), source = device.memory->FindAnywhere(from);
+  CheckRoom(device, target, size);
+  CheckRoom(device, source, size);
+  device.stream->Copy(target, 0, source, 0, size, 1);
 }
 
 void CopyRows(int64_t index, int64_t to, int64_t to_pitch, int64_t from, int64_t from_pitch, int64_t row,
               int64_t rows) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
-  const Place target = device.memory->Find(to), source = device.memory->Find(from);
-  device.stream->Copy(target, to_pitch, source, from_pitch, row, static_cast<uint32_t>(rows), false);
+  const Place target = device.memory->FindAnywhere(to), source = device.memory->FindAnywhere(from);
+  CheckRoom(device, target, (rows - 1) * to_pitch + row);
+  CheckRoom(device, source, (rows - 1) * from_pitch + row);
+  device.stream->Copy(target, to_pitch, source, from_pitch, row, static_cast<uint32_t>(rows));
 }
 
 void Zero(int64_t index, int64_t address, int64_t size) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
-  device.stream->Zero(device.memory->Find(address), size);
+  const Place place = device.memory->Find(address);
+  CheckRoom(device, place, size);
+  device.stream->Zero(place, size);
 }
 
 /// Wraps a member function of the stream, called with the mutex held.
@@ -76,6 +76,19 @@ ffi::Array<int64_t> MemoryOf(int64_t index) {
 
 int64_t MaxAllocation(int64_t index) {
   return static_cast<int64_t>(std::min<uint64_t>(At(index).capabilities.max_allocation, INT64_MAX));
+}
+
+int64_t Stamp(int64_t index) {
+  Device& device = At(index);
+  std::lock_guard<std::mutex> lock(device.mutex);
+  return static_cast<int64_t>(device.clock->Stamp());
+}
+
+double Seconds(int64_t index, int64_t first, int64_t last) {
+  SynchronizeDevice(At(index));
+  Device& device = At(index);
+  std::lock_guard<std::mutex> lock(device.mutex);
+  return device.clock->Nanoseconds(first, last) / 1e9;
 }
 
 int64_t Frees(int64_t index) {
@@ -104,20 +117,18 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("dspark.vulkan.set_device", [](int64_t device) { CurrentDevice() = static_cast<int>(device); })
       .def("dspark.vulkan.allocate",
            [](int64_t device, int64_t size) { return Allocate(device, size, MemoryKind::kDevice); })
-      .def("dspark.vulkan.release", [](int64_t device, int64_t address) { Release(device, address, false); })
+      .def("dspark.vulkan.release", Release)
       .def("dspark.vulkan.allocate_host",
            [](int64_t device, int64_t size) { return Allocate(device, size, MemoryKind::kHost); })
-      .def("dspark.vulkan.release_host", [](int64_t device, int64_t address) { Release(device, address, true); })
-      .def("dspark.vulkan.upload", Upload)
-      .def("dspark.vulkan.download", Download)
-      .def("dspark.vulkan.copy",
-           [](int64_t device, int64_t to, int64_t from, int64_t size) { CopyWithin(At(device), to, from, size); })
+      .def("dspark.vulkan.copy", Copy)
       .def("dspark.vulkan.copy_rows", CopyRows)
       .def("dspark.vulkan.zero", Zero)
       .def("dspark.vulkan.mark", OnStream(&Stream::Mark))
       .def("dspark.vulkan.submit", OnStream(&Stream::Submit))
       .def("dspark.vulkan.wait", [](int64_t device, int64_t value) { WaitFor(At(device), value); })
       .def("dspark.vulkan.synchronize", [](int64_t device) { SynchronizeDevice(At(device)); })
+      .def("dspark.vulkan.stamp", Stamp)
+      .def("dspark.vulkan.seconds", Seconds)
       .def("dspark.vulkan.begin_recording", OnStream(&Stream::BeginRecording))
       .def("dspark.vulkan.end_recording", OnStream(&Stream::EndRecording))
       .def("dspark.vulkan.abandon_recording", OnStream(&Stream::AbandonRecording))

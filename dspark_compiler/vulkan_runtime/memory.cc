@@ -99,21 +99,33 @@ Place Memory::Find(VkDeviceAddress address) const {
   if (after != pieces_.begin()) {
     const auto& [begin, piece] = *std::prev(after);
     const VkDeviceSize inside = address - begin;
-    if (inside < piece.size) return Place{piece.block->buffer, piece.offset + inside, piece.size - inside, begin};
+    if (inside < piece.size) return Place{piece.block->buffer, piece.offset + inside, piece.size - inside, begin, false};
   }
   device_.Refuse("an address that is not in this device's memory; tensors of one call must be on one device");
 }
 
-Place Memory::FindMapped(const void* address) const {
-  const char* pointer = static_cast<const char*>(address);
+Place Memory::FindAnywhere(uint64_t address) const {
+  const char* pointer = reinterpret_cast<const char*>(address);
   auto after = mapped_.upper_bound(pointer);
   if (after != mapped_.begin()) {
     const auto& [begin, start] = *std::prev(after);
     const Piece& piece = pieces_.at(start);
     const VkDeviceSize inside = static_cast<VkDeviceSize>(pointer - begin);
-    if (inside < piece.size) return Place{piece.block->buffer, piece.offset + inside, piece.size - inside, start};
+    if (inside < piece.size) return Place{piece.block->buffer, piece.offset + inside, piece.size - inside, start, true};
   }
-  device_.Refuse("an address that is not in memory the device shares with the host");
+  return Find(address);
+}
+
+bool Memory::IsAmbiguous(const Block& block) const {
+  auto meet = [](uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) { return a < b + b_size && b < a + a_size; };
+  for (const auto& other : blocks_) {
+    const uint64_t mine = reinterpret_cast<uint64_t>(block.mapped), its = reinterpret_cast<uint64_t>(other->mapped);
+    if ((its != 0 && meet(block.address, block.size, its, other->size)) ||
+        (mine != 0 && meet(mine, block.size, other->address, other->size))) {
+      return true;
+    }
+  }
+  return false;
 }
 
 uint32_t Memory::device_heap() const {
@@ -198,6 +210,10 @@ Block* Memory::Reserve(VkDeviceSize size, MemoryKind kind) {
     peak_ = std::max(peak_, reserved_);
   }
   block->free[0] = size;
+  if (IsAmbiguous(*block)) {
+    Destroy(block.get());
+    device_.Refuse("the driver gave memory of the device an address that memory of the host has");
+  }
   blocks_.push_back(std::move(block));
   return blocks_.back().get();
 }

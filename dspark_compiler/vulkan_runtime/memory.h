@@ -45,6 +45,7 @@ struct Place {
   VkDeviceSize offset = 0;
   VkDeviceSize rest = 0;
   VkDeviceAddress piece = 0;  // where its piece begins, by which pieces are told apart
+  bool mapped = false;        // the host reads and writes it, too
 };
 
 class Memory {
@@ -63,8 +64,8 @@ class Memory {
   /// What lies at a device address. Throws where nothing does.
   Place Find(VkDeviceAddress address) const;
 
-  /// What lies at an address of the host in mapped memory. Throws where nothing does.
-  Place FindMapped(const void* address) const;
+  /// What lies at an address of the host, in mapped memory, or else at one of the device. Throws where nothing does.
+  Place FindAnywhere(uint64_t address) const;
 
   /// The piece that begins at a device address.
   const Piece& At(VkDeviceAddress address) const;
@@ -80,6 +81,8 @@ class Memory {
   Block* Reserve(VkDeviceSize size, MemoryKind kind);
   void Destroy(Block* block);
   uint32_t TypeOf(MemoryKind kind, uint32_t allowed) const;
+  /// Whether an address could be one of the host as well as one of the device.
+  bool IsAmbiguous(const Block& block) const;
   static bool Cut(Block* block, VkDeviceSize size, Piece* piece);
 
   Device& device_;

@@ -122,7 +122,7 @@ void Stream::Launch(const Kernel& kernel, const std::shared_ptr<Pipeline>& pipel
 }
 
 void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkDeviceSize from_pitch,
-                  VkDeviceSize row, uint32_t rows, bool host_reads) {
+                  VkDeviceSize row, uint32_t rows) {
   if (row == 0 || rows == 0) return;
   const Use uses[] = {{to.piece, Access::kWrite}, {from.piece, Access::kRead}};
   Commands& commands = Open();
@@ -131,7 +131,7 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
   for (uint32_t i = 0; i < rows; ++i) regions[i] = {from.offset + i * from_pitch, to.offset + i * to_pitch, row};
   const DeviceFunctions& vk = device_.functions;
   vk.CmdCopyBuffer(commands.buffer, from.buffer, to.buffer, rows, regions.data());
-  if (!host_reads) return;
+  if (!to.mapped) return;
   VkMemoryBarrier barrier{VK_STRUCTURE_TYPE_MEMORY_BARRIER};
   barrier.srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT;
   barrier.dstAccessMask = VK_ACCESS_HOST_READ_BIT;

@@ -48,7 +48,7 @@ class Stream {
 
   /// Copies ``rows`` pieces of ``row`` bytes, so many bytes apart on each side.
   void Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkDeviceSize from_pitch, VkDeviceSize row,
-            uint32_t rows, bool host_reads);
+            uint32_t rows);
 
   /// Zeroes ``size`` bytes, rounded up to a multiple of 4.
   void Zero(const Place& to, VkDeviceSize size);

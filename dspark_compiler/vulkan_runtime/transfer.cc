@@ -10,12 +10,12 @@ namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{32} << 20;
 
+}  // namespace
+
 void CheckRoom(const Device& device, const Place& place, uint64_t size) {
   if (size <= place.rest) return;
   device.Refuse("a copy of " + std::to_string(size) + " bytes, where the memory has " + std::to_string(place.rest));
 }
-
-}  // namespace
 
 void CopyToDevice(Device& device, VkDeviceAddress to, const void* from, uint64_t size) {
   for (uint64_t done = 0; done < size; done += kPieceBytes) {
@@ -27,7 +27,7 @@ void CopyToDevice(Device& device, VkDeviceAddress to, const void* from, uint64_t
       CheckRoom(device, place, part);
       const Piece staging = device.memory->Allocate(part, MemoryKind::kHost);
       std::memcpy(staging.mapped(), static_cast<const char*>(from) + done, part);
-      device.stream->Copy(place, 0, device.memory->Find(staging.address()), 0, part, 1, false);
+      device.stream->Copy(place, 0, device.memory->FindAnywhere(reinterpret_cast<uint64_t>(staging.mapped())), 0, part, 1);
       device.stream->ReleaseLater(staging.address());
       if (done + part < size) sent = device.stream->Mark();
     }
@@ -46,7 +46,7 @@ void CopyToHost(Device& device, void* to, VkDeviceAddress from, uint64_t size) {
       const Place place = device.memory->Find(from + done);
       CheckRoom(device, place, part);
       staging = device.memory->Allocate(part, MemoryKind::kHost);
-      device.stream->Copy(device.memory->Find(staging.address()), 0, place, 0, part, 1, true);
+      device.stream->Copy(device.memory->FindAnywhere(reinterpret_cast<uint64_t>(staging.mapped())), 0, place, 0, part, 1);
       copied = device.stream->Mark();
     }
     WaitFor(device, copied);
@@ -62,7 +62,7 @@ void CopyWithin(Device& device, VkDeviceAddress to, VkDeviceAddress from, uint64
   const Place target = device.memory->Find(to), source = device.memory->Find(from);
   CheckRoom(device, target, size);
   CheckRoom(device, source, size);
-  device.stream->Copy(target, 0, source, 0, size, 1, false);
+  device.stream->Copy(target, 0, source, 0, size, 1);
 }
 
 void WaitFor(Device& device, uint64_t value) {

@@ -7,6 +7,9 @@
 
 namespace dspark::vulkan {
 
+/// Throws where a place has fewer bytes than are to be copied.
+void CheckRoom(const Device& device, const Place& place, uint64_t size);
+
 /// Returns when the bytes were read; the device has them before any command that comes later.
 void CopyToDevice(Device& device, VkDeviceAddress to, const void* from, uint64_t size);
 

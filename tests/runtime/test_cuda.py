@@ -24,6 +24,9 @@ static int done(S *name) { last = name; if (strcmp(name, failing)) return 0; fai
 #define GIVES(name, ...) int name(__VA_ARGS__) { int r = done(#name); if (!r) *to = next++; return r; }
 #define DOES(name, ...) int name(__VA_ARGS__) { return done(#name); }
 typedef unsigned long long u64;
+static int chosen = -1;
+int cudaSetDevice(int i) { chosen = i; return 0; }
+int chosen_device(void) { return chosen; }
 int cudaMemGetInfo(u64 *a, u64 *b) { *a = 1500000000; *b = 4000000000; return 0; }
 GIVES(cudaMalloc, long *to, u64 n)
 DOES(cudaFree, long p)
@@ -101,6 +104,15 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     cuda.wait(event)
     assert cuda.seconds(event, event) == 0.25
     cuda.synchronize(stream)
+
+
+def test_what_is_made_is_made_on_the_gpu_that_was_asked_for(library: ctypes.CDLL) -> None:
+    first, third = CudaRuntime(library), CudaRuntime(library, 2)
+    makes = [lambda gpu: gpu.allocate(1), lambda gpu: gpu.pinned(1), CudaRuntime.stream, CudaRuntime.event]
+    for make in (*makes, CudaRuntime.memory):
+        for gpu, number in ((third, 2), (first, 0)):
+            make(gpu)
+            assert library.chosen_device() == number
 
 
 def test_failures_are_one_line(library: ctypes.CDLL) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dspark_compiler.vulkan_runtime import library
 from dspark_compiler.runtime.library import import_tvm_ffi
+from dspark_compiler.vulkan_runtime import library
 from tests.vulkan.device import environment, function
 from tests.vulkan.kernels import THREADS, groups
 
@@ -36,12 +36,12 @@ class Floats:
         self._host = function("allocate_host")(device, 4 * SIZE)
         self._view = np.ctypeslib.as_array((ctypes.c_float * SIZE).from_address(self._host))
         self._view[:] = values
-        function("upload")(device, self.address, self._host, 4 * SIZE)
+        function("copy")(device, self.address, self._host, 4 * SIZE)
         function("synchronize")(device)
 
     def read(self) -> np.ndarray:
         """What the device has now."""
-        function("download")(self.device, self._host, self.address, 4 * SIZE)
+        function("copy")(self.device, self._host, self.address, 4 * SIZE)
         function("synchronize")(self.device)
         return self._view.copy()
 

@@ -84,7 +84,9 @@ OpFunctionEnd
 
 _PUSHED = {
     "OUTER_DECORATIONS": "",
-    "OUTER_TYPES": "%pushed_pointer = OpTypePointer PushConstant %block\n%pushed = OpVariable %pushed_pointer PushConstant",
+    "OUTER_TYPES": (
+        "%pushed_pointer = OpTypePointer PushConstant %block\n%pushed = OpVariable %pushed_pointer PushConstant"
+    ),
     "FIND_BLOCK": "%args = OpCopyObject %pushed_pointer %pushed",
     "BLOCK": "PushConstant",
     "ALIGNED4": "",

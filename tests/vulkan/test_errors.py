@@ -78,7 +78,10 @@ def test_a_device_that_is_not_there() -> None:
         (lambda data: data.replace(b'"kernels"', b'"kettles"'), "lacks a field kernels"),
         (lambda data: data.replace(b'{"kernels"', b'["kernels"'), "its description is no JSON"),
         (lambda data: data.replace(b'"int32"', b'"int31"'), "kernel axpy: type int31 cannot be given"),
-        (lambda data: data.replace(b'"blockIdx.x"', b'"blockIdx.w"'), "kernel axpy: unknown launch parameter blockIdx.w"),
+        (
+            lambda data: data.replace(b'"blockIdx.x"', b'"blockIdx.w"'),
+            "kernel axpy: unknown launch parameter blockIdx.w",
+        ),
         (lambda data: data.replace(b"\x03\x02\x23\x07", b"\x00\x02\x23\x07"), "does not begin like SPIR-V"),
     ],
 )

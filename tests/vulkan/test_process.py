@@ -1,4 +1,4 @@
-"""What shows only in a process of its own: several devices, failing drivers, the pipeline cache, and how it all ends."""
+"""What shows only in a process of its own: several devices, failing drivers, the pipeline cache, and how it ends."""
 
 import re
 import subprocess
@@ -62,7 +62,7 @@ np.testing.assert_array_equal(pairs[1][1].read(), 3 * x)
 function("release")(0, pairs[0][0].address)
 """
 
-# Stands in for Vulkan's loader: with the file "lost" the queue that submits next is lost, with "full" no memory is left.
+# Stands in for Vulkan's loader: with the file "lost" the queue that submits next is lost, with "full" memory is out.
 _SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -57,11 +57,9 @@ def test_arguments_by_address_stay_with_the_recording() -> None:
 
 
 def test_a_recording_outlives_its_module() -> None:
-    module = load((described(), axpy()))
     x = np.arange(SIZE, dtype=np.float32)
     a, b = on_device(x), on_device(np.zeros_like(x))
-    recording = recorded(lambda: run(module["axpy"], a, b, 1.0))
-    del module
+    recording = recorded(lambda: run(load((described(), axpy()))["axpy"], a, b, 1.0))
     function("replay")(0, recording)
     np.testing.assert_array_equal(b.numpy(), x)
     function("forget")(0, recording)
@@ -93,9 +91,9 @@ def test_marks_and_copies_through_mapped_memory(kernel: Any) -> None:
     marks = []
     for step in range(2):
         views[step][:] = 10 + step
-        function("upload")(0, a.data_ptr(), host[step], size)
+        function("copy")(0, a.data_ptr(), host[step], size)
         function("replay")(0, recording)
-        function("download")(0, host[2 + step], b.data_ptr(), size)
+        function("copy")(0, host[2 + step], b.data_ptr(), size)
         marks.append(function("mark")(0))
     assert marks[0] < marks[1]
     for step, expected in enumerate((10, 21)):
@@ -107,6 +105,10 @@ def test_marks_and_copies_through_mapped_memory(kernel: Any) -> None:
     for row in range(3):
         expected[1 + 10 * row : 3 + 10 * row] = 11
     np.testing.assert_array_equal(b.numpy(), expected)
+    first, last = function("stamp")(0), function("stamp")(0)
+    assert 0 <= function("seconds")(0, first, last) < 1
+    with pytest.raises(RuntimeError, match="a time that is not remembered"):
+        function("seconds")(0, first, last + 1)
     function("forget")(0, recording)
     for place in host:
-        function("release_host")(0, place)
+        function("release")(0, place)
