@@ -6,7 +6,10 @@ DEMO_ARTIFACT := SmolLM2-135M-Instruct-cpu.dspark
 DEMO_HEADS := models/smollm2-135m-dspark
 JOBS ?= 2
 
-.PHONY: venv demo test lint format unit golden clean
+# What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
+GPU_TESTS := tests/schedules/cuda tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py
+
+.PHONY: venv demo test lint format unit gpu-test golden clean
 
 venv: $(STAMP)
 
@@ -35,6 +38,9 @@ lint: venv
 
 unit: venv
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+gpu-test: venv
+	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
 
 format: venv
 	$(BIN)/ruff check --fix .

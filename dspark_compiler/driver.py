@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import tvm
-from transformers import PreTrainedModel
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.artifact import ModelInfo as ModelFields
@@ -22,16 +21,18 @@ from dspark_compiler.compare.calibration import quantization_source
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
 from dspark_compiler.compare.quality import QualityReport, measure_quality
+from dspark_compiler.compare.reference import reference_of
 from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import InputError
-from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.fingerprint import tokenizer_sha256
+from dspark_compiler.frontend.loaded import LoadedModel
 from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
+from dspark_compiler.machine.kernel_bench import open_bench
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.models.drafters.checkpoint import check_fits, read_heads
 from dspark_compiler.models.drafters.heads import Heads
@@ -45,14 +46,14 @@ from dspark_compiler.schedules.apply import export_records
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
 
-# Called with a stage's name as it begins, and with steps done and in total where a stage has steps.
+# Called with a stage's name as it begins, and with steps done, in total and how they go where a stage has steps.
 Progress = Callable[..., None]
 
 _LONGEST_DEFAULT = 4096  # tokens; a longer context costs memory from the first token on, so it has to be asked for
 
 
 def compile_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> Artifact:
-    """Compiles ``model`` (folder, hub id or GGUF file) and writes the artifact; the previous one stays until then.
+    """Compiles ``model`` (folder, hub id, GGUF or ONNX file) to an artifact; the previous one stays until then.
 
     With ``max_quality_loss`` it compiles and measures caches of several sizes first, and keeps the smallest that holds.
 
@@ -141,7 +142,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
             backend.build(scheduled, scratch / "model.so")
         with stages("write"):
             _add_files(writer, source, backend, scratch)
-            export_records(lowered, records, writer.folder / "tuning")
+            export_records(lowered, records, backend.linears, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan), bfloat16=plan.layouts.weight_dtype("bfloat16"))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
         report = _report(model, config, rewritten, stages) | remarks
@@ -154,7 +155,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
             stages.say("check skipped, this machine cannot run the artifact")
         elif config.check:
             with stages("check"):
-                found = check(writer.preview(manifest), rewritten.module, progress=stages.step)
+                found = check(writer.preview(manifest), reference_of(rewritten.model), progress=stages.step)
                 report["check"] = found.to_json()
         writer.add_json("report.json", report)
         with stages("finish"):
@@ -227,7 +228,7 @@ def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -
 class _Rewritten:
     """The model as loaded, its program after all passes, and what these did."""
 
-    module: PreTrainedModel
+    model: LoadedModel
     program: Program
     passes: tuple[PassReport, ...]
 
@@ -244,9 +245,9 @@ class _Stages:
         self._name = name
         return self
 
-    def step(self, done: int, total: int) -> None:
-        """So many of a stage's steps are done."""
-        self._progress(self._name, done, total)
+    def step(self, done: int, total: int, detail: str = "") -> None:
+        """So many of a stage's steps are done; how they go, in a line."""
+        self._progress(self._name, done, total, detail)
 
     def say(self, message: str) -> None:
         """Shows a message where a stage would have stood."""
@@ -264,22 +265,24 @@ def _backend(config: CompileConfig) -> Backend:
     backend = create_backend(config.target, config.arch)
     if config.tune_trials and not backend.runs_here():
         raise InputError(
-            f"tuning measures on this machine, which cannot run --arch {config.arch}; tune on one that can, "
-            "or leave out the trials"
+            f"tuning measures on this machine, which has nothing that runs {backend.spec.arch} code; tune on one that "
+            "has, or leave out the trials to compile by the records there are"
         )
     return backend
 
 
 def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages: _Stages) -> _Rewritten:
+    for remark in source.remarks:
+        stages.say(remark)
     with stages("load"):
-        module = source.load(torch.float32)
+        model = source.load_for_compile()
     with stages("capture"):
-        program = capture(module, config)
+        program = model.capture(config)
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
-        weights = quantization_source(config, source, module)
+        weights = quantization_source(config, source, model)
         program, passes = run_passes(default_pipeline(config, heads, weights), program, dump_dir=config.dump_ir)
-    return _Rewritten(module, program, passes)
+    return _Rewritten(model, program, passes)
 
 
 def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, stages: _Stages) -> None:
@@ -296,9 +299,10 @@ def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, s
 
 def _tune(module: tvm.IRModule, backend: Backend, records: Records, trials: int, stages: _Stages) -> int:
     def step(found: TuningStep) -> None:
-        stages.step(found.done, found.total)
+        stages.step(found.done, found.total, str(found))
 
-    return backend.tune(module, records, trials, step)
+    with open_bench(backend) as bench:
+        return backend.tune(module, records, bench, trials, step)
 
 
 def _dump(module: tvm.IRModule, folder: Path | None) -> None:

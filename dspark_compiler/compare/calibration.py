@@ -3,12 +3,11 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import PreTrainedModel
-
 from dspark_compiler.compare.prompts import long_text
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import TOKENIZER_FILES, Source
+from dspark_compiler.frontend.loaded import LoadedModel
 from dspark_compiler.quantization.source import QuantizationSource
 from dspark_compiler.runtime.tokenizer import Tokenizer
 
@@ -16,7 +15,7 @@ from dspark_compiler.runtime.tokenizer import Tokenizer
 _TOKENS = 1024
 
 
-def quantization_source(config: CompileConfig, source: Source, model: PreTrainedModel) -> QuantizationSource:
+def quantization_source(config: CompileConfig, source: Source, model: LoadedModel) -> QuantizationSource:
     """What the passes for ``config.quantize`` take.
 
     Raises:
@@ -26,7 +25,7 @@ def quantization_source(config: CompileConfig, source: Source, model: PreTrained
         return QuantizationSource(text=_text(config, source))
     if config.quantize != "keep":
         return QuantizationSource()
-    stored = source.stored_weights(model)
+    stored = model.stored_weights()
     if not stored:
         raise InputError(f"{source.path}: --quantize keep: no linear has weights quantized in a form that can be kept")
     return QuantizationSource(stored=stored)

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
-
 from dspark_compiler.compare.agreement import Disagreement, disagreements
 from dspark_compiler.compare.compiled import greedy
-from dspark_compiler.compare.eager import eager_logits
+from dspark_compiler.compare.reference import Reference
 from dspark_compiler.runtime.executor import Executor
 
 
@@ -22,7 +20,7 @@ class Answer:
 
 def judged_answers(
     executor: Executor,
-    model: PreTrainedModel,
+    reference: Reference,
     prompts: Sequence[list[int]],
     new_tokens: int,
     progress: Callable[[int, int], None] | None = None,
@@ -35,7 +33,7 @@ def judged_answers(
     answers = []
     for index, prompt in enumerate(prompts):
         tokens = list(greedy(executor, prompt, new_tokens))
-        logits = eager_logits(model, [*prompt, *tokens[:-1]], first=len(prompt) - 1)
+        logits = reference.logits([*prompt, *tokens[:-1]], first=len(prompt) - 1)
         answers.append(Answer(prompt, tokens, disagreements(tokens, logits)))
         if progress is not None:
             progress(index + 1, len(prompts))

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
@@ -14,16 +14,14 @@ from transformers import PreTrainedModel
 
 from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
+from dspark_compiler.frontend.entries import INPUTS, program_of
 from dspark_compiler.frontend.layers import marked_layers
 from dspark_compiler.frontend.quiet import quiet
-from dspark_compiler.frontend.retrace import retrace
+from dspark_compiler.frontend.retrace import Traced, retrace
 from dspark_compiler.frontend.rope import settled_rope
 from dspark_compiler.frontend.seam import seam
-from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
+from dspark_compiler.graph.program import Program
 from dspark_compiler.models import family_of
-
-INPUTS = ("input_ids", "positions")
-OUTPUTS = ("logits",)
 
 # Lengths to export with: not 1, which torch takes for a constant, and unlike each other.
 _EXAMPLE_BATCH, _EXAMPLE_WIDTH = 2, 7
@@ -36,28 +34,18 @@ _CAPTURE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupEr
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """What an entry point is called with."""
-
-    name: str
-    kind: EntryKind
-    batch: int
-    width: int
-
-
-@dataclass(frozen=True)
 class _Captured:
     """An exported graph, and what each of its placeholders stands for: a name, and the tensor if not an input."""
 
     exported: ExportedProgram
     refs: tuple[tuple[str, Tensor | None], ...]
 
-    def fits(self, shape: _Shape) -> bool:
-        """Whether every choice the model's code made while it was exported holds for ``shape`` too."""
+    def fits(self, batch: int, width: int) -> bool:
+        """Whether every choice the model's code made while it was exported holds for these lengths too."""
         first_input = self.exported.graph_signature.user_inputs[0]
         sizes = next(n for n in self.exported.graph.nodes if n.name == first_input).meta["val"].shape
         lengths = {}
-        for size, length in zip(sizes, (shape.batch, shape.width), strict=True):
+        for size, length in zip(sizes, (batch, width), strict=True):
             if not isinstance(size, torch.SymInt):
                 if size != length:
                     return False
@@ -92,32 +80,39 @@ def capture(model: PreTrainedModel, config: CompileConfig) -> Program:
     Raises:
         UnsupportedModelError: names the module or operator that stopped the capture; the cause is chained.
     """
-    text = model.config.get_text_config()
-    _check_layer_types(model, getattr(text, "layer_types", None) or ())
-    shapes = _shapes(config)
-    max_seq_len = config.max_seq_len or text.max_position_embeddings
-    program = Program(entries={}, params={})
-    marks = nullcontext() if config.heads in (None, NGRAM) else marked_layers(model)
-    family = family_of(model.config.model_type)
-    with _named_failure(model), seam(model, family), settled_rope(model, max_seq_len), marks:
-        captured = _export(model, _EXAMPLE_BATCH, _EXAMPLE_WIDTH, open_lengths=True)
-        for shape in shapes:
-            fitting = captured
-            if not captured.fits(shape):  # a family that takes a length for a constant
-                fitting = _export(model, shape.batch, shape.width, open_lengths=False)
-            program.entries[shape.name] = _entry(fitting, shape, program.params)
-    for entry in program.entries.values():
-        _check_layers(model, entry, text.num_hidden_layers)
-    return program
+    return program_of(_Transformers(model), config)
 
 
-def _shapes(config: CompileConfig) -> list[_Shape]:
-    prefills = [_Shape(f"prefill_{n}", EntryKind.PREFILL, 1, n) for n in sorted(set(config.chunk_widths))]
-    return [
-        *prefills,
-        _Shape("decode", EntryKind.DECODE, config.max_batch, 1),
-        *(_Shape(f"verify_{n}", EntryKind.VERIFY, config.max_batch, n) for n in config.verify_widths),
-    ]
+class _Transformers:
+    """See Traceable. Exported once with both lengths left open, and again only for lengths that do not fit that."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._text = model.config.get_text_config()
+        self._open: _Captured | None = None
+        self.name = type(model).__name__
+        self.num_layers = int(self._text.num_hidden_layers)
+
+    @contextmanager
+    def scope(self, config: CompileConfig) -> Iterator[None]:
+        """See Traceable."""
+        model = self._model
+        _check_layer_types(model, getattr(self._text, "layer_types", None) or ())
+        max_seq_len = config.max_seq_len or self._text.max_position_embeddings
+        marks = nullcontext() if config.heads in (None, NGRAM) else marked_layers(model)
+        family = family_of(model.config.model_type)
+        with _named_failure(model), seam(model, family), settled_rope(model, max_seq_len), marks:
+            self._open = _export(model, _EXAMPLE_BATCH, _EXAMPLE_WIDTH, open_lengths=True)
+            yield
+
+    def trace(self, batch: int, width: int) -> Traced:
+        """See Traceable."""
+        fitting = self._open
+        if fitting is None or not fitting.fits(batch, width):  # a family that takes a length for a constant
+            fitting = _export(self._model, batch, width, open_lengths=False)
+        example = torch.zeros(batch, width, dtype=torch.int64)
+        graph = retrace(fitting.exported, [example if t is None else t for _, t in fitting.refs])
+        return Traced(graph, fitting.refs)
 
 
 def _export(model: PreTrainedModel, batch: int, width: int, *, open_lengths: bool) -> _Captured:
@@ -159,42 +154,6 @@ def _own_name(target: str | None) -> str:
     return (target or "").removeprefix("model.")
 
 
-def _entry(captured: _Captured, shape: _Shape, params: dict[str, Tensor]) -> EntryPoint:
-    """The entry point of ``shape``; the tensors it uses are added to ``params``."""
-    example = torch.zeros(shape.batch, shape.width, dtype=torch.int64)
-    traced = retrace(captured.exported, [example if t is None else t for _, t in captured.refs])
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    pairs = list(zip(placeholders, captured.refs, strict=True))
-    # Inputs first, and no weight that nothing reads.
-    for old, (ref, tensor) in sorted(pairs, key=lambda pair: pair[1][1] is not None):
-        if tensor is not None and not old.users:
-            continue
-        if tensor is not None:
-            ref = _add_param(params, ref, tensor, shape.name)
-        new = graph.placeholder(ref.replace(".", "_"))
-        new.meta.update(role=Role.INPUT if tensor is None else Role.PARAM, ref=ref, val=old.meta["val"])
-        values[old] = new
-    for old in traced.graph.nodes:
-        if old.op == "call_function":
-            values[old] = graph.node_copy(old, values.__getitem__)
-        elif old.op == "output":
-            graph.output(tuple(values[n] for n in old.args[0]))
-        elif old.op != "placeholder":
-            raise UnsupportedModelError(f"{shape.name}: {old.op} {old.target} ({_module_of(old)}) is not an operator")
-    return EntryPoint(shape.name, shape.kind, shape.batch, shape.width, fx.GraphModule(nn.Module(), graph), OUTPUTS)
-
-
-def _add_param(params: dict[str, Tensor], ref: str, tensor: Tensor, entry: str) -> str:
-    """Adds ``tensor`` under ``ref``, or under a name of the entry's own where exports differ in a constant."""
-    known = params.setdefault(ref, tensor)
-    if known is tensor or (known.shape == tensor.shape and torch.equal(known, tensor)):
-        return ref
-    params[own := f"{entry}.{ref}"] = tensor
-    return own
-
-
 def _check_layer_types(model: nn.Module, layer_types: Sequence[str]) -> None:
     foreign = sorted(set(layer_types) - _LAYER_TYPES)
     if foreign:
@@ -203,19 +162,6 @@ def _check_layer_types(model: nn.Module, layer_types: Sequence[str]) -> None:
             f"{type(model).__name__}: layer {layer} is of type {layer_types[layer]}; "
             f"only {', '.join(sorted(_LAYER_TYPES))} layers can be compiled"
         )
-
-
-def _check_layers(model: nn.Module, entry: EntryPoint, num_layers: int) -> None:
-    """Refuses a model whose layers remember a sequence in another way than by keys and values."""
-    nodes = entry.graph.graph.find_nodes(op="call_function", target=torch.ops.dspark.attention.default)
-    layers = sorted(n.args[3] for n in nodes)
-    if layers == list(range(num_layers)):
-        return
-    missing = sorted(set(range(num_layers)) - set(layers))
-    what = f"layers {missing[:4]} call no attention" if missing else "a layer calls attention twice"
-    raise UnsupportedModelError(
-        f"{type(model).__name__}: {what}; only models whose every layer attends once can be given a cache"
-    )
 
 
 @contextmanager
@@ -242,9 +188,3 @@ def _failed_module(model: nn.Module, error: BaseException) -> str:
                 found = f"{names[id(owner)]} ({type(owner).__name__})"
         link = link.__cause__ or link.__context__
     return found
-
-
-def _module_of(node: fx.Node) -> str:
-    """The module a node was traced in, as far as it is known."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else "unknown module"

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
+from dspark_compiler.frontend.loaded import LoadedModel, LoadedTransformers
 from dspark_compiler.frontend.quiet import quiet
 from dspark_compiler.models import ModelInfo, eos_token_ids
 from dspark_compiler.quantization.weight import QuantizedWeight
@@ -49,6 +50,15 @@ class Source(ABC):
     def info(self) -> ModelInfo:
         """The facts later stages record."""
         return ModelInfo.from_config(self.name, self.config, self.generation_config)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What had to be assumed of the model, for people to read."""
+        return ()
+
+    def load_for_compile(self) -> LoadedModel:
+        """The model with float32 weights, to be captured; raises what ``load`` raises."""
+        return LoadedTransformers(self.load(torch.float32), self.stored_weights)
 
     @abstractmethod
     def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:

@@ -1,6 +1,5 @@
 """A Hugging Face folder, on disk already or brought from the hub."""
 
-import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,12 @@ from dspark_compiler.frontend.checkpoint import (
     GENERATION_CONFIG,
     TOKENIZER_FILES,
     Source,
-    convert_tokenizer,
     load_complete,
     read_json,
 )
 from dspark_compiler.frontend.quantized_folder import METHODS, QuantizedTensors, Scheme
 from dspark_compiler.frontend.quiet import quiet
+from dspark_compiler.frontend.tokenizer_files import OLDER_TOKENIZERS, write_tokenizer
 from dspark_compiler.quantization.weight import QuantizedWeight
 
 _WEIGHTS = "model.safetensors"
@@ -32,9 +31,6 @@ _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # The form gpt-oss is published in; transformers reads it as plain numbers.
 _READABLE_QUANTIZATION = "mxfp4"
 
-# Tokenizers of older kinds, which transformers converts.
-_OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
 _TOKENIZER_PARTS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 _WANTED_FROM_HUB = (
@@ -43,7 +39,7 @@ _WANTED_FROM_HUB = (
     _INDEX,
     GENERATION_CONFIG,
     *TOKENIZER_FILES,
-    *_OLDER_TOKENIZERS,
+    *OLDER_TOKENIZERS,
     *_TOKENIZER_PARTS,
 )
 
@@ -57,13 +53,13 @@ class FolderSource(Source):
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        config = _read_config(path)
+        config = read_config(path)
         settings = config.to_dict().get("quantization_config") or {}
         self._scheme = Scheme.of(settings, path) if settings.get("quant_method") in METHODS else None
         if self._scheme is not None:
             del config.quantization_config  # the weights are plain numbers once they are read
         _check_weights(path)
-        super().__init__(name or path.resolve().name, path, config, _read_generation_config(path))
+        super().__init__(name or path.resolve().name, path, config, read_generation_config(path))
 
     def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         """The model of the folder's weights, quantized ones as plain numbers; see Source."""
@@ -82,19 +78,8 @@ class FolderSource(Source):
         return {} if self._scheme is None else dict(QuantizedTensors(self.path, self._scheme).weights())
 
     def write_tokenizer(self, directory: Path) -> list[str]:
-        """Copies the files as they are, or converts a tokenizer of an older kind."""
-        written = []
-        if (self.path / TOKENIZER_FILES[0]).is_file():
-            for file in TOKENIZER_FILES:
-                if (self.path / file).is_file():
-                    shutil.copyfile(self.path / file, directory / file)
-                    written.append(file)
-        elif any((self.path / file).is_file() for file in _OLDER_TOKENIZERS):
-            written = convert_tokenizer(directory, pretrained_model_name_or_path=str(self.path))
-        if (self.path / GENERATION_CONFIG).is_file():
-            shutil.copyfile(self.path / GENERATION_CONFIG, directory / GENERATION_CONFIG)
-            written.append(GENERATION_CONFIG)
-        return written
+        """See Source."""
+        return write_tokenizer(self.path, directory)
 
 
 def download(repository: str) -> Path:
@@ -119,7 +104,13 @@ def download(repository: str) -> Path:
         raise InputError(f"{repository}: the download failed ({_first_line(error)}); try again") from error
 
 
-def _read_config(path: Path) -> PretrainedConfig:
+def read_config(path: Path) -> PretrainedConfig:
+    """The configuration of a folder.
+
+    Raises:
+        InputError: there is none, or it is not valid.
+        UnsupportedModelError: a model type transformers does not know, or weights quantized in a way that is not read.
+    """
     file = path / "config.json"
     if not file.is_file():
         raise InputError(f"{path}: no config.json; give a Hugging Face model folder, a hub id or a .gguf file")
@@ -145,7 +136,8 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
     return settings.get("quant_method", "an unnamed method") if settings else None
 
 
-def _read_generation_config(path: Path) -> GenerationConfig | None:
+def read_generation_config(path: Path) -> GenerationConfig | None:
+    """What a folder says of generating, None if it says nothing."""
     file = path / GENERATION_CONFIG
     return GenerationConfig.from_dict(read_json(file)) if file.is_file() else None
 

@@ -4,7 +4,9 @@ torch.export is the dear part of capture, so it runs once with both lengths left
 its graph with its own lengths. The replay also decomposes, all but the operators that lowering wants whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,17 +25,28 @@ _ASSERTIONS: frozenset[OpOverload] = frozenset(
 )
 
 
-def retrace(exported: ExportedProgram, arguments: Sequence[Tensor]) -> fx.GraphModule:
-    """Replays ``exported`` on ``arguments``, one a placeholder; only their shapes and types count.
+@dataclass(frozen=True)
+class Traced:
+    """A graph of known shapes, and what each of its placeholders stands for: a name, and the tensor if not an input."""
 
-    The result has the same placeholders, all shapes static, core operators and those in ``WHOLE``. Nodes keep
-    ``nn_module_stack`` and ``stack_trace``; ``meta["val"]`` are tensors without data.
+    graph: fx.GraphModule
+    refs: tuple[tuple[str, Tensor | None], ...]
+
+
+def retrace(exported: ExportedProgram, arguments: Sequence[Tensor]) -> fx.GraphModule:
+    """Replays ``exported`` on ``arguments``, one a placeholder; see ``trace``. Nodes keep ``nn_module_stack``."""
+    interpreter = fx.Interpreter(_without_assertions(exported.graph_module))
+    return trace(lambda *values: interpreter.run(*values), arguments)
+
+
+def trace(function: Callable[..., Any], arguments: Sequence[Tensor]) -> fx.GraphModule:
+    """What ``function`` does with ``arguments``, one a placeholder; only their shapes and types count.
+
+    The result has static shapes, core operators and those in ``WHOLE``; ``meta["val"]`` are tensors without data.
     """
-    source = _without_assertions(exported.graph_module)
-    interpreter = fx.Interpreter(source)
     with torch.no_grad(), fx.traceback.preserve_node_meta():
         traced = make_fx(
-            lambda *values: interpreter.run(*values),
+            function,
             decomposition_table=decompositions(),
             tracing_mode="fake",
             pre_dispatch=True,

@@ -1,4 +1,4 @@
-"""Opens what the user named: a Hugging Face folder, a hub id or a ``.gguf`` file."""
+"""Opens what the user named: a Hugging Face folder, a hub id, a ``.gguf`` file, an ``.onnx`` file or its folder."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.folder import FolderSource, download
 from dspark_compiler.frontend.gguf import GgufSource
+from dspark_compiler.frontend.onnx.source import ONNX_SUFFIX, OnnxSource, onnx_file_of
 
 __all__ = ["Source", "open_source"]
 
@@ -22,9 +23,12 @@ def open_source(model: str) -> Source:
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        return FolderSource(path)
+        file = onnx_file_of(path)
+        return FolderSource(path) if file is None else OnnxSource(file, name=path.resolve().name)
     if path.is_file():
-        return GgufSource(path)
-    if _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        return OnnxSource(path) if path.suffix == ONNX_SUFFIX else GgufSource(path)
+    if _HUB_ID.fullmatch(model) and path.suffix not in (".gguf", ONNX_SUFFIX):
         return FolderSource(download(model), name=model.rpartition("/")[2])
-    raise InputError(f"{model}: no such file or folder; give a Hugging Face model folder, a hub id or a .gguf file")
+    raise InputError(
+        f"{model}: no such file or folder; give a Hugging Face model folder, a hub id, a .gguf or an .onnx file"
+    )

@@ -39,7 +39,7 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
 
 def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, FragmentLayouts):
-        return cuda_lowering(plan.layouts.dtype)
+        return cuda_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, RowLayouts):
         return vulkan_lowering()
     return cpu_lowering(plan.isa)

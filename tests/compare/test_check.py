@@ -12,6 +12,7 @@ from dspark_compiler.compare.budgets import Budget
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.compiled import greedy
 from dspark_compiler.compare.prompts import prompt_texts
+from dspark_compiler.compare.reference import Eager
 from dspark_compiler.errors import CheckFailedError
 from dspark_compiler.runtime.executor import Executor
 from tests.bench import tiny
@@ -49,13 +50,13 @@ def rounded(artifact: Artifact) -> Artifact:
 
 def test_a_faithful_artifact_passes(artifact: Artifact, model: PreTrainedModel) -> None:
     steps: list[tuple[int, int]] = []
-    report = check(artifact, model, progress=lambda done, total: steps.append((done, total)))
+    report = check(artifact, Eager(model), progress=lambda done, total: steps.append((done, total)))
     assert (report.prompts, report.tokens) == (len(prompt_texts()), 12 * len(prompt_texts()))
     assert report.agreement == 1
     assert report.perplexity_ratio == pytest.approx(1, abs=1e-4)
     assert steps[-1] == (report.prompts, report.prompts)
     assert report.to_json()["agreement"] == 1
-    assert check(rounded(artifact), model).agreement == 1
+    assert check(rounded(artifact), Eager(model)).agreement == 1
 
 
 def disturb(model: PreTrainedModel, size: float) -> PreTrainedModel:
@@ -67,25 +68,25 @@ def disturb(model: PreTrainedModel, size: float) -> PreTrainedModel:
 
 def test_one_wrong_token_fails_float32(artifact: Artifact, model: PreTrainedModel) -> None:
     with pytest.raises(CheckFailedError, match=r"prompt \d+ \(\d+ tokens\): token \d+ is \d+, eager's is \d+ \(margin"):
-        check(artifact, disturb(model, 0.05))
+        check(artifact, Eager(disturb(model, 0.05)))
 
 
 def test_few_wrong_tokens_pass_with_rounded_weights_and_many_fail(artifact: Artifact, model: PreTrainedModel) -> None:
-    report = check(rounded(artifact), disturb(model, 0.004))
+    report = check(rounded(artifact), Eager(disturb(model, 0.004)))
     assert 0.95 <= report.agreement <= 1
     with pytest.raises(CheckFailedError, match=r"with bfloat16 weights .* of the greedy tokens are eager's"):
-        check(rounded(artifact), disturb(model, 0.1))
+        check(rounded(artifact), Eager(disturb(model, 0.1)))
 
 
 def test_a_quantized_cache_has_a_budget_too(artifact: Artifact, model: PreTrainedModel) -> None:
     kv = dataclasses.replace(artifact.manifest.kv, dtype="int8")
     quantized = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, kv=kv))
-    assert check(quantized, disturb(model, 0.004)).agreement >= 0.95
+    assert check(quantized, Eager(disturb(model, 0.004))).agreement >= 0.95
     with pytest.raises(CheckFailedError, match=r"float32 weights and a int8 cache .* compile with --kv-dtype float32,"):
-        check(quantized, disturb(model, 0.1))
+        check(quantized, Eager(disturb(model, 0.1)))
 
 
 def test_perplexity_has_a_budget(artifact: Artifact, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dspark_compiler.compare.budgets.ROUNDED", Budget(0.95, 0.9))
     with pytest.raises(CheckFailedError, match=r"the perplexity is 1\.000 times eager's, at most 0\.9"):
-        check(rounded(artifact), model)
+        check(rounded(artifact), Eager(model))

@@ -22,12 +22,13 @@ def evaluate(context: Context) -> dict[str, Any]:
     if context.reference is not None:
         return against.evaluate(context, context.reference)
     from dspark_compiler.compare.greedy import agreement, judged_answers
+    from dspark_compiler.compare.reference import Eager
 
     new_tokens = min(_NEW_TOKENS, (context.span + 1) // 2)
     prompts = _prompts(context, context.span - new_tokens + 1)[: context.limit]
-    executor, model = context.executor, context.eager
+    executor, eager = context.executor, Eager(context.eager)
     answers = judged_answers(
-        executor, model, prompts, new_tokens, lambda done, total: context.progress("compare", done, total)
+        executor, eager, prompts, new_tokens, lambda done, total: context.progress("compare", done, total)
     )
     return {
         "prompts": len(answers),

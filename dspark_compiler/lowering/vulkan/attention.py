@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import fx
 
-from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
 from dspark_compiler.lowering.projected import Projected, find_projection
+from dspark_compiler.lowering.storage import cache_form, form_name
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.vulkan import attention as kernels
 from dspark_compiler.schedules.vulkan import cache_rows
@@ -37,8 +37,8 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
     value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
     shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
-    form, dtype = _form(tensors), _stored(tensors, importer.plan)
-    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{_suffix(form)}")
+    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
+    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{form_name(form)}")
     kernel = cache_rows.commit_scratch(name, shape, dtype, form)
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
@@ -50,10 +50,10 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
     shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
     scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
-    form, dtype = _form(tensors), _stored(tensors, importer.plan)
+    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
     sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
     rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
-    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{_suffix(form)}")
+    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), "float32")
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
@@ -74,7 +74,7 @@ def _store_projected(
     """Queries [b,H,S,D]; keys and values are in the cache, or in scratch, afterwards."""
     tensors = tensor_args(node)
     dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
-    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{_suffix(form)}"
+    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
     kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
     stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
     *lead, columns = shape_of(found.source)
@@ -90,13 +90,3 @@ def _store_projected(
 def _stored(tensors: dict[str, fx.Node], plan: LayoutPlan) -> str:
     """The type the cache of an operator's tensors keeps its slots in."""
     return plan.states[tensors["k_cache"].meta["ref"]].dtype
-
-
-def _form(tensors: dict[str, fx.Node]) -> CacheForm:
-    if "k_scale" in tensors:
-        raise LoweringError("a quantized cache has no kernels for vulkan in this version; leave out --kv-dtype")
-    return CacheForm(free="free" in tensors, slot_position="slot_position" in tensors)
-
-
-def _suffix(form: CacheForm) -> str:
-    return ("_free" if form.free else "") + ("_position" if form.slot_position else "")

@@ -1,0 +1,82 @@
+"""An attention that was recognised, before its mask is proved.
+
+Shapes: b rows, S tokens, H query heads, G key/value heads, D head size.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx_ir as ir
+from torch import Tensor
+
+from dspark_compiler.frontend.onnx.evaluate import Values, evaluate
+from dspark_compiler.frontend.onnx.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A part of a mask: what is added to scores, or the condition under which a key is kept or hidden."""
+
+    value: ir.Value
+    kind: Literal["add", "keep", "hide"]
+
+
+@dataclass
+class Found:
+    """q [b,H,S,D], k [b,G,S,D], v [b,G,S,Dv], as ``node`` or the nodes that end with it attend.
+
+    Attributes:
+        node: new nodes go in front of it.
+        output: what the attention replaces, as [b,H,S,Dv].
+        swapped: whether k is [b,G,D,S] instead.
+        scale: of the scores.
+        softcap: of the scaled scores, 0 for none.
+        sinks: learned logits [H], None for none.
+        masks: all must let a key through.
+        causal: whether the operator itself hides later tokens.
+        window: whether it hides tokens that lie further back, 0 for none.
+    """
+
+    node: ir.Node
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    output: ir.Value
+    scale: float
+    swapped: bool = False
+    softcap: float = 0.0
+    sinks: ir.Value | None = None
+    masks: list[Mask] = field(default_factory=list)
+    causal: bool = False
+    window: int = 0
+
+
+# Extents unlike each other and unlike those of models, so that axes can be told apart.
+PROBE_BATCH, PROBE_WIDTH = 2, 7
+
+
+@dataclass
+class Probe:
+    """Shapes and known values of a graph for a call of ``PROBE_BATCH`` rows of ``PROBE_WIDTH`` tokens and no past.
+
+    ``positions`` is the input that the rewritten graph reads positions from.
+    """
+
+    graph: ir.Graph
+    inputs: Inputs
+    positions: ir.Value
+    values: Values = field(default_factory=dict)
+
+    def __getitem__(self, value: ir.Value) -> Tensor:
+        """The value, or a meta tensor of its shape where it depends on tokens."""
+        if not self.values:
+            feeds = self.inputs.feeds(PROBE_BATCH, PROBE_WIDTH)
+            row = feeds[self.inputs.ids].new_zeros((PROBE_BATCH, PROBE_WIDTH)).long()
+            self.values.update({**feeds, self.positions: row})
+        if value not in self.values:
+            evaluate({}, [value], known=self.values)
+        return self.values[value]
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """The extents of a value."""
+        return tuple(self[value].shape)

@@ -1,0 +1,45 @@
+"""Every way attention, rope, norms and masks are written, against ONNX Runtime on the same file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import onnx_graphs
+from tests.frontend.onnx.running import attentions, logits, options, read, reference
+from tests.onnx_graphs import DIALECTS, LAYERS, SIZE, VOCAB
+
+_TOKENS = 12  # more than the windows of the dialects that have one
+_EXPECTED = {
+    "grouped-packed-window": (SIZE**-0.5, 5, 3.0),
+    "grouped-interleaved": (0.3, 0, 0.0),
+    "written-out-window": (SIZE**-0.5, 5, 0.0),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_logits_are_onnx_runtimes(dialect: str, tmp_path: Path) -> None:
+    path = onnx_graphs.build(dialect, tmp_path / "model.onnx")
+    decoder = read(path)
+    ids = torch.randint(VOCAB, (1, _TOKENS), generator=torch.Generator().manual_seed(1))
+    found = logits(decoder, ids, torch.arange(_TOKENS)[None])
+    expected = reference(path, decoder, ids[0].tolist())
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=2e-4)
+    assert len(attentions(decoder)) == decoder.layers == LAYERS
+    for node in attentions(decoder):
+        assert options(node) == pytest.approx(_EXPECTED.get(dialect, (SIZE**-0.5, 0, 0.0)))
+
+
+@pytest.mark.parametrize("dialect", ["grouped", "standard", "written-out"])
+def test_nothing_but_positions_says_where_tokens_stand(dialect: str, tmp_path: Path) -> None:
+    decoder = read(onnx_graphs.build(dialect, tmp_path / "model.onnx"))
+    ids = torch.randint(VOCAB, (2, 6), generator=torch.Generator().manual_seed(1))
+    spread = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 2, 4, 6, 8, 10]])
+    found = logits(decoder, ids, spread)
+    alone = logits(decoder, ids[1:], spread[1:])
+    torch.testing.assert_close(found[1:], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(alone, logits(decoder, ids[1:], spread[:1]), atol=1e-2)
+    read_by = {value.name for value in decoder.graph.inputs if value.uses()}
+    assert read_by == {"input_ids", "positions"}
