@@ -17,7 +17,7 @@ WIDEST = TileSchedule(128, 256, 4)
 
 def test_no_register_leaves_and_no_product_waits() -> None:
     # The widest tiles, which have the fewest registers left: their rows go to y one by one, and through slabs.
-    residual, gated = (LinearWorkload(256, 256 * (1 + wide), 64, "bfloat16", wide) for wide in (False, True))
+    residual, gated = (LinearWorkload(2048, 4096 * (1 + wide), 4096, "bfloat16", wide) for wide in (False, True))
     functions = {
         "linear": tile_linear("linear", residual, "bfloat16", WIDEST, arch="sm_90a", bias=True, residual=True),
         "gated": tile_gated_linear("gated", gated, "bfloat16", WIDEST, arch="sm_90a", activation="silu"),
