@@ -10,11 +10,13 @@ Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
 KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
 Quantization = Literal["int8", "int4-g128", "int4-g128-awq", "fp8", "keep"]
+HeadsQuantization = Literal["int8", "int4-g128", "fp8"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq", "fp8", "keep")
+HEADS_QUANTIZATIONS: tuple[HeadsQuantization, ...] = ("int8", "int4-g128", "fp8")
 
 # What is taken where nothing is asked for, on the CPU and on GPUs.
 _CPU_DTYPE: DType = "float32"
@@ -58,6 +60,7 @@ class CompileConfig:
     kv_weights: Path | None = None
     max_quality_loss: float | None = None
     heads: Path | None = None
+    quantize_heads: HeadsQuantization | None = None
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
@@ -125,6 +128,10 @@ class CompileConfig:
             raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
         if self.calibration is not None and self.quantize != "int4-g128-awq":
             raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
+        if self.quantize_heads is not None and self.quantize_heads not in HEADS_QUANTIZATIONS:
+            raise InputError(f"--quantize-heads {self.quantize_heads}: not one of {', '.join(HEADS_QUANTIZATIONS)}")
+        if self.quantize_heads is not None and self.heads in (None, NGRAM):
+            raise InputError(f"--quantize-heads {self.quantize_heads}: needs --heads with a folder of weights")
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

@@ -35,7 +35,7 @@ OPTIONS = {
             "--kv-policy",
         ),
         *("--kv-weights", "--max-batch", "--max-quality-loss", "--max-seq-len", "--output", "--prefill-widths"),
-        *("--quantize",),
+        *("--quantize", "--quantize-heads"),
         *("--target", "--tune-trials", "--verify-width", "--version"),
     ],
     "generate": [
@@ -99,6 +99,7 @@ OPTIONS = {
             "--max-seq-len",
             "--prefill-widths",
             "--quantize",
+            "--quantize-heads",
             "--target",
         ),
         *("--trials", "--verify-width"),

@@ -7,7 +7,7 @@ import click
 
 from dspark_compiler.commands.base import Command
 from dspark_compiler.commands.target import configured
-from dspark_compiler.config import DTYPES, KV_DTYPES, QUANTIZATIONS, CompileConfig
+from dspark_compiler.config import DTYPES, HEADS_QUANTIZATIONS, KV_DTYPES, QUANTIZATIONS, CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -101,6 +101,11 @@ def model_options(command: Any) -> Any:
             type=click.Path(path_type=Path),
             metavar="PATH",
             help='Decode heads: a folder of "dspark heads train" or "import", or ngram to look drafts up in the text.',
+        ),
+        click.option(
+            "--quantize-heads",
+            type=click.Choice(HEADS_QUANTIZATIONS),
+            help="Weights of the decode heads in fewer bits: drafts get cheaper, answers stay what they are.",
         ),
     )
     for option in reversed(options):

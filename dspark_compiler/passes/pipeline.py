@@ -22,6 +22,7 @@ from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
+from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
 from dspark_compiler.passes.quantize_weights import QuantizeWeights
 from dspark_compiler.passes.scale_channels import ScaleChannels
@@ -73,6 +74,15 @@ def default_pipeline(
 
 
 def _quantizing(config: CompileConfig, weights: QuantizationSource | None) -> tuple[Pass, ...]:
+    heads = config.quantize_heads
+    # After the target: a head that has few bits already is the drafter's, too.
+    return (
+        *_quantizing_target(config, weights),
+        *([] if heads is None else [QuantizeHeads(_WEIGHT_FORMATS[heads], config.target)]),
+    )
+
+
+def _quantizing_target(config: CompileConfig, weights: QuantizationSource | None) -> tuple[Pass, ...]:
     if config.quantize is None:
         return ()
     given = weights or QuantizationSource()

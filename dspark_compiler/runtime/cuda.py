@@ -5,7 +5,8 @@ Pointers, streams, events and graphs are integers. Everything asynchronous goes 
 
 import ctypes
 import weakref
-from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import CFUNCTYPE, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ _HOST_ALLOC_DEFAULT, _COPY_BY_ADDRESS, _STREAM_NON_BLOCKING = 0, 4, 1
 _EVENT_TIMED, _EVENT_UNTIMED = 0, 2
 _CAPTURE_RELAXED = 2  # other threads, and allocations, are no error while a stream is captured
 _OUT_OF_MEMORY = 2
+_KERNEL_NODE, _CARVEOUT, _ATTRIBUTE_WORDS = 0, 14, 16
+_DRIVER_API = 12000  # version of the driver's functions
+_PARAMS_WORDS, _DYNAMIC_SHARED = 18, 8  # CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h: its size, and where sharedMemBytes lies
+_L1_FIRST = 28  # percent of a multiprocessor's memory for blocks: 64 KB of H100's and H200's 228
 
 # What each function takes; all return cudaError_t.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -39,6 +44,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudaEventRecord": (c_void_p, c_void_p),
     "cudaEventSynchronize": (c_void_p,),
     "cudaEventElapsedTime": (c_void_p, c_void_p, c_void_p),
+    "cudaGetDriverEntryPointByVersion": (c_char_p, c_void_p, c_uint, c_ulonglong, c_void_p),
+    "cudaGraphGetNodes": (c_void_p, c_void_p, c_void_p),
+    "cudaGraphNodeGetType": (c_void_p, c_void_p),
+    "cudaGraphKernelNodeSetAttribute": (c_void_p, c_int, c_void_p),
     "cudaGraphInstantiate": (c_void_p, c_void_p, c_ulonglong),
     "cudaGraphDestroy": (c_void_p,),
     "cudaGraphLaunch": (c_void_p, c_void_p),
@@ -137,9 +146,42 @@ class CudaRuntime:
         """What was remembered, as a graph that can be launched."""
         graph = self._made("cudaStreamEndCapture", of=stream)
         try:
+            self._leave_l1(graph)
             return self._made("cudaGraphInstantiate", graph, 0)
         finally:
             self._check("cudaGraphDestroy", graph)
+
+    def _leave_l1(self, graph: int) -> None:
+        """Leaves most of a multiprocessor's memory to L1 under kernels that need little of it for their blocks.
+
+        Left to itself a multiprocessor stays divided as the kernel before had it, such as attention, if the next can
+        run that way at all; but there all blocks read the same few rows, which L1's least share does not hold.
+        """
+        count = c_size_t()
+        self._check("cudaGraphGetNodes", graph, None, byref(count))
+        nodes = (c_void_p * count.value)()
+        self._check("cudaGraphGetNodes", graph, nodes, byref(count))
+        for node in filter(None, nodes):
+            kind = c_int()
+            self._check("cudaGraphNodeGetType", node, byref(kind))
+            if kind.value == _KERNEL_NODE and not self._dynamic_shared(node):
+                self._check("cudaGraphKernelNodeSetAttribute", node, _CARVEOUT, (c_uint * _ATTRIBUTE_WORDS)(_L1_FIRST))
+
+    def _dynamic_shared(self, node: int) -> int:
+        """Bytes of shared memory a launch gives each block; of other kernels than its own the runtime cannot tell."""
+        params = (c_uint * _PARAMS_WORDS)()
+        code = self._kernel_params(node, params)
+        if code:
+            raise DeviceError(f"cuGraphKernelNodeGetParams: error {code}")
+        return params[_DYNAMIC_SHARED]
+
+    @cached_property
+    def _kernel_params(self) -> Any:
+        """The driver's cuGraphKernelNodeGetParams."""
+        found, status = c_void_p(), c_int()
+        name = b"cuGraphKernelNodeGetParams"
+        self._check("cudaGetDriverEntryPointByVersion", name, byref(found), _DRIVER_API, 0, byref(status))
+        return CFUNCTYPE(c_int, c_void_p, c_void_p)(found.value or 0)
 
     def abandon_capture(self, stream: int) -> None:
         """Ends a capture that failed; the stream can be used again."""

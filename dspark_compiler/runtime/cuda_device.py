@@ -1,6 +1,6 @@
 """Running on an Nvidia GPU: calls and copies follow each other without the host's waiting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -12,21 +12,25 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
-from dspark_compiler.runtime.cuda_context import CUDA, CudaContext
+from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
 from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import Function, load_cudart
+
+# Puts weights into the tensors of their names, which hold nothing yet, before it returns or on the device's stream.
+Fill = Callable[["CudaDevice", Mapping[str, Any]], None]
 
 _PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
 
 
 class CudaDevice(CudaContext):
-    """See Device."""
+    """See Device; ``fill`` makes weights where the artifact's own are not to be read."""
 
     is_late = True
 
-    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = (CUDA, 0)) -> None:
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
         super().__init__(cuda, where)
+        self._fill = fill
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []
 
@@ -36,7 +40,10 @@ class CudaDevice(CudaContext):
         self._require(manifest.params, manifest.states)
         weights, states = self.slab(manifest.params), self.slab(manifest.states)
         self._slabs += weights, states
-        upload(self.cuda, artifact.params(), weights)
+        if self._fill is None:
+            upload(self.cuda, artifact.params(), weights)
+        else:
+            self._fill(self, weights.tensors)
         for address, size in states.parts:
             self.cuda.zero(address, size, self.stream)
         return weights.tensors | states.tensors
@@ -114,10 +121,12 @@ class _Arrival:
             self._give_back(self._place)
 
 
-def open_cuda(artifact: Artifact) -> CudaDevice:
+def open_cuda(artifact: Artifact, fill: Fill | None = None) -> CudaDevice:
     """The GPU the artifact was opened for; the artifact's libraries are loaded.
+
+    ``fill`` takes the place of the artifact's weights.
 
     Raises:
         DeviceError: CUDA cannot use it.
     """
-    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (CUDA, artifact.device))
+    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (FIRST_GPU[0], artifact.device), fill)

@@ -45,7 +45,7 @@ class Slab:
         """``device``: DLPack's type and number; ``largest``: bytes an allocation can have."""
         sizes = {name: _padded(nbytes(tensor)) for name, tensor in described.items()}
         self.parts: list[tuple[int, int]] = []
-        self._wrappings: dict[str, Wrapping] = {}
+        self.tensors: dict[str, Any] = {}
         for names in _grouped(sizes, largest):
             size = max(sum(sizes[name] for name in names), ALIGNMENT)
             address = cuda.allocate(size)
@@ -53,12 +53,11 @@ class Slab:
             self.parts.append((address, size))
             for name in names:
                 tensor = described[name]
-                self._wrappings[name] = Wrapping(address, tensor.shape, tensor.dtype, device)
+                self.tensors[name] = Wrapping(address, tensor.shape, tensor.dtype, device).tensor
                 address += sizes[name]
         self.address = self.parts[0][0]
         *offsets, self.size = accumulate(sizes.values(), initial=0)
         self.offsets = dict(zip(described, offsets, strict=True))
-        self.tensors = {name: wrapping.tensor for name, wrapping in self._wrappings.items()}
 
 
 def _grouped(sizes: Mapping[str, int], largest: int | None) -> list[list[str]]:

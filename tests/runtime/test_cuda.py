@@ -51,6 +51,19 @@ int cudaEventElapsedTime(float *to, long a, long b) { *to = 250; return 0; }
 int cudaGraphInstantiate(long *to, long g, u64 flags) {
   if (flags) return 1;
   *to = g + 100; return done("cudaGraphInstantiate"); }
+static int kinds[4] = {0, 1, 0, 0}, shared[4] = {0, 0, 65536, 0}, carved[4];
+int cudaGraphGetNodes(long g, long *to, u64 *n) {
+  for (long i = 0; to && i < 4; i++) to[i] = i + 1;
+  *n = 4; return 0; }
+int cudaGraphNodeGetType(long n, int *to) { *to = kinds[n - 1]; return 0; }
+int cudaGraphKernelNodeSetAttribute(long n, int which, unsigned *v) {
+  if (which != 14) return 1;
+  carved[n - 1] = *v; return 0; }
+static int params_of(long n, unsigned *p) { p[8] = shared[n - 1]; return 0; }
+int cudaGetDriverEntryPointByVersion(S *name, void **to, unsigned version, u64 flags, int *status) {
+  *to = params_of;
+  return version < 12000 || flags || strcmp(name, "cuGraphKernelNodeGetParams"); }
+int carveout(int n) { return carved[n]; }
 DOES(cudaGraphDestroy, long g)
 DOES(cudaGraphLaunch, long g, long s)
 DOES(cudaGraphExecDestroy, long g)
@@ -95,6 +108,8 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     cuda.begin_capture(stream)
     graph = cuda.end_capture(stream)
     assert library.last_called() == b"cudaGraphDestroy"  # the instance is kept, what it was made from is not
+    # The second node is no kernel, and the third wants memory of its own.
+    assert [library.carveout(node) for node in range(4)] == [28, 0, 0, 28]
     cuda.launch(graph, stream)
     cuda.destroy(graph)
     assert library.last_called() == b"cudaGraphExecDestroy"
