@@ -4,7 +4,7 @@ import statistics
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.gpu import TimedRuntime
+from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import load_cudart, load_libraries
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 
@@ -19,7 +19,7 @@ class CopyBandwidth:
     of all.
     """
 
-    def __init__(self, cuda: TimedRuntime) -> None:
+    def __init__(self, cuda: GpuRuntime) -> None:
         self._cuda = cuda
         self._stream = cuda.stream()
         self._began, self._ended = cuda.event(timed=True), cuda.event(timed=True)

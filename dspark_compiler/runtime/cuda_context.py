@@ -7,7 +7,7 @@ from dspark_compiler.runtime.cuda_memory import Described, Slab
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import import_tvm_ffi
 
-CUDA = 2  # DLPack's type
+FIRST_GPU = (2, 0)  # DLPack's type and number
 
 
 class CudaContext:

@@ -12,7 +12,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
-from dspark_compiler.runtime.cuda_context import CUDA, CudaContext
+from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
 from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import Function, load_cudart
@@ -28,7 +28,7 @@ class CudaDevice(CudaContext):
 
     is_late = True
 
-    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = (CUDA, 0), fill: Fill | None = None) -> None:
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
         super().__init__(cuda, where)
         self._fill = fill
         self._places: list[_Place] = []  # that nobody fetches into
@@ -129,4 +129,4 @@ def open_cuda(artifact: Artifact, fill: Fill | None = None) -> CudaDevice:
     Raises:
         DeviceError: CUDA cannot use it.
     """
-    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (CUDA, artifact.device), fill)
+    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (FIRST_GPU[0], artifact.device), fill)

@@ -49,7 +49,7 @@ class GpuRuntime(Protocol):
     def synchronize(self, stream: int) -> None:
         """Waits until all that is on the stream is done."""
 
-    def event(self) -> int:
+    def event(self, *, timed: bool = False) -> int:
         """A mark to be put on streams; before that, nothing waits for it."""
 
     def record(self, event: int, stream: int) -> None:
@@ -57,6 +57,9 @@ class GpuRuntime(Protocol):
 
     def wait(self, event: int) -> None:
         """Waits until the stream has come to where the event was put last."""
+
+    def seconds(self, first: int, last: int) -> float:
+        """Time between two events that have come to pass, both timed."""
 
     def begin_capture(self, stream: int) -> None:
         """From now on what is put on the stream is remembered instead of done."""
@@ -72,13 +75,3 @@ class GpuRuntime(Protocol):
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""
-
-
-class TimedRuntime(GpuRuntime, Protocol):
-    """One whose events can have a clock, too."""
-
-    def event(self, *, timed: bool = False) -> int:
-        """See GpuRuntime."""
-
-    def seconds(self, first: int, last: int) -> float:
-        """Time between two events that have come to pass, both timed."""

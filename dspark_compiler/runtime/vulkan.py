@@ -121,7 +121,7 @@ class VulkanRuntime:
         self._marks[event] = self._mark()
 
     def seconds(self, first: int, last: int) -> float:
-        """See TimedRuntime; the last 64 times anything was timed are remembered."""
+        """See GpuRuntime; the last 64 times anything was timed are remembered."""
         return float(self._function("seconds")(self._stamps[first], self._stamps[last]))
 
     def wait(self, event: int) -> None:

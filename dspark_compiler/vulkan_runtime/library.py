@@ -108,7 +108,7 @@ def build(library: Path) -> None:
             commands = [[*_FLAGS, *includes, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
             list(pool.map(_compile, commands))
         linked = folder / library.name
-        _compile(["-shared", "-o", str(linked), *map(str, objects), "-ldl"])
+        _compile(["-shared", "-s", "-o", str(linked), *map(str, objects), "-ldl"])
         os.replace(linked, library)
 
 

@@ -140,6 +140,7 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
 }
 
 void Stream::Zero(const Place& to, VkDeviceSize size) {
+  if (size == 0) return;
   const Use use{to.piece, Access::kWrite};
   Commands& commands = Open();
   Order(&use, 1);

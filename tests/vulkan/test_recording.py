@@ -100,6 +100,7 @@ def test_marks_and_copies_through_mapped_memory(kernel: Any) -> None:
         function("wait")(0, marks[step])
         np.testing.assert_array_equal(views[2 + step], expected)
     function("zero")(0, b.data_ptr(), size)
+    function("zero")(0, b.data_ptr(), 0)
     function("copy_rows")(0, b.data_ptr() + 4, 40, a.data_ptr(), 8, 8, 3)
     expected = np.zeros(SIZE, np.float32)
     for row in range(3):
