@@ -33,14 +33,14 @@ class TargetLowering:
         find_fusions: what kernels of an entry point do besides their own operator.
         lower_epilogue: for a linear with what is done to its output.
         kernels: the templates that converters of all targets call, by name.
-        linears: the schedules of packed products.
+        linears: the schedules of packed products; None where there is nothing to choose.
     """
 
     converters: Mapping[str, Converter]
     find_fusions: Callable[[EntryPoint, LayoutPlan], Epilogues]
     lower_epilogue: EpilogueLowering
     kernels: Mapping[str, KernelTemplate]
-    linears: LinearSpace
+    linears: LinearSpace | None = None
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -144,6 +144,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
 
     def linear_schedule(self, work: LinearWorkload) -> Schedule:
         """How to cut a packed product: as the records say, else the default."""
+        assert self._target.linears is not None
         return choose_schedule(work, self._target.linears, self._records)
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:

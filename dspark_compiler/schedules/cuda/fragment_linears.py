@@ -12,10 +12,11 @@ from dspark_compiler.schedules.cuda import stream_schedule, tile_schedule
 from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape, pack_fragments
 from dspark_compiler.schedules.cuda.quantized_fragments import (
     BITS,
-    GROUP_DEPTH,
+    group_shape,
     pack_bytes,
     pack_groups,
     pack_nibbles,
+    tile_depth,
 )
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.stream_schedule import FEW_ROWS, StreamSchedule
@@ -85,10 +86,11 @@ def _weight(rng: np.random.Generator, features: int, work: LinearWorkload) -> tu
         return rounded.astype(np.float64), [pack_fragments(rounded)]
     if stored == "int4":
         codes = rng.integers(-8, 8, size)
-        groups = -(-work.depth // GROUP_DEPTH)
-        scales = (rng.uniform(0.1, 0.3, (features, groups)) / work.depth**0.5).astype(ml_dtypes.bfloat16)
-        spread = scales.astype(np.float64)[:, np.arange(work.depth) // GROUP_DEPTH]
-        return codes * spread, [pack_nibbles(codes), pack_groups(scales)]
+        group = tile_depth(stored)
+        scales = (rng.uniform(0.1, 0.3, (features, -(-work.depth // group))) / work.depth**0.5).astype(np.float16)
+        spread = scales.astype(np.float64)[:, np.arange(work.depth) // group]
+        packed = pack_groups(scales, group_shape(features, work.depth, stored, group))
+        return codes * spread, [pack_nibbles(codes), packed]
     scales = rng.uniform(0.5, 1.5, features).astype(np.float32)
     if stored == "int8":
         codes, scales = rng.integers(-127, 128, size).astype(np.int8), scales / (64 * work.depth**0.5)
