@@ -66,13 +66,13 @@ def test_verify_has_the_bits_of_decode(artifact: Path) -> None:
         np.testing.assert_array_equal(one, verified[i])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_of_two_bytes(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "float16"), ("mixtral", "bfloat16")])
+def test_weights_of_two_bytes(name: str, dtype: str, tmp_path: Path) -> None:
     need_vulkan()
-    executor = Executor(Artifact.open(_compiled("llama", tmp_path, dtype=dtype, prefill_widths=(20,))))
+    executor = Executor(Artifact.open(_compiled(name, tmp_path, dtype=dtype, prefill_widths=(20,))))
     prompt = _prompt(30)
     with torch.no_grad():
-        wanted = TINY["llama"]()(torch.tensor([prompt])).logits[0, -1].numpy()
+        wanted = TINY[name]()(torch.tensor([prompt])).logits[0, -1].numpy()
     found = executor.prefill(0, prompt, 0, 0)
     assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)
 
