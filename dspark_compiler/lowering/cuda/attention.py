@@ -6,10 +6,10 @@ from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.cuda.operands import compute_dtype, out_dtype, rows_of
-from dspark_compiler.lowering.cuda.qkv import Projected, find_projection
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.projected import Projected, find_projection
 from dspark_compiler.lowering.storage import cache_form, form_name
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda import attention as kernels
