@@ -73,17 +73,19 @@ def written_attention(
     *,
     in_dtype: str | None = None,
     out_dtype: str | None = None,
+    arch: str | None = None,
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     """Either kind of attention where the call's keys and values are stored already (qkv_prologue.py).
 
     Arguments: as of ``scratch_attention`` if the shape has scratch, else of ``append_attention``, without k and v.
+    ``arch`` is that of ``attend_rows``.
     """
     problem = _problem(shape, scoring, dtype, form, out_dtype)
     control = ("length",) if shape.scratch else ("sequence", "length", "count")
-    return _attention(name, problem, in_dtype or dtype, control, writes=False)
+    return _attention(name, problem, in_dtype or dtype, control, writes=False, arch=arch)
 
 
-def workspace_shape(problem: Problem) -> Workspace:
+def _workspace_shape(problem: Problem) -> Workspace:
     """Shape of the float32 workspace of a call."""
     if is_split(problem):
         return (sum(partial_sizes(problem)),)
@@ -99,9 +101,9 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
 
 
 def _attention(
-    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool
+    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool, arch: str | None = None
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
-    workspace = Arg("workspace", workspace_shape(problem))
+    workspace = Arg("workspace", _workspace_shape(problem))
     shape = problem.shape
     out = Arg("out", (shape.rows, shape.width, shape.heads, shape.value_dim), problem.out_dtype)
     args = [*_args(problem, in_dtype, control, writes=writes), out, workspace]
@@ -117,7 +119,7 @@ def _attention(
             widen_slots(problem, tensors)
             attend_rows(problem, Tensors(tensors.of | {"widened": tensors["workspace"]}))
         else:
-            attend_rows(problem, tensors)
+            attend_rows(problem, tensors, arch)
 
     return kernel(name, args, body), workspace.shape
 
