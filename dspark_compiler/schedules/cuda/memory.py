@@ -67,12 +67,6 @@ def store_float(pointer: Expr, value: Expr) -> None:
     run(device("dspark_store_float", pointer, value, source=source))
 
 
-def store_int(pointer: Expr, value: Expr) -> None:
-    """Stores an int32."""
-    source = "__device__ __forceinline__ void dspark_store_int(void* p, int value) { *(int*)p = value; }\n"
-    run(device("dspark_store_int", pointer, value, source=source))
-
-
 def copy_word(target: Expr, pointer: Expr) -> None:
     """Copies 4 bytes from global memory."""
     store_word(target, device("dspark_load_two_halves", pointer, source=_LOAD_WORD, returns="uint32"))
