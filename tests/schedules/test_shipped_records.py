@@ -31,9 +31,9 @@ def tune_shapes() -> ModuleType:
 
 
 def measured(model: str) -> dict[LinearWorkload, dict[Schedule, float]]:
-    """What is on record of each linear of a model."""
+    """What is on record of each linear of a model that streams its weight."""
     records = Records(ARCH, [], shipped_folder())
-    works = tune_shapes().workloads([tune_shapes().SHAPES[model]])
+    works = tune_shapes().workloads([tune_shapes().SHAPES[model]], rows=(1, 8, 16, 32))
     return {work: records.measured(work) for work in works}
 
 
