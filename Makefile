@@ -6,7 +6,13 @@ DEMO_ARTIFACT := SmolLM2-135M-Instruct-cpu.dspark
 DEMO_HEADS := models/smollm2-135m-dspark
 JOBS ?= 2
 
-.PHONY: venv demo test lint format unit golden clean
+# What tests of --target vulkan need: a driver that runs on the processor, and tools that check kernels and calls.
+VULKAN_PACKAGES := libvulkan1 libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
+
+# What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
+GPU_TESTS := tests/schedules/cuda tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py
+
+.PHONY: venv vulkan demo test lint format unit gpu-test golden clean
 
 venv: $(STAMP)
 
@@ -33,8 +39,18 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: venv
+# Elsewhere, or without root, those tests skip and say what they lack.
+vulkan:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(VULKAN_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	    $(VULKAN_PACKAGES) >/dev/null || echo "tests of --target vulkan will skip: $(VULKAN_PACKAGES) not installed"; \
+	fi
+
+unit: venv vulkan
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+gpu-test: venv
+	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -10,19 +10,25 @@ Target = Literal["cpu", "cuda", "rocm", "vulkan"]
 DType = Literal["float32", "float16", "bfloat16"]
 KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
 Quantization = Literal["int8", "int4-g128", "int4-g128-awq", "fp8", "keep"]
+HeadsQuantization = Literal["int8", "int4-g128", "fp8"]
 
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq", "fp8", "keep")
+HEADS_QUANTIZATIONS: tuple[HeadsQuantization, ...] = ("int8", "int4-g128", "fp8")
 
 # What is taken where nothing is asked for, on the CPU and on GPUs.
 _CPU_DTYPE: DType = "float32"
 _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
-# Types the weights can have, and keys and values besides the type that is computed with.
-_GPU_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
-_CPU_KV_DTYPES: tuple[KVDType, ...] = ("float32", "int8", "float8_e4m3")
+# Types the weights can have, and keys and values besides the type that attention computes with.
+_CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
+_QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
+
+# Targets whose schedules can be measured.
+_TUNED: tuple[Target, ...] = ("cpu", "cuda")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")
@@ -54,6 +60,7 @@ class CompileConfig:
     kv_weights: Path | None = None
     max_quality_loss: float | None = None
     heads: Path | None = None
+    quantize_heads: HeadsQuantization | None = None
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
@@ -62,8 +69,8 @@ class CompileConfig:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
         for option, name, known in (
-            ("--dtype", self.dtype, DTYPES if self.target == "cpu" else _GPU_DTYPES),
-            ("--kv-dtype", self.kv_dtype, _CPU_KV_DTYPES if self.target == "cpu" else (self.weight_dtype,)),
+            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
+            ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
         ):
             if name is not None and name not in known:
                 raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
@@ -77,7 +84,7 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
-        if self.tune_trials and self.target != "cpu":
+        if self.tune_trials and self.target not in _TUNED:
             raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
@@ -95,6 +102,12 @@ class CompileConfig:
     def cache_dtype(self) -> KVDType:
         """Type of stored keys and values: as asked for, or what the target computes with."""
         return self.kv_dtype or ("float32" if self.target == "cpu" else self.weight_dtype)
+
+    @property
+    def kv_dtypes(self) -> tuple[KVDType, ...]:
+        """Types that keys and values can be stored in."""
+        own: KVDType = "float32" if self.target == "cpu" else self.weight_dtype
+        return (own, *(_QUANTIZED_KV if self.target in _KV_QUANTIZED_ON else ()))
 
     @property
     def chunk_widths(self) -> tuple[int, ...]:
@@ -115,6 +128,10 @@ class CompileConfig:
             raise InputError(f"--quantize {self.quantize}: not one of {', '.join(QUANTIZATIONS)}")
         if self.calibration is not None and self.quantize != "int4-g128-awq":
             raise InputError(f"--calibration {self.calibration}: read with --quantize int4-g128-awq only")
+        if self.quantize_heads is not None and self.quantize_heads not in HEADS_QUANTIZATIONS:
+            raise InputError(f"--quantize-heads {self.quantize_heads}: not one of {', '.join(HEADS_QUANTIZATIONS)}")
+        if self.quantize_heads is not None and self.heads in (None, NGRAM):
+            raise InputError(f"--quantize-heads {self.quantize_heads}: needs --heads with a folder of weights")
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

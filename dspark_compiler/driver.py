@@ -32,6 +32,7 @@ from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
+from dspark_compiler.machine.kernel_bench import open_bench
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.models.drafters.checkpoint import check_fits, read_heads
 from dspark_compiler.models.drafters.heads import Heads
@@ -45,7 +46,7 @@ from dspark_compiler.schedules.apply import export_records
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
 
-# Called with a stage's name as it begins, and with steps done and in total where a stage has steps.
+# Called with a stage's name as it begins, and with steps done, in total and how they go where a stage has steps.
 Progress = Callable[..., None]
 
 _LONGEST_DEFAULT = 4096  # tokens; a longer context costs memory from the first token on, so it has to be asked for
@@ -141,7 +142,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
             backend.build(scheduled, scratch / "model.so")
         with stages("write"):
             _add_files(writer, source, backend, scratch)
-            export_records(lowered, records, writer.folder / "tuning")
+            export_records(lowered, records, backend.linears, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan), bfloat16=plan.layouts.weight_dtype("bfloat16"))
         manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
         report = _report(model, config, rewritten, stages) | remarks
@@ -244,9 +245,9 @@ class _Stages:
         self._name = name
         return self
 
-    def step(self, done: int, total: int) -> None:
-        """So many of a stage's steps are done."""
-        self._progress(self._name, done, total)
+    def step(self, done: int, total: int, detail: str = "") -> None:
+        """So many of a stage's steps are done; how they go, in a line."""
+        self._progress(self._name, done, total, detail)
 
     def say(self, message: str) -> None:
         """Shows a message where a stage would have stood."""
@@ -264,8 +265,8 @@ def _backend(config: CompileConfig) -> Backend:
     backend = create_backend(config.target, config.arch)
     if config.tune_trials and not backend.runs_here():
         raise InputError(
-            f"tuning measures on this machine, which cannot run --arch {config.arch}; tune on one that can, "
-            "or leave out the trials"
+            f"tuning measures on this machine, which has nothing that runs {backend.spec.arch} code; tune on one that "
+            "has, or leave out the trials to compile by the records there are"
         )
     return backend
 
@@ -298,9 +299,10 @@ def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, s
 
 def _tune(module: tvm.IRModule, backend: Backend, records: Records, trials: int, stages: _Stages) -> int:
     def step(found: TuningStep) -> None:
-        stages.step(found.done, found.total)
+        stages.step(found.done, found.total, str(found))
 
-    return backend.tune(module, records, trials, step)
+    with open_bench(backend) as bench:
+        return backend.tune(module, records, bench, trials, step)
 
 
 def _dump(module: tvm.IRModule, folder: Path | None) -> None:

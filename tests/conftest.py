@@ -13,6 +13,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts instead of comparing with them")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one process, which then makes it (a compile, often) once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (names := _shared_fixtures(item)):
+            chosen = item.callspec.indices if hasattr(item, "callspec") else {}
+            parts = [f"{name}{chosen.get(name, '')}" for name in names]
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}.{'.'.join(parts)}"))
+
+
+def _shared_fixtures(item: pytest.Function) -> list[str]:
+    """The module's fixtures that outlive a test and that this one uses."""
+    if item.get_closest_marker("xdist_group"):
+        return []
+    found = item._fixtureinfo.name2fixturedefs
+    return [name for name in sorted(found) if found[name][-1].scope != "function" and found[name][-1].baseid]
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """``golden(name, text)`` compares text with tests/golden/NAME.txt; the difference is the failure's message."""

@@ -12,7 +12,8 @@ import pytest
 from dspark_compiler.artifact import Artifact, ArtifactWriter, EntrySpec, KVInfo, Manifest, ModelInfo, TargetInfo, host
 from dspark_compiler.artifact.files import describe
 from dspark_compiler.artifact.nvidia import Driver, Gpu, runs_on
-from dspark_compiler.errors import ArtifactError
+from dspark_compiler.artifact.vulkan import Vulkan, VulkanDevice
+from dspark_compiler.errors import ArtifactError, InputError
 
 MACHINE = os.uname().machine
 
@@ -149,7 +150,10 @@ def test_an_unreadable_text_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (TargetInfo("rocm", "gfx942", f"{MACHINE}-linux"), "was compiled for rocm, this version runs cpu, cuda"),
+        (
+            TargetInfo("rocm", "gfx942", f"{MACHINE}-linux"),
+            "was compiled for rocm, this version runs cpu, cuda, vulkan;",
+        ),
         (TargetInfo("cpu", "a", "riscv64-unknown-linux-gnu"), f"compiled for riscv64.*this machine is {MACHINE}"),
         (
             TargetInfo("cpu", "future", f"{MACHINE}-linux", ("avx9001", "warp-drive")),
@@ -186,6 +190,55 @@ def test_another_gpu(
         Artifact.open(path)
     else:
         fails(path, message)
+
+
+LAVAPIPE = VulkanDevice("llvmpipe", "Mesa", (1, 3), 8, (8, 8), frozenset(), 1 << 31, 1 << 31)
+ARC = VulkanDevice("Arc", "Mesa", (1, 3), 32, (8, 32), frozenset(), 1 << 34, 1 << 32)
+OLD = VulkanDevice("old", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "offers Vulkan 1.1, 1.2 is needed")
+
+
+@pytest.mark.parametrize(
+    ("arch", "number", "vulkan", "message"),
+    [
+        ("generic", 0, None, r"compiled for Vulkan, this machine has no loader \(libvulkan\.so\.1\); install it"),
+        ("generic", 0, Vulkan((), "no driver is installed"), r"has no device \(no driver is installed\); install"),
+        ("generic", 1, Vulkan((ARC, OLD)), r"Vulkan device 1 \(old, \) offers Vulkan 1\.1, 1\.2 is needed; install"),
+        (
+            "subgroup32",
+            0,
+            Vulkan((LAVAPIPE,)),
+            r"for subgroup32, Vulkan device 0 \(llvmpipe, Mesa\) has subgroups of 8",
+        ),
+        ("subgroup32", 1, Vulkan((LAVAPIPE, ARC)), None),
+        ("subgroup16", 0, Vulkan((ARC,)), None),
+        ("generic", 0, Vulkan((LAVAPIPE,)), None),
+    ],
+)
+def test_another_vulkan_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, number: int, vulkan: Vulkan | None, message: str | None
+) -> None:
+    monkeypatch.setattr(host, "find_vulkan", lambda: vulkan)
+    path = write(tmp_path / "m.dspark", target=TargetInfo("vulkan", arch, f"{MACHINE}-linux"))
+    if message is None:
+        assert Artifact.open(path, device=number).device == number
+    else:
+        with pytest.raises(ArtifactError, match=message):
+            Artifact.open(path, device=number)
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(host, "find_vulkan", lambda: Vulkan((ARC, LAVAPIPE)))
+    monkeypatch.setattr(host, "find_driver", lambda: Driver((13, 1), (H200,)))
+    vulkan = write(tmp_path / "v.dspark", target=TargetInfo("vulkan", "generic", f"{MACHINE}-linux"))
+    with pytest.raises(InputError, match=rf"^--device {number}: .* this machine has 0: Arc, 1: llvmpipe$"):
+        Artifact.open(vulkan, device=number)
+    cuda = write(tmp_path / "c.dspark", target=TargetInfo("cuda", "sm_90a", f"{MACHINE}-linux"))
+    with pytest.raises(InputError, match=rf"^--device {number}: .* this machine has 0: NVIDIA H200$"):
+        Artifact.open(cuda, device=number)
+    cpu = write(tmp_path / "p.dspark")
+    with pytest.raises(InputError, match=rf"^--device {number}: .* compiled for the processor, which is one device, 0"):
+        Artifact.open(cpu, device=number)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dspark_compiler.artifact import Artifact
 from dspark_compiler.commands.progress import Progress, make_progress
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import BackendUnavailableError
+from dspark_compiler.machine import best_target
 from tests.test_artifact import write
 
 
@@ -38,12 +39,22 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Co
     return asked
 
 
-def test_defaults_are_the_configs(asked: list[tuple[str, CompileConfig]]) -> None:
+def test_defaults_are_the_configs(asked: list[tuple[str, CompileConfig]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best_target, "find_driver", lambda: None)
     result = CliRunner().invoke(cli.compile_main, ["some/model"])
     assert result.exit_code == 0, result.output
     assert asked == [("some/model", CompileConfig())]
     assert result.stdout.endswith("m.dspark: 0 MB\n")
-    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["capture", "weights"]
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["--target cpu", "capture", "weights"]
+
+
+def test_the_best_target_is_taken_and_named(
+    asked: list[tuple[str, CompileConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(best_target, "best_target", lambda arch: best_target.Choice("cuda", "a GPU is here"))
+    result = CliRunner().invoke(cli.compile_main, ["some/model"])
+    assert asked == [("some/model", CompileConfig(target="cuda"))]
+    assert result.stderr.startswith("--target cuda: a GPU is here\n")
 
 
 def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) -> None:
@@ -95,6 +106,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
             "--kv-policy h2o: evicts nothing without --kv-budget N (or --max-quality-loss X, which",
         ),
         (["m", "--kv-weights", "w", "--kv-budget", "9"], "--kv-weights w: for which --kv-policy?"),
+        (["m", "--target", "vulkan", "--tune-trials", "3"], "--tune-trials 3: nothing is measured for --target vulkan"),
         (["m", "--kv-anything", "3"], "No such option"),
     ],
 )
@@ -158,6 +170,15 @@ def test_an_unfinished_stage_is_not_called_done(capsys: pytest.CaptureFixture[st
     with pytest.raises(RuntimeError):
         work()
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["one"]
+
+
+def test_details_of_a_stage_are_shown_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        for step in range(1, 40):
+            progress("tune", step, 40, f"{step} of 40 trials, linear: best 3.1 us, 9 s left")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  1 of 40 trials, linear: best 3.1 us, 9 s left"
+    assert len(lines) == 2
 
 
 def test_terminal_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

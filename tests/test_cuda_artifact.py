@@ -1,21 +1,30 @@
 """Compiling for Nvidia GPUs needs none; an artifact says what it needs, and on a GPU it computes what it should."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from dspark_compiler import CompileConfig, SamplingParams
+from dspark_compiler import CompileConfig, driver
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.backends import create_backend
-from dspark_compiler.driver import compile_model
+from dspark_compiler.backends.cuda import CudaBackend
+from dspark_compiler.commands.tune import tune_command
+from dspark_compiler.driver import tune_model
 from dspark_compiler.errors import ArtifactError, InputError
-from dspark_compiler.runtime.engine import Engine, load
 from dspark_compiler.runtime.executor import Executor
-from tests.gpu import ARCH, need_compiler, need_gpu
+from dspark_compiler.schedules.bench import Run
+from dspark_compiler.schedules.choice import choose_schedule
+from dspark_compiler.schedules.cuda.fragment_linears import FragmentLinears
+from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule, default_stream_schedule
+from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from tests.gpu import ARCH, compiled, need_compiler, need_gpu, relative_error
+from tests.schedules.fake_bench import FakeBench
 from tests.tiny_models import TINY
 
 _ROUNDED = 0.03  # relative error of logits that operands of 8 significant bits leave
@@ -23,24 +32,16 @@ _ROUNDED = 0.03  # relative error of logits that operands of 8 significant bits 
 _FAMILIES = ("llama", "qwen3", "gemma2", "qwen2", "gpt2", "phi3", "mixtral", "gpt_neox", "gpt_oss")
 
 
-def _compiled(name: str, folder: Path, **options: Any) -> Path:
-    model = TINY[name]()
-    model.save_pretrained(folder / "source")
-    sizes = {"max_seq_len": 64, "prefill_widths": (8, 40), "verify_width": 4, "max_batch": 2} | options
-    config = CompileConfig(target="cuda", arch=ARCH, output=folder / "model.dspark", check=False, **sizes)
-    return compile_model(str(folder / "source"), config).path
-
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_compiler()
-    return _compiled("llama", tmp_path_factory.mktemp("cuda"))
+    return compiled("llama", tmp_path_factory.mktemp("cuda"), prefill_widths=(40,))
 
 
 def test_an_artifact_is_compiled_without_a_gpu(artifact: Path) -> None:
     manifest = Artifact.open(artifact, runnable=False).manifest
     assert (manifest.target.kind, manifest.target.arch, manifest.dtype) == ("cuda", ARCH, "bfloat16")
-    assert {"prefill_8", "prefill_40", "decode", "verify_4", "commit", "accept_1"} == set(manifest.entry_points)
+    assert {"prefill_40", "decode", "verify_4", "commit", "accept_1"} == set(manifest.entry_points)
     assert manifest.kv.dtype == "bfloat16"
     assert manifest.states["k_cache.0"].dtype == "bfloat16"
     libraries = {Path(name).name for name in manifest.files if name.startswith("lib/")}
@@ -71,13 +72,42 @@ def test_architectures_that_cannot_be(arch: str) -> None:
 def test_types_a_gpu_does_not_compute_with() -> None:
     with pytest.raises(InputError, match="--dtype float32: with --target cuda not one of float16, bfloat16"):
         CompileConfig(target="cuda", dtype="float32")
-    with pytest.raises(InputError, match="--kv-dtype int8: with --target cuda not one of bfloat16"):
-        CompileConfig(target="cuda", kv_dtype="int8")
+    with pytest.raises(InputError, match="--kv-dtype float32: with --target cuda not one of bfloat16, int8, float8"):
+        CompileConfig(target="cuda", kv_dtype="float32")
 
 
-def test_tuning_is_refused_before_any_work() -> None:
-    with pytest.raises(InputError, match="--tune-trials 8: nothing is measured for --target cuda yet"):
-        CompileConfig(target="cuda", tune_trials=8)
+def test_tuning_needs_the_gpu_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler()
+    monkeypatch.setattr("dspark_compiler.backends.cuda.find_driver", lambda: None)
+    done = CliRunner().invoke(tune_command, ["nowhere", "--trials", "8", "--target", "cuda", "--arch", "sm_90a"])
+    assert done.exit_code == 2
+    (line,) = done.output.splitlines()
+    assert "tuning measures on this machine, which has nothing that runs sm_90a code" in line
+
+
+def test_what_tuning_finds_is_what_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler()
+    TINY["llama"]().save_pretrained(tmp_path / "source")
+    monkeypatch.setenv("DSPARK_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(CudaBackend, "runs_here", lambda _: True)
+    few = StreamSchedule(1, 1, 4)
+    bench = FakeBench({few: lambda sample: Run(sample.expected.astype(sample.dtype), 1.0)})
+    monkeypatch.setattr(FragmentLinears, "candidates", _candidates(few))
+    monkeypatch.setattr(driver, "open_bench", lambda _: bench)
+    config = CompileConfig(target="cuda", arch=ARCH, max_seq_len=64, prefill_widths=(8,), tune_trials=100)
+    measured = tune_model(str(tmp_path / "source"), config)
+    assert measured == len(bench.seen) > 4
+    assert tune_model(str(tmp_path / "source"), config) == 0
+    records = Records(ARCH, [], tmp_path / "records")
+    for rows in (1, 8):
+        work = LinearWorkload(rows, 64, 32, "bfloat16")
+        assert records.measured(work)[few] == 1.0
+        assert choose_schedule(work, FragmentLinears(ARCH), records) == few
+
+
+def _candidates(few: StreamSchedule) -> Callable[[FragmentLinears, LinearWorkload], list[StreamSchedule]]:
+    """The default and another."""
+    return lambda _, work: [default_stream_schedule(work), few]
 
 
 @pytest.mark.gpu
@@ -85,35 +115,17 @@ def test_tuning_is_refused_before_any_work() -> None:
 @pytest.mark.parametrize("name", _FAMILIES)
 def test_a_family_on_a_gpu(name: str, dtype: str, tmp_path: Path) -> None:
     need_gpu()
-    executor = Executor(Artifact.open(_compiled(name, tmp_path, dtype=dtype)))
+    executor = Executor(Artifact.open(compiled(name, tmp_path, dtype=dtype)))
     ids = torch.randint(3, 100, (50,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = TINY[name]()(ids[None]).logits[0].numpy()
     assert executor.device.obstacle is None
-    assert _error(executor.prefill(0, ids[:47].tolist(), 0, 0), wanted[46]) < _ROUNDED
+    assert relative_error(executor.prefill(0, ids[:47].tolist(), 0, 0), wanted[46]) < _ROUNDED
     tokens = np.zeros((2, 4), np.int64)
     tokens[0] = ids[[47, 48, 49, 49]]
     length, count = np.array([47, 0]), np.array([1, 0])
     together = executor.verify(tokens, np.arange(4) + length[:, None], length)[0].copy()
-    assert _error(together[:3], wanted[47:50]) < _ROUNDED
+    assert relative_error(together[:3], wanted[47:50]) < _ROUNDED
     for i in range(3):
         one = executor.decode(tokens[:, i], length + i, length + i, count)[0]
         np.testing.assert_array_equal(one, together[i], err_msg="decode and verify agree bit for bit")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"heads": Path("ngram")}, {"kv_budget": 48, "max_seq_len": 96}])
-def test_greedy_answers_are_the_same_however_they_are_made(options: dict[str, Any], tmp_path: Path) -> None:
-    need_gpu()
-    path = _compiled("llama", tmp_path, prefill_widths=(8,), **options)
-    prompt = torch.randint(3, 100, (13,), generator=torch.Generator().manual_seed(1)).tolist()
-    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
-    alone = load(path).complete([prompt], params)[0].tokens
-    engine = Engine(Artifact.open(path), paced=False)
-    assert engine.complete([prompt, prompt[:6]], params)[0].tokens == alone
-    engine = Engine(Artifact.open(path), heads=False)
-    assert engine.complete([prompt], params)[0].tokens == alone
-
-
-def _error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from dspark_compiler.artifact.manifest import TargetInfo
 from dspark_compiler.artifact.nvidia import find_driver, runs_on
-from dspark_compiler.errors import ArtifactError
+from dspark_compiler.artifact.vulkan import find_vulkan
+from dspark_compiler.errors import ArtifactError, InputError
 
-RUNNABLE_KINDS = ("cpu", "cuda")
+RUNNABLE_KINDS = ("cpu", "cuda", "vulkan")
 
 CUDA = (13, 0)  # of the runtime library an artifact carries
 
@@ -40,11 +41,12 @@ def _plain(feature: str) -> str:
     return feature.translate(str.maketrans("", "", "._-"))
 
 
-def check_host(target: TargetInfo, where: str) -> None:
-    """Refuses an artifact that this machine cannot run; ``where`` begins the message.
+def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
+    """Refuses an artifact that this machine cannot run on the device of a number; ``where`` begins the message.
 
     Raises:
         ArtifactError: naming the target, GPU, driver, processor or feature that is missing, and the remedy.
+        InputError: there is no device of that number.
     """
     if target.kind not in RUNNABLE_KINDS:
         raise ArtifactError(
@@ -61,11 +63,14 @@ def check_host(target: TargetInfo, where: str) -> None:
             + ("compile again with --arch x86-64-v3" if target.kind == "cpu" else "a newer one is needed")
         )
     if target.kind == "cuda":
-        _check_gpu(target.arch, where)
+        _check_gpu(target.arch, where, device)
+    elif target.kind == "vulkan":
+        _check_vulkan(target.arch, where, device)
+    elif device:
+        raise InputError(f"--device {device}: {where} was compiled for the processor, which is one device, 0")
 
 
-def _check_gpu(arch: str, where: str) -> None:
-    """The first GPU is the one that is used."""
+def _check_gpu(arch: str, where: str, device: int) -> None:
     driver = find_driver()
     if driver is None:
         raise ArtifactError(
@@ -82,7 +87,37 @@ def _check_gpu(arch: str, where: str) -> None:
         raise ArtifactError(
             f"{where}: was compiled for Nvidia GPUs ({arch}), the driver offers this process none{why}; see nvidia-smi"
         )
-    gpu = driver.gpus[0]
+    _check_number(device, [gpu.name for gpu in driver.gpus])
+    gpu = driver.gpus[device]
     if not runs_on(arch, gpu.capability):
         found = f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})"
         raise ArtifactError(f"{where}: was compiled for {arch}, this machine has an {found}; compile it for that")
+
+
+def _check_vulkan(arch: str, where: str, number: int) -> None:
+    vulkan = find_vulkan()
+    if vulkan is None:
+        raise ArtifactError(
+            f"{where}: was compiled for Vulkan, this machine has no loader (libvulkan.so.1); install it (Debian: "
+            "libvulkan1) and a driver, or compile with --target cpu"
+        )
+    if not vulkan.devices:
+        raise ArtifactError(
+            f"{where}: was compiled for Vulkan, this machine has no device ({vulkan.problem}); install the GPU's "
+            "driver (or Debian's mesa-vulkan-drivers)"
+        )
+    _check_number(number, [device.name for device in vulkan.devices])
+    device = vulkan.devices[number]
+    found = f"Vulkan device {number} ({device.name}, {device.driver})"
+    if device.problem is not None:
+        raise ArtifactError(f"{where}: {found} {device.problem}; install a newer driver, or use another --device")
+    if not device.runs(arch):
+        raise ArtifactError(
+            f"{where}: was compiled for {arch}, {found} has subgroups of {device.subgroup_size}; compile it here"
+        )
+
+
+def _check_number(number: int, names: list[str]) -> None:
+    if not 0 <= number < len(names):
+        listed = ", ".join(f"{place}: {name}" for place, name in enumerate(names))
+        raise InputError(f"--device {number}: there is none of this number; this machine has {listed}")

@@ -12,7 +12,7 @@ import numpy as np
 from dspark_compiler import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from

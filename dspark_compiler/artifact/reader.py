@@ -17,20 +17,24 @@ from dspark_compiler.replace import is_partial
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled model on disk."""
+    """A compiled model on disk, and the number of the device it is to run on."""
 
     path: Path
     manifest: Manifest
+    device: int = 0
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True, runnable: bool = True) -> "Artifact":
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, runnable: bool = True, device: int = 0
+    ) -> "Artifact":
         """Reads and checks an artifact.
 
-        ``verify`` compares every file's SHA-256; sizes are compared always. ``runnable`` asks that this machine can
-        run it, which looking at it does not need.
+        ``verify`` compares every file's SHA-256; sizes are compared always. ``runnable`` asks that ``device``, by
+        number, can run it, which looking at it does not need.
 
         Raises:
             ArtifactError: missing, unfinished, edited, cut short, of a newer format, or for another machine.
+            InputError: there is no such device.
         """
         folder = Path(path)
         if is_partial(folder):
@@ -43,10 +47,10 @@ class Artifact:
             raise ArtifactError(
                 f"{folder}: not an artifact, its {MANIFEST} cannot be read ({error.strerror}); compile the model again"
             ) from None
-        artifact = cls(folder, Manifest.loads(text, str(folder / MANIFEST)))
+        artifact = cls(folder, Manifest.loads(text, str(folder / MANIFEST)), device)
         artifact._check_files()
         if runnable:
-            check_host(artifact.manifest.target, str(folder))
+            check_host(artifact.manifest.target, str(folder), device)
         if verify:
             artifact._check_digests()
         return artifact

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from dspark_compiler import replace
 from dspark_compiler.artifact.files import describe
-from dspark_compiler.artifact.manifest import MANIFEST, FileInfo, Manifest, ParamInfo
+from dspark_compiler.artifact.manifest import MANIFEST, FileInfo, Manifest, ParamInfo, TensorInfo
 from dspark_compiler.artifact.reader import Artifact
 from dspark_compiler.artifact.tensors import write_params
 from dspark_compiler.errors import ArtifactError, InputError
+
+_LEFT_OUT = "params/left-out.safetensors"
 
 
 def check_destination(path: Path) -> None:
@@ -85,6 +87,14 @@ class ArtifactWriter:
         """
         with self._writing():
             self._params.update(write_params(self.folder, params, bfloat16=bfloat16))
+
+    def leave_out_params(self, params: Mapping[str, TensorInfo]) -> None:
+        """Names weights that the artifact does not hold: whoever runs it gives its device others.
+
+        For measuring models whose weights are not at hand, or too large to be moved.
+        """
+        self.add_bytes(_LEFT_OUT, b"")
+        self._params.update((name, ParamInfo(_LEFT_OUT, info.shape, info.dtype)) for name, info in params.items())
 
     def add_file(self, source: str | os.PathLike[str], path: str) -> None:
         """Copies a file (its content, following links) to ``path`` inside the artifact."""

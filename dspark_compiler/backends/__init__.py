@@ -19,4 +19,8 @@ def create_backend(target: str, arch: str | None) -> Backend:
         from dspark_compiler.backends.cuda import CudaBackend
 
         return CudaBackend(arch)
-    raise BackendUnavailableError(f"--target {target}: not available in this version; use --target cpu or cuda")
+    if target == "vulkan":
+        from dspark_compiler.backends.vulkan.backend import VulkanBackend
+
+        return VulkanBackend(arch)
+    raise BackendUnavailableError(f"--target {target}: not available in this version; use --target cpu, cuda or vulkan")

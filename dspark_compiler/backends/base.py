@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.layouts import Layouts
+from dspark_compiler.schedules.linear_space import LinearSpace
 from dspark_compiler.schedules.tune import TuningStep
 
 
@@ -16,6 +18,14 @@ class Backend(Protocol):
     @property
     def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
+
+    @property
+    def target(self) -> Any:
+        """The tvm.target.Target."""
+
+    @property
+    def linears(self) -> LinearSpace | None:
+        """The schedules of packed products; None where there is nothing to choose."""
 
     def layouts(self, dtype: str) -> Layouts:
         """How weights and states lie where ``dtype`` is computed with."""
@@ -30,12 +40,14 @@ class Backend(Protocol):
             InputError: a file of records that cannot be read.
         """
 
-    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
-        """Measures schedules on this machine and adds them to the records; returns how many.
+    def tune(
+        self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
+    ) -> int:
+        """Measures schedules on ``bench`` and adds them to the records; returns how many.
 
         Raises:
             InputError: the records cannot be read or written.
-            LoweringError: a schedule computes something else.
+            LoweringError: a default schedule computes something else.
         """
 
     def build(self, module: Any, library: Path) -> None:

@@ -17,10 +17,12 @@ from tvm.relax.backend.cpu_generic.pipeline import dataflow_lower_passes, finali
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.errors import BackendUnavailableError, InputError, LoweringError
 from dspark_compiler.schedules.apply import apply_schedules
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import AVX2, AVX512, NEON, SSE, VectorIsa
 from dspark_compiler.schedules.layouts import PanelLayouts
-from dspark_compiler.schedules.tune import TuningStep, tune
+from dspark_compiler.schedules.panel_linears import PanelLinears
+from dspark_compiler.schedules.tune import Generated, TuningStep, tune
 
 # x86-64 levels of the psABI, by the /proc/cpuinfo flags each adds.
 V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
@@ -77,6 +79,11 @@ class CpuBackend:
             {"kind": "llvm", "mtriple": self.spec.triple, "mcpu": self.spec.arch, "num-cores": os.cpu_count() or 1}
         )
 
+    @property
+    def linears(self) -> PanelLinears:
+        """See Backend."""
+        return PanelLinears(self.isa)
+
     def layouts(self, dtype: str) -> PanelLayouts:
         """Weights in panels, keys in panels; all is computed in float32, however it is stored."""
         return PanelLayouts(self.isa)
@@ -85,9 +92,12 @@ class CpuBackend:
         """See Backend."""
         return apply_schedules(module, self.target, self.isa, records)
 
-    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
+    def tune(
+        self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
+    ) -> int:
         """See Backend."""
-        return tune(module, self.target, self.isa, records, trials=trials, progress=progress)
+        generated = Generated(self.target, self.isa)
+        return tune(module, self.linears, bench, records, trials=trials, generated=generated, progress=progress)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""

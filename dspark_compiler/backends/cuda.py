@@ -13,15 +13,18 @@ from tvm import relax
 from tvm.relax.backend.cuda.pipeline import dataflow_lower_passes
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import Gpu, find_driver, runs_on
 from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.errors import InputError, LoweringError
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
+from dspark_compiler.schedules.cuda.fragment_linears import FragmentLinears
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.cuda.rules import gpu_rules
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.tune import TuningStep
+from dspark_compiler.schedules.tune import TuningStep, tune
 
 _OLDEST = 90  # clusters begin with Hopper
 _OWN_INSTRUCTIONS = 9  # from this capability on, code for one architecture alone has instructions others lack
@@ -69,14 +72,21 @@ class CudaBackend:
         }
         return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
 
+    @property
+    def linears(self) -> FragmentLinears:
+        """See Backend."""
+        return FragmentLinears(self.spec.arch)
+
     def layouts(self, dtype: str) -> FragmentLayouts:
         """Weights in tensor core tiles."""
         return FragmentLayouts(dtype, self.spec.arch)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""
-        gpu = _gpu_here()
-        return gpu is not None and runs_on(self.spec.arch, gpu.capability)
+        driver, gpu = find_driver(), _gpu_here()
+        return (
+            driver is not None and driver.cuda >= CUDA and gpu is not None and runs_on(self.spec.arch, gpu.capability)
+        )
 
     def schedule(self, module: Any, records: Records) -> Any:
         """See Backend."""
@@ -84,9 +94,11 @@ class CudaBackend:
             # Before the rules, which would make kernels of what is only another view.
             return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules()])(module)
 
-    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
-        """See Backend."""
-        raise InputError("--tune-trials: nothing is measured for --target cuda yet")
+    def tune(
+        self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
+    ) -> int:
+        """See Backend; functions without a template are left to the rules."""
+        return tune(module, self.linears, bench, records, trials=trials, progress=progress)
 
     def build(self, module: Any, library: Path) -> None:
         """See Backend."""

@@ -4,7 +4,9 @@ import statistics
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.library import load_cudart
+from dspark_compiler.runtime.gpu import GpuRuntime
+from dspark_compiler.runtime.library import load_cudart, load_libraries
+from dspark_compiler.runtime.vulkan import VulkanRuntime
 
 _BUFFER_BYTES = 1 << 30  # far more than the second-level cache holds
 _COPIES = 4
@@ -17,7 +19,7 @@ class CopyBandwidth:
     of all.
     """
 
-    def __init__(self, cuda: CudaRuntime) -> None:
+    def __init__(self, cuda: GpuRuntime) -> None:
         self._cuda = cuda
         self._stream = cuda.stream()
         self._began, self._ended = cuda.event(timed=True), cuda.event(timed=True)
@@ -48,10 +50,13 @@ class CopyBandwidth:
 
 
 def of_artifact(artifact: Artifact) -> CopyBandwidth:
-    """By the artifact's own copy of CUDA's runtime library.
+    """By the artifact's own runtime library, on the device it was opened for.
 
     Raises:
         ArtifactError: it cannot be loaded.
         DeviceError: the GPU cannot be used.
     """
-    return CopyBandwidth(CudaRuntime(load_cudart(artifact)))
+    if artifact.manifest.target.kind == "cuda":
+        return CopyBandwidth(CudaRuntime(load_cudart(artifact), artifact.device))
+    load_libraries(artifact)
+    return CopyBandwidth(VulkanRuntime(artifact.device))

@@ -33,6 +33,7 @@ class EvalConfig:
     threads: int | None = None
     against: Path | None = None
     verify: bool = True
+    device: int = 0
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -71,14 +72,14 @@ class EvalConfig:
     @cached_property
     def opened(self) -> Artifact:
         """The artifact, checked."""
-        return Artifact.open(self.artifact, verify=self.verify)
+        return Artifact.open(self.artifact, verify=self.verify, device=self.device)
 
     @cached_property
     def reference(self) -> Reference | None:
         """The artifact of ``against``, checked."""
         if self.against is None:
             return None
-        return Reference(Artifact.open(self.against, verify=self.verify), self.threads)
+        return Reference(Artifact.open(self.against, verify=self.verify, device=self.device), self.threads)
 
 
 def evaluate(

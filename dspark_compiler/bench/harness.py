@@ -42,6 +42,7 @@ class BenchConfig:
     repeats: int = 5
     threads: int | None = None
     verify: bool = True
+    device: int = 0
 
     def __post_init__(self) -> None:
         for option, value, least in (
@@ -102,7 +103,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         ArtifactError: the artifact cannot be used.
         DSparkError: a contestant cannot run here.
     """
-    artifact = Artifact.open(config.artifact, verify=config.verify)
+    artifact = Artifact.open(config.artifact, verify=config.verify, device=config.device)
     manifest = artifact.manifest
     if (total := config.prompt_len + config.new_tokens) > manifest.max_seq_len:
         raise InputError(
@@ -116,7 +117,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     model = source_of(artifact, config.model) if needs_source else None
     threads = config.threads or cores()
     lengths = config.prompt_len, config.new_tokens
-    setup = Setup(str(config.artifact), model, manifest.dtype, threads, *lengths, manifest.target.kind)
+    setup = Setup(str(config.artifact), model, manifest.dtype, threads, *lengths, manifest.target.kind, config.device)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
     bandwidth = ReadBandwidth(threads) if manifest.target.kind == "cpu" else of_artifact(artifact)
     rest = RestWatch()

@@ -1,7 +1,7 @@
 """Writes the source model as ONNX with past keys and values in and out, for ONNX Runtime.
 
-A process of its own (``python -m dspark_compiler.bench.onnx_export MODEL FILE``), so that torch's memory is not counted
-as ONNX Runtime's.
+A process of its own (``python -m dspark_compiler.bench.onnx_export MODEL FILE DTYPE``), so that torch's memory is not
+counted as ONNX Runtime's.
 """
 
 import sys
@@ -70,9 +70,9 @@ def _example_past(model: PreTrainedModel) -> _Past:
 
 def main() -> None:
     """Exports what the command line names."""
-    model, path = sys.argv[1:]
+    model, path, dtype = sys.argv[1:]
     try:
-        export(open_source(model).load(torch.float32), Path(path))
+        export(open_source(model).load(getattr(torch, dtype)), Path(path))
     except DSparkError as error:
         sys.exit(str(error))
 

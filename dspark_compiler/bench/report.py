@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspark_compiler.artifact import Manifest
+from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
+from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.bench.contestants import COMPILED
 from dspark_compiler.bench.harness import Contender, Measurements
 from dspark_compiler.bench.roofline import token_traffic
@@ -40,7 +41,7 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "model": manifest.model.name,
         "target": manifest.target.kind,
         "dtype": manifest.dtype,
-        "device": device_of(manifest),
+        "device": device_of(measured.artifact),
         "versions": installed_versions(),
         "prompt_len": len(measured.prompts[0]),
         "new_tokens": len(measured.contenders[0].generations[0].tokens),
@@ -55,13 +56,16 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
     }
 
 
-def device_of(manifest: Manifest) -> str:
+def device_of(artifact: Artifact) -> str:
     """What an artifact runs on here, for people."""
-    driver = None if manifest.target.kind == "cpu" else find_driver()
-    if driver is None or not driver.gpus:
-        return str(processor())
-    gpu = driver.gpus[0]
-    return f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB"
+    kind = artifact.manifest.target.kind
+    if kind == "cuda" and (driver := find_driver()) is not None and artifact.device < len(driver.gpus):
+        gpu = driver.gpus[artifact.device]
+        return f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB"
+    if kind == "vulkan" and (vulkan := find_vulkan()) is not None and artifact.device < len(vulkan.devices):
+        device = vulkan.devices[artifact.device]
+        return f"{device.name}, {device.driver}, {device.memory_bytes / 2**30:.0f} GiB"
+    return str(processor())
 
 
 def _speedups(contenders: Sequence[Contender], *, by_prompt: bool) -> dict[str, float]:

@@ -127,7 +127,7 @@ def _document(artifact: Artifact, options: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "max_seq_len": manifest.max_seq_len,
         "artifact_sha256": hashlib.sha256(manifest.dumps().encode()).hexdigest(),
-        "device": device_of(manifest),
+        "device": device_of(artifact),
         "versions": installed_versions(),
         "command": " ".join(["dspark", *sys.argv[1:]]),
         "options": dict(options),

@@ -22,6 +22,7 @@ from dspark_compiler.errors import InputError
 @click.option("--prompt-len", type=int, metavar="N", default=128, show_default=True, help="Tokens of a prompt.")
 @click.option("--new-tokens", type=int, metavar="N", default=128, show_default=True, help="Tokens made from each.")
 @click.option("--repeats", type=int, metavar="N", default=5, show_default=True, help="Prompts, each another.")
+@click.option("--device", type=int, metavar="N", default=0, show_default=True, help="GPU to run on, by number.")
 @click.option("--threads", type=int, metavar="N", help="Default: all cores.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result here.")
@@ -35,6 +36,7 @@ def bench_command(
     prompt_len: int,
     new_tokens: int,
     repeats: int,
+    device: int,
     threads: int | None,
     no_verify: bool,
     json_file: Path | None,
@@ -51,7 +53,9 @@ def bench_command(
     from dspark_compiler.bench.verdict import partings
     from dspark_compiler.commands.progress import make_progress
 
-    config = BenchConfig(artifact, against, model, prompt_len, new_tokens, repeats, threads, verify=not no_verify)
+    config = BenchConfig(
+        artifact, against, model, prompt_len, new_tokens, repeats, threads, verify=not no_verify, device=device
+    )
     check_outputs(json_file, plot_file)
     with make_progress() as progress:
         measured = measure(config, progress)

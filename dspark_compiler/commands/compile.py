@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from dspark_compiler.commands.base import Command
-from dspark_compiler.config import DTYPES, KV_DTYPES, QUANTIZATIONS, CompileConfig
+from dspark_compiler.commands.target import configured
+from dspark_compiler.config import DTYPES, HEADS_QUANTIZATIONS, KV_DTYPES, QUANTIZATIONS, CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -23,8 +24,12 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 def model_options(command: Any) -> Any:
     """The options that decide which kernels a model needs."""
     options = (
-        click.option("--target", default=_DEFAULTS.target, show_default=True, help="What to compile for."),
-        click.option("--arch", metavar="NAME", help="Processor to compile for, such as x86-64-v3; default: this one."),
+        click.option(
+            "--target", metavar="cpu|cuda", help="What to compile for; default: the best device that works here."
+        ),
+        click.option(
+            "--arch", metavar="NAME", help="Processor or GPU to compile for, x86-64-v3 or sm_90a; default: this."
+        ),
         click.option(
             "--dtype",
             type=click.Choice(DTYPES),
@@ -97,6 +102,11 @@ def model_options(command: Any) -> Any:
             metavar="PATH",
             help='Decode heads: a folder of "dspark heads train" or "import", or ngram to look drafts up in the text.',
         ),
+        click.option(
+            "--quantize-heads",
+            type=click.Choice(HEADS_QUANTIZATIONS),
+            help="Weights of the decode heads in fewer bits: drafts get cheaper, answers stay what they are.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -129,7 +139,7 @@ def compile_command(model: str, **options: Any) -> None:
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.driver import compile_model
 
-    config = CompileConfig(**options)
+    config = configured(**options)
     with make_progress() as progress:
         artifact = compile_model(model, config, progress=progress)
     click.echo(f"{artifact.path}: {artifact.size() / 1e6:.0f} MB")

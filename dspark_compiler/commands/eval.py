@@ -69,6 +69,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     metavar="FILE",
     help="Trained weights for a policy of the sweep that needs some.",
 )
+@click.option("--device", type=int, metavar="N", default=0, show_default=True, help="GPU to run on, by number.")
 @click.option("--threads", type=int, metavar="N", help="Default: all cores.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result here.")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--seed", type=int, metavar="N", help="Reproduces a sampled answer.")
 @click.option("--no-heads", is_flag=True, help="Decode token by token though the artifact has heads.")
+@click.option("--device", type=int, metavar="N", default=0, show_default=True, help="GPU to run on, by number.")
 @click.option("--threads", type=int, metavar="N", help="Default: all cores.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text as it comes.")
@@ -48,6 +49,7 @@ def generate_command(
     prompt_ids: Path | None,
     chat: bool,
     no_heads: bool,
+    device: int,
     threads: int | None,
     no_verify: bool,
     as_json: bool,
@@ -63,7 +65,7 @@ def generate_command(
 
     params = SamplingParams(**sampling)
     ids = None if prompt_ids is None else read_ids(prompt_ids)
-    engine = load(artifact, verify=not no_verify, threads=threads, heads=not no_heads)
+    engine = load(artifact, verify=not no_verify, threads=threads, heads=not no_heads, device=device)
     if ids is not None:
         stream = engine.generate(ids, params)
     elif chat:

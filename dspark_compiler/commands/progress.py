@@ -24,14 +24,16 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """``done`` of ``total`` steps of a stage; a total of 0 is an unknown one."""
+    def __call__(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+        """``done`` of ``total`` steps of a stage, and how they go; a total of 0 is an unknown one."""
         if stage != self._stage:
             self._end()
             self._stage, self._began = stage, time.monotonic()
             self._show(stage)
         if total:
             self._advance(done, total)
+        if detail:
+            self.note(detail)
 
     def note(self, text: str) -> None:
         """How the stage goes, in a line; elsewhere than on a terminal only now and then."""

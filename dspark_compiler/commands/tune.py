@@ -6,7 +6,7 @@ import click
 
 from dspark_compiler.commands.base import Command
 from dspark_compiler.commands.compile import model_options
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.commands.target import configured
 
 
 @click.command("tune", cls=Command)
@@ -24,7 +24,7 @@ def tune_command(model: str, trials: int, **options: Any) -> None:
 
     if trials < 1:
         raise click.BadParameter(f"{trials} is not at least 1", param_hint="--trials")
-    config = CompileConfig(tune_trials=trials, **options)
+    config = configured(tune_trials=trials, **options)
     with make_progress() as progress:
         measured = tune_model(model, config, progress=progress)
     click.echo(f"{measured} of {trials} schedules measured, the rest was on record")

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import find_driver
+from dspark_compiler.artifact.vulkan import VulkanDevice, find_vulkan
 from dspark_compiler.doctor.findings import Finding, Status
+from dspark_compiler.vulkan_runtime import library as vulkan_runtime
 
+_TELLING = ("float16", "storage16", "int8", "storage8")  # features that decide which kernels a device can run
 _COMPILERS = ("cc", "gcc", "clang", "g++")  # any of them links a compiled model
 
 
@@ -70,8 +73,34 @@ def rocm_findings() -> Iterator[Finding]:
 
 
 def vulkan_findings() -> Iterator[Finding]:
-    """The Vulkan loader."""
-    return _found("target vulkan", libraries=("vulkan",), programs=("vulkaninfo",))
+    """The vulkan target: a loader and devices to run, our runtime library to compile."""
+    section = "target vulkan"
+    vulkan = find_vulkan()
+    if vulkan is None:
+        yield Finding(section, "loader", Status.ABSENT, "no libvulkan.so.1 found (Debian: libvulkan1)")
+    elif not vulkan.devices:
+        detail = f"{vulkan.problem}; the GPU's, or Debian's mesa-vulkan-drivers, would bring one"
+        yield Finding(section, "device", Status.ABSENT, detail)
+    for index, device in enumerate(vulkan.devices if vulkan is not None else ()):
+        yield _vulkan_device(section, index, device)
+    if (missing := vulkan_runtime.missing()) and not vulkan_runtime.is_built():
+        detail = f"cannot be built without {' and '.join(missing)}; --target vulkan needs it"
+        yield Finding(section, "runtime", Status.ABSENT, detail)
+    else:
+        detail = str(vulkan_runtime.find()) if vulkan_runtime.is_built() else "built at the first use"
+        yield Finding(section, "runtime", Status.OK, detail)
+
+
+def _vulkan_device(section: str, index: int, device: VulkanDevice) -> Finding:
+    if device.problem is not None:
+        return Finding(section, f"device {index}", Status.MISSING, f"{device.name} {device.problem}", "newer driver")
+    telling = [name for name in _TELLING if name in device.features]
+    version = ".".join(map(str, device.version))
+    parts = [
+        *(device.name, device.driver, f"Vulkan {version}", f"subgroups of {device.subgroup_size}", *telling),
+        f"{device.memory_bytes / 2**30:.0f} GiB, at most {device.largest_bytes / 2**30:.0f} in one buffer",
+    ]
+    return Finding(section, f"device {index}", Status.OK, ", ".join(parts))
 
 
 def _found(section: str, libraries: Sequence[str], programs: Sequence[str]) -> Iterator[Finding]:

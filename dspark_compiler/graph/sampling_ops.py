@@ -71,16 +71,24 @@ def _draw(weights: Tensor, uniform: float) -> Tensor:
 
 @torch.library.custom_op("dspark::accept", mutates_args=())
 def accept(
-    tokens: Tensor, probs: Tensor, count: Tensor, uniform: Tensor, draft_probs: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Which drafts stay, and the token that follows them.
+    tokens: Tensor,
+    probs: Tensor,
+    count: Tensor,
+    uniform: Tensor,
+    position: Tensor,
+    length: Tensor,
+    draft_probs: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which tokens of a verify stay, the token that follows them, and where that is.
 
     tokens int64 [B,N]: the anchor, then the drafts; probs [B,N,V]: the target's distribution after each of these;
     draft_probs [B,≥N-1,V]: what each draft was drawn from, None if it was certain; count int32 [B]: drafts to look at,
-    at most N-1; uniform float32 [B,N]: one number a draft, the last for the token that follows.
+    at most N-1, below 0 where the sequence is left alone; uniform float32 [B,N]: one number a draft, the last for the
+    token that follows; position int64 [B] of the anchor and length int32 [B], the confirmed tokens before it.
 
-    Returns int32 [B], how many drafts stay, and int64 [B], the token after them: drawn from the target's distribution
-    where all ``count`` stay, else from norm(max(p - q, 0)).
+    Returns accepted int32 [B], the anchor and the drafts that stay, 0 of a sequence left alone; following int64 [B],
+    the token after them: drawn from the target's distribution where all ``count`` stay, else from
+    norm(max(p - q, 0)); and its position int64 [B] and length int32 [B].
     """
     kept, following = [], []
     for row in range(tokens.shape[0]):
@@ -96,12 +104,14 @@ def accept(
             n += 1
         kept.append(n)
         following.append(_draw(probs[row, n] if residual is None else residual, float(uniform[row, -1])))
-    return torch.tensor(kept, dtype=torch.int32), torch.stack(following)
+    accepted = torch.where(count < 0, 0, torch.tensor(kept, dtype=torch.int32) + 1)
+    return accepted, torch.stack(following), position + accepted, length + accepted
 
 
 @accept.register_fake
-def _(tokens, probs, count, uniform, draft_probs=None):  # type: ignore[no-untyped-def]
-    return count.new_empty(tokens.shape[0]), tokens.new_empty(tokens.shape[0])
+def _(tokens, probs, count, uniform, position, length, draft_probs=None):  # type: ignore[no-untyped-def]
+    batch = tokens.shape[0]
+    return count.new_empty(batch), tokens.new_empty(batch), position.new_empty(batch), length.new_empty(batch)
 
 
 def acceptance(p: Tensor, q: Tensor | None, token: int) -> float:

@@ -56,8 +56,9 @@ def _round_inputs(
         "top_p": real,
         "min_p": real,
     }
+    place = {"position": token, "length": number}
     if kind is EntryKind.DRAFT:
-        return {"anchor": token, "position": token, "length": number} | sampling
+        return {"anchor": token} | place | sampling
     assert logits is not None, "accept compares with the target's logits"
-    inputs = {"tokens": TensorSpec((batch, width), torch.int64), "logits": logits, "count": number} | sampling
+    inputs = {"tokens": TensorSpec((batch, width), torch.int64), "logits": logits, "count": number} | place | sampling
     return inputs if draft_probs is None else inputs | {"draft_probs": draft_probs}

@@ -75,12 +75,12 @@ def draw(node: fx.Node, importer: EntryImporter) -> Any:
 
 
 def accept(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.accept(tokens, probs, count, uniform, draft_probs): (accepted, following)."""
+    """dspark.accept(tokens, probs, count, uniform, position, length, draft_probs): a tuple of four."""
     given = bound_args(node)
     sizes = batch, width, vocab = shape_of(given["probs"])
     drafts = 0 if given["draft_probs"] is None else shape_of(given["draft_probs"])[1]
     kernel = importer.template("accept", _name("accept", *sizes, drafts), batch, width, vocab, drafts=drafts)
-    outs = [PhysicalTensor((batch,), "int32"), PhysicalTensor((batch,), "int64")]
+    outs = [PhysicalTensor((batch,), dtype) for dtype in ("int32", "int64", "int64", "int32")]
     return relax.Tuple(importer.call_many(kernel, _tensors(importer, node), outs))
 
 

@@ -14,8 +14,10 @@ from dspark_compiler.graph.program import EntryPoint, Program, Role
 from dspark_compiler.lowering.epilogues import Epilogues, Gate, Residual
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor, dtype_name
 from dspark_compiler.lowering.nodes import effects
+from dspark_compiler.schedules.choice import choose_schedule
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.linear_space import LinearSpace, Schedule
 
 Converter = Callable[[fx.Node, "EntryImporter"], Any]
 KernelTemplate = Callable[..., tvm.tirx.PrimFunc]
@@ -31,12 +33,14 @@ class TargetLowering:
         find_fusions: what kernels of an entry point do besides their own operator.
         lower_epilogue: for a linear with what is done to its output.
         kernels: the templates that converters of all targets call, by name.
+        linears: the schedules of packed products; None where there is nothing to choose.
     """
 
     converters: Mapping[str, Converter]
     find_fusions: Callable[[EntryPoint, LayoutPlan], Epilogues]
     lower_epilogue: EpilogueLowering
     kernels: Mapping[str, KernelTemplate]
+    linears: LinearSpace | None = None
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -101,6 +105,12 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the first
         fresh tensor, or the first state as written where there is none.
         """
+        return self.call_writing(kernel, args, written, outs)[0]
+
+    def call_writing(
+        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], outs: Sequence[PhysicalTensor]
+    ) -> list[Any]:
+        """Likewise; returns all fresh tensors, then the states as written."""
         types = [relax.TensorType(out.shape, out.dtype) for out in outs] + [args[i].ty for i in written]
         indices = [*[-1] * len(outs), *written]
         call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
@@ -113,7 +123,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             state = self._state_of[args[i]]
             self.env[state] = value
             self._state_of[value] = state
-        return results[0]
+        return results
 
     def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
         """The kernel that the target's template of that name makes."""
@@ -126,10 +136,10 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             self._kernels[name] = self.block_builder.add_func(function.without_attr("global_symbol"), name)
         return self._kernels[name]
 
-    def linear_schedule(self, work: LinearWorkload) -> LinearSchedule:
+    def linear_schedule(self, work: LinearWorkload) -> Schedule:
         """How to cut a packed product: as the records say, else the default."""
-        default = default_schedule(work, self.plan.isa)
-        return default if self._records is None else self._records.choose(work, default)
+        assert self._target.linears is not None
+        return choose_schedule(work, self._target.linears, self._records)
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:
         """``value`` seen with another shape; going back to the shape it was made with costs nothing."""

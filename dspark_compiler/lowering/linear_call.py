@@ -43,6 +43,6 @@ def _format(codes: fx.Node, scales: fx.Node, offsets: fx.Node | None, bits: int)
     depth, groups = spec_of(codes).shape[1], spec_of(scales).shape[1]
     if spec_of(codes).dtype is torch.float8_e4m3fn:
         return WeightFormat("float8_e4m3", 0 if groups == 1 else depth // groups, offsets is not None)
-    # Four-bit codes always come in groups, be it a single one.
-    group = 0 if groups == 1 and bits == 8 else depth // groups
+    # Four-bit codes and offsets always come in groups, be it a single one.
+    group = 0 if groups == 1 and bits == 8 and offsets is None else depth // groups
     return WeightFormat("int4" if bits == 4 else "int8", group, offsets is not None)

@@ -1,8 +1,8 @@
 """A drafter joins the program: the target's entry points feed its memory, ``draft`` and ``accept_N`` make a round.
 
-A round is draft, verify_N, accept_N, commit (Cheng et al. 2026, sec. 3): tensors pass from one to the next on the
-device, and the host reads nothing but which tokens stayed. The drafter's own module is what is traced; embedding and
-head are the target's, as its graph has them.
+A round is draft, verify_N, accept_N, commit (Cheng et al. 2026, sec. 3), and the next draft begins where accept ended:
+tensors pass from one to the next on the device, and the host reads nothing but which tokens stayed. The drafter's own
+module is what is traced; embedding and head are the target's, as its graph has them.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,8 @@ class AttachDecodeHeads(Pass):
             program.heads = DecodeHeads("ngram", "prompt lookup", self.verify_width - 1)
         else:
             self._attach(program, self.heads)
-        probs = next((spec_of(_results(e)[1]) for e in program.entries.values() if e.kind is EntryKind.DRAFT), None)
+        draft = program.entries.get("draft")
+        probs = None if draft is None else spec_of(_results(draft)[draft.outputs.index("probs")])
         for verify in [e for e in program.entries.values() if e.kind is EntryKind.VERIFY]:
             program.entries[f"accept_{verify.width}"] = accept_entry(verify, probs)
         for entry in program.entries.values():
@@ -67,7 +68,7 @@ class AttachDecodeHeads(Pass):
         tapped = {entry.name: tap(entry) for entry in feeding}
         verify = next(entry for entry in feeding if entry.kind is EntryKind.VERIFY)
         shared = share(verify, tapped[verify.name])
-        join = _Join(program, drafter, shared, plan)
+        join = _Join(program, drafter, shared, plan, self.slots)
         for entry in feeding:
             join.feed(entry, tapped[entry.name])
         program.entries["draft"] = join.draft()
@@ -76,19 +77,20 @@ class AttachDecodeHeads(Pass):
             config.drafter_type,
             heads.target.name,
             config.block_size,
-            confidence=len(program.entries["draft"].outputs) == 3,
+            confidence="confidence" in program.entries["draft"].outputs,
             temperatures=() if calibration is None else calibration.temperatures,
         )
 
 
 @dataclass(frozen=True)
 class _Join:
-    """Traces one drafter into entry points of a program."""
+    """Traces one drafter into entry points of a program; a sequence has at most ``slots`` tokens."""
 
     program: Program
     drafter: Drafter
     shared: Shared
     plan: RingPlan
+    slots: int
 
     def feed(self, entry: EntryPoint, tapped: Tapped) -> None:
         """The entry point writes the drafter's memory of its tokens."""
@@ -107,8 +109,9 @@ class _Join:
         config = self.drafter.config
         entry = empty_entry("draft", EntryKind.DRAFT, self.plan.batch, config.block_size)
         inputs = add_inputs(entry, entry_inputs(entry.kind, entry.batch, entry.width, cached=True))
-        results = self._run(entry, output_of(entry), _DraftBlock(self.drafter), {}, inputs)
-        entry.outputs = ("tokens", "probs", "confidence")[: len(results)]
+        block = _DraftBlock(self.drafter, self.slots - 1)
+        results = self._run(entry, output_of(entry), block, {}, inputs)
+        entry.outputs = ("input_ids", "positions", "length", "probs", "confidence")[: len(results)]
         finish(entry, results)
         return entry
 
@@ -161,16 +164,25 @@ class _Remember(_Traced):
 
 
 class _DraftBlock(_Traced):
+    def __init__(self, drafter: Drafter, last: int) -> None:
+        super().__init__(drafter)
+        self.last = last
+
     def forward(self, value: Mapping[str, Tensor], target: Any, memory: RingMemory) -> tuple[Tensor, ...]:
-        """Drafter.draft; tokens, what they were drawn from, and confidences if there are."""
+        """Drafter.draft as what verify takes; then what drafts were drawn from, and confidences if there are."""
         knobs = [value[name] for name in _KNOBS]
+        anchor, position = value["anchor"], value["position"]
 
         def sample(step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-            probs = dspark.token_probs(logits[:, None], *knobs)[:, 0]
+            probs = dspark.token_probs(logits[:, None], *knobs).reshape(logits.shape)
             return dspark.draw(probs, value["uniform"][:, step]), probs
 
-        draft = self.drafter.draft(value["anchor"], value["position"], target, memory, sample)
-        found = (draft.tokens, draft.probs, draft.confidence)
+        draft = self.drafter.draft(anchor, position, target, memory, sample)
+        ids = torch.cat([anchor[:, None], draft.tokens], dim=1)
+        # Drafts behind a sequence's end are not looked at, but their positions must stay within tables of them.
+        positions = (position[:, None] + torch.arange(ids.shape[1])).clamp(0, self.last)
+        length = value["length"] + 0  # verify and commit read it when accept has made the next one
+        found = (ids, positions, length, draft.probs, draft.confidence)
         return tuple(tensor for tensor in found if tensor is not None)
 
 

@@ -13,7 +13,7 @@ from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import Program
 from dspark_compiler.graph.rewrite import drop_unused_params
 from dspark_compiler.passes.base import Pass, PassResult
-from dspark_compiler.passes.quantize_weights import linears_of_layers, put_quantized
+from dspark_compiler.passes.quantize_weights import Linears, linears_of_layers, put_quantized
 from dspark_compiler.quantization.targets import kernels_read
 from dspark_compiler.quantization.weight import QuantizedWeight
 
@@ -35,6 +35,8 @@ class KeepQuantized(Pass):
         linears = linears_of_layers(program)
         for ref, places in linears.items():
             found = self._stored(program, ref)
+            if isinstance(found, QuantizedWeight) and _is_looked_up(places) and not _has_row_scales(found):
+                found = "its rows are looked up, too, where there is no kernel for groups of columns"
             if isinstance(found, str):
                 notes.append(f"{places[0][0].name}: {ref}: {found}")
                 continue
@@ -54,7 +56,7 @@ class KeepQuantized(Pass):
         weight = stack([self.stored[name] for name in names])
         if weight is None:
             return "the weights stacked in it are of unlike formats"
-        if not kernels_read(weight.format, self.target):
+        if not kernels_read(weight.format, self.target, weight.codes.shape[1]):
             return f"the {self.target} target has no kernels for {weight.format.tag}"
         plain = program.params[ref].float()
         if plain.shape != weight.codes.shape or float((weight.dequantized() - plain).abs().max()) > _SAME * float(
@@ -62,6 +64,14 @@ class KeepQuantized(Pass):
         ):
             return "was changed since it was read"
         return weight
+
+
+def _is_looked_up(places: Linears) -> bool:
+    return any(user.target is torch.ops.aten.embedding.default for _, user in places)
+
+
+def _has_row_scales(weight: QuantizedWeight) -> bool:
+    return weight.format.bits == 8 and weight.offsets is None and weight.scales.shape[1] == 1
 
 
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:

@@ -22,6 +22,7 @@ from dspark_compiler.passes.kv_policies import DEFAULT_POLICY, choose_policy
 from dspark_compiler.passes.kv_pruning.budget import KVBudget
 from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
+from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
 from dspark_compiler.passes.quantize_weights import QuantizeWeights
 from dspark_compiler.passes.scale_channels import ScaleChannels
@@ -64,7 +65,7 @@ def default_pipeline(
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
-        *([] if config.target == "cpu" else [DrawTokens()]),  # where reading logits costs more than drawing
+        *([DrawTokens()] if config.target == "cuda" else []),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(),  # late: sees which weights nothing else uses any more
         *_quantizing(config, weights),  # after what makes weights of others
@@ -73,6 +74,15 @@ def default_pipeline(
 
 
 def _quantizing(config: CompileConfig, weights: QuantizationSource | None) -> tuple[Pass, ...]:
+    heads = config.quantize_heads
+    # After the target: a head that has few bits already is the drafter's, too.
+    return (
+        *_quantizing_target(config, weights),
+        *([] if heads is None else [QuantizeHeads(_WEIGHT_FORMATS[heads], config.target)]),
+    )
+
+
+def _quantizing_target(config: CompileConfig, weights: QuantizationSource | None) -> tuple[Pass, ...]:
     if config.quantize is None:
         return ()
     given = weights or QuantizationSource()

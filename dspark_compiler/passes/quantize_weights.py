@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from dspark_compiler.config import Target
-from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.rewrite import bound_args, drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -26,6 +26,7 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 aten, dspark = torch.ops.aten, torch.ops.dspark
 
 _LINEAR = torch.ops.aten.linear.default
+HEADS = "heads."  # what the names of decode heads' params begin with
 _LEAST_GROUP = 32  # columns; smaller groups would have as many bytes of scales as some formats of codes
 
 
@@ -71,7 +72,7 @@ def fitting_format(wanted: WeightFormat, ref: str, depth: int, target: Target = 
     if wanted.group and group < _LEAST_GROUP:
         return None
     form = replace(wanted, group=group)
-    return form if kernels_read(form, target) else WeightFormat("int8")
+    return form if kernels_read(form, target, depth) else WeightFormat("int8")
 
 
 def in_layer(ref: str) -> bool:
@@ -82,10 +83,10 @@ def in_layer(ref: str) -> bool:
 Linears = list[tuple[EntryPoint, fx.Node]]
 
 
-def linears_of_layers(program: Program) -> dict[str, Linears]:
-    """By name, the weights [N,K] that linears read, drafters' apart: those linears, with their entry points.
+def linears_of_layers(program: Program, *, heads: bool = False) -> dict[str, Linears]:
+    """By name, the weights [N,K] of the target that linears read: those linears, with their entry points.
 
-    Embeddings may read them, too, and are among those then.
+    Embeddings may read them, too, and are among those then. With ``heads`` the weights of decode heads instead.
     """
     linears: dict[str, Linears] = defaultdict(list)
     barred = set()
@@ -93,7 +94,7 @@ def linears_of_layers(program: Program) -> dict[str, Linears]:
         for param in entry.placeholders(Role.PARAM):
             ref = param.meta["ref"]
             for user in param.users:
-                if entry.kind is EntryKind.DRAFT or not (is_weight(user, param) or is_embedding(user, param)):
+                if ref.startswith(HEADS) is not heads or not (is_weight(user, param) or is_embedding(user, param)):
                     barred.add(ref)
                 linears[ref].append((entry, user))
     multiplied = (ref for ref, found in linears.items() if any(user.target is _LINEAR for _, user in found))

@@ -4,9 +4,11 @@ from dspark_compiler.config import Target
 from dspark_compiler.quantization.weight_format import WeightFormat
 
 _WORD = 8  # columns of four-bit codes that the CPU's kernels read at a time
-_CUDA = (WeightFormat("int8"), WeightFormat("float8_e4m3"), WeightFormat("int4", group=128))
+_UNIT = 32  # columns that a step of tensor cores takes
 
 
-def kernels_read(form: WeightFormat, target: Target) -> bool:
-    """Whether products with weights of a format have kernels."""
-    return form in _CUDA if target == "cuda" else form.codes != "int4" or form.group % _WORD == 0
+def kernels_read(form: WeightFormat, target: Target, depth: int) -> bool:
+    """Whether products with weights of a format and so many columns have kernels."""
+    if target == "cuda":
+        return not (form.group or form.offsets or form.codes == "int4") or form.columns(depth) % _UNIT == 0
+    return form.codes != "int4" or form.group % _WORD == 0

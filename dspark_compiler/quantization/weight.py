@@ -45,7 +45,7 @@ def quantize(
     features, depth = weight.shape
     groups = weight.float().view(features, form.groups(depth), -1)
     peak = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    weights = torch.ones(depth) if importance is None else importance.float()
+    weights = torch.ones(depth, device=weight.device) if importance is None else importance.float()
     weights = weights.view(1, form.groups(depth), -1)
     best = codes = scales = None
     for share in _CLIPS if clip and form.codes != "float8_e4m3" else (1.0,):

@@ -4,18 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Columns:
-    """An input [B,N] whose first column [B] the host knows, and whose others are the first columns of a tensor [B,g].
+    """An input [B,N] that is the first N columns of a tensor [B,M]."""
 
-    What neither fills keeps any earlier value.
-    """
-
-    first: ArrayLike
-    rest: Any
+    tensor: Any
 
 
 class Call(Protocol):
@@ -41,6 +37,9 @@ class Call(Protocol):
         An input is what another call returned, as a whole or as ``Columns``, and then stays on the device; or numbers,
         which are broadcast to the input's shape.
         """
+
+    def again(self) -> None:
+        """Runs once more with what the last run was given, for those who want to know how long that takes."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class CpuCall:
         self._places = {tensor.name: place for place, tensor in enumerate(spec.inputs)}
         self.inputs = {name: tvm_ffi.from_dlpack(buffer) for name, buffer in self._buffers.items()}
         self._arguments = [*self.inputs.values(), *(shared[name] for name in (*spec.states, *spec.params))]
+        self._last = self._arguments
 
     def prepare(self, **inputs: Any) -> None:
         """See Call."""
@@ -65,9 +66,7 @@ class CpuCall:
         for name, value in inputs.items():
             buffer = self._buffers[name]
             if isinstance(value, Columns):
-                buffer[:, 0] = value.first
-                rest = to_array(value.rest)[:, : buffer.shape[1] - 1]
-                buffer[:, 1 : 1 + rest.shape[1]] = rest
+                buffer[...] = to_array(value.tensor)[:, : buffer.shape[1]]
             elif not isinstance(value, self._tensor):
                 buffer[...] = value
             elif value.shape != buffer.shape:
@@ -76,7 +75,12 @@ class CpuCall:
                 if arguments is self._arguments:
                     arguments = list(arguments)
                 arguments[self._places[name]] = value
+        self._last = arguments
         return named_results(self._function(*arguments), self._outputs, self._tensor)
+
+    def again(self) -> None:
+        """See Call."""
+        self._function(*self._last)
 
 
 def named_results(result: Any, names: tuple[str, ...], tensor: type) -> dict[str, Any]:

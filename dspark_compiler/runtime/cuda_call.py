@@ -10,10 +10,10 @@ from dspark_compiler.artifact import EntrySpec, nbytes
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.cpu_device import named_results
-from dspark_compiler.runtime.cuda import CudaRuntime, Rows
 from dspark_compiler.runtime.cuda_context import CudaContext
 from dspark_compiler.runtime.cuda_memory import Slab
 from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu import GpuRuntime, Rows
 from dspark_compiler.runtime.library import Function, import_tvm_ffi
 
 _Place = tuple[tuple[str, int], ...]
@@ -30,7 +30,7 @@ class _Graph:
 class _Staging:
     """A pinned buffer for an entry point's inputs, and the event that says when they have left it."""
 
-    def __init__(self, cuda: CudaRuntime, spec: EntrySpec, slab: Slab) -> None:
+    def __init__(self, cuda: GpuRuntime, spec: EntrySpec, slab: Slab) -> None:
         memory = cuda.pinned(max(slab.size, 1))
         self.address: int = memory.ctypes.data
         self.sent = cuda.event()
@@ -65,6 +65,7 @@ class CudaCall:
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
         self._tensor = import_tvm_ffi().Tensor
         self._graphs: dict[_Place, _Graph] = {}
+        self._last: _Graph | None = None
 
     def prepare(self, **inputs: Any) -> None:
         """See Call."""
@@ -73,47 +74,59 @@ class CudaCall:
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """See Call; outputs are the same tensors each time, once captured."""
-        tensors = {name: value for name, value in inputs.items() if isinstance(value, self._tensor)}
-        if self._prepared:
-            assert len(tensors) == len(inputs), "numbers were given before"
-            self._prepared = False
-        else:
-            self._send({name: value for name, value in inputs.items() if name not in tensors})
+        numbers: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if isinstance(value, Columns):
+                # What lies as the input does is taken where it is.
+                rows, width = self.inputs[name].shape
+                (tensors if rows == 1 or value.tensor.shape[1] == width else columns)[name] = value.tensor
+            elif isinstance(value, self._tensor):
+                tensors[name] = value
+            else:
+                numbers[name] = value
+        assert not (self._prepared and numbers), "numbers were given before"
+        self._prepared = False
+        if numbers:
+            self._send(numbers)
+        for name, tensor in columns.items():
+            self._copy_columns(name, tensor)
         place = tuple((name, tensor.data_ptr()) for name, tensor in tensors.items())
-        found = self._graphs.get(place)
-        if found is None or found.epoch != self._context.epoch:
+        self._last = self._graphs.get(place)
+        if self._last is None or self._last.epoch != self._context.epoch:
             return self._first(place, tensors)
-        self._cuda.launch(found.handle, self._context.stream)
+        self._cuda.launch(self._last.handle, self._context.stream)
         return self._results.tensors
 
+    def again(self) -> None:
+        """See Call; it was captured when it ran last."""
+        assert self._last is not None, "what was not captured cannot be launched again"
+        self._cuda.launch(self._last.handle, self._context.stream)
+
+    def _copy_columns(self, name: str, source: Any) -> None:
+        """Puts a copy of the first columns of a tensor to an input's place on the stream."""
+        rows, width = self.inputs[name].shape
+        item = source.dtype.bits // 8
+        to, of = Rows(self._addresses[name], width * item), Rows(source.data_ptr(), source.shape[1] * item)
+        self._cuda.copy_rows(to, of, width * item, rows, self._context.stream)
+
     def _send(self, inputs: dict[str, Any]) -> None:
-        """Puts a copy of numbers to their places on the stream, and columns beside them."""
+        """Puts a copy of numbers to their places on the stream."""
         cuda, stream = self._cuda, self._context.stream
         # The last run may still wait for its turn on the stream, and its inputs with it; those before it have left.
         self._halves.reverse()
-        staging, buffers = self._halves[0], self._halves[0].buffers
+        staging = self._halves[0]
         cuda.wait(staging.sent)
-        columns = {}
         for name, value in inputs.items():
-            if isinstance(value, Columns):
-                buffers[name][:, 0] = value.first
-                columns[name] = value.rest
-            else:
-                buffers[name][...] = value
+            staging.buffers[name][...] = value
         cuda.copy(self._slab.address, staging.address, self._slab.size, stream)
         cuda.record(staging.sent, stream)
-        for name, rest in columns.items():
-            rows, width = buffers[name].shape
-            item = buffers[name].itemsize
-            to = Rows(self._addresses[name] + item, width * item)
-            source = Rows(rest.data_ptr(), rest.shape[1] * item)
-            cuda.copy_rows(to, source, min(width - 1, rest.shape[1]) * item, rows, stream)
 
     def _first(self, place: _Place, tensors: dict[str, Any]) -> dict[str, Any]:
         """Runs with tensors from where there were none yet, and captures the kernels for the next time."""
-        # They live until the kernels are launched and captured, which have nothing but their addresses.
         given = {name: self._shaped(name, tensor) for name, tensor in tensors.items()}
-        arguments = [given[name].tensor if name in given else own for name, own in self.inputs.items()] + self._shared
+        arguments = [given.get(name, own) for name, own in self.inputs.items()] + self._shared
         epoch = self._context.epoch
         with self._context.on_stream(), self._context.counted():
             results = self._run(arguments)
@@ -125,13 +138,13 @@ class CudaCall:
                 self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
                 return results
         self._keep(results)
-        made = self._graphs[place] = _Graph(graph, epoch)
+        made = self._last = self._graphs[place] = _Graph(graph, epoch)
         weakref.finalize(made, self._cuda.destroy, graph).atexit = False
         return self._results.tensors
 
-    def _shaped(self, name: str, tensor: Any) -> Wrapping:
-        """The tensor in the shape of the input it is given as: [B] may be given for [B,1]."""
-        return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where)
+    def _shaped(self, name: str, tensor: Any) -> Any:
+        """The tensor in the shape of the input it is given as: [B] may be given for [B,1], [1,M] for [1,N]."""
+        return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where).tensor
 
     def _capture(self, arguments: list[Any]) -> int:
         self._cuda.begin_capture(self._context.stream)

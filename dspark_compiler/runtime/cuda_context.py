@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_memory import Described, Slab
+from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 FIRST_GPU = (2, 0)  # DLPack's type and number
@@ -14,15 +14,18 @@ class CudaContext:
     """One GPU as it is used here.
 
     Attributes:
-        cuda: CUDA's runtime library.
+        cuda: CUDA's runtime library, or another with the same methods.
         stream: what everything is put on.
         where: DLPack's type and number of the device.
         epoch: counts how often memory may have been taken back from graphs.
         obstacle: why calls are not captured, None where they are.
         used: bytes of the GPU's memory that were taken.
+        largest: bytes that one allocation can have, None where that is all the memory there is.
     """
 
-    def __init__(self, cuda: CudaRuntime, where: tuple[int, int]) -> None:
+    largest: int | None = None
+
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int]) -> None:
         self.cuda = cuda
         self.where = where
         self.stream = cuda.stream()
@@ -33,7 +36,7 @@ class CudaContext:
     def slab(self, described: Described) -> Slab:
         """Memory for some tensors."""
         with self.counted():
-            return Slab(self.cuda, described, self.where)
+            return Slab(self.cuda, described, self.where, self.largest)
 
     @contextmanager
     def counted(self) -> Iterator[None]:

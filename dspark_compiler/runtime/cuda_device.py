@@ -1,6 +1,6 @@
 """Running on an Nvidia GPU: calls and copies follow each other without the host's waiting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -14,18 +14,23 @@ from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.cuda_call import CudaCall
 from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
 from dspark_compiler.runtime.cuda_memory import Described, Slab, slab_bytes, upload
+from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import Function, load_cudart
+
+# Puts weights into the tensors of their names, which hold nothing yet, before it returns or on the device's stream.
+Fill = Callable[["CudaDevice", Mapping[str, Any]], None]
 
 _PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
 
 
 class CudaDevice(CudaContext):
-    """See Device."""
+    """See Device; ``fill`` makes weights where the artifact's own are not to be read."""
 
     is_late = True
 
-    def __init__(self, cuda: CudaRuntime, where: tuple[int, int] = FIRST_GPU) -> None:
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
         super().__init__(cuda, where)
+        self._fill = fill
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []
 
@@ -35,8 +40,12 @@ class CudaDevice(CudaContext):
         self._require(manifest.params, manifest.states)
         weights, states = self.slab(manifest.params), self.slab(manifest.states)
         self._slabs += weights, states
-        upload(self.cuda, artifact.params(), weights)
-        self.cuda.zero(states.address, states.size, self.stream)
+        if self._fill is None:
+            upload(self.cuda, artifact.params(), weights)
+        else:
+            self._fill(self, weights.tensors)
+        for address, size in states.parts:
+            self.cuda.zero(address, size, self.stream)
         return weights.tensors | states.tensors
 
     def _require(self, params: Described, states: Described) -> None:
@@ -82,7 +91,7 @@ class CudaDevice(CudaContext):
 class _Place:
     """Pinned memory that tensors are fetched into, and the event that says when they are there."""
 
-    def __init__(self, cuda: CudaRuntime, size: int) -> None:
+    def __init__(self, cuda: GpuRuntime, size: int) -> None:
         self.memory = cuda.pinned(size)
         self.address: int = self.memory.ctypes.data
         self.filled = cuda.event()
@@ -92,7 +101,7 @@ class _Arrival:
     """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
 
     def __init__(
-        self, cuda: CudaRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
+        self, cuda: GpuRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
     ) -> None:
         self._cuda = cuda
         self._place = place
@@ -112,10 +121,12 @@ class _Arrival:
             self._give_back(self._place)
 
 
-def open_cuda(artifact: Artifact) -> CudaDevice:
-    """The first GPU of this machine; the artifact's libraries are loaded.
+def open_cuda(artifact: Artifact, fill: Fill | None = None) -> CudaDevice:
+    """The GPU the artifact was opened for; the artifact's libraries are loaded.
+
+    ``fill`` takes the place of the artifact's weights.
 
     Raises:
         DeviceError: CUDA cannot use it.
     """
-    return CudaDevice(CudaRuntime(load_cudart(artifact)))
+    return CudaDevice(CudaRuntime(load_cudart(artifact), artifact.device), (FIRST_GPU[0], artifact.device), fill)

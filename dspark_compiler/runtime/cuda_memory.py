@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.artifact import NamedTensor, ParamInfo, TensorInfo, nbytes
-from dspark_compiler.runtime.cuda import CudaRuntime
+from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu import GpuRuntime
 
 ALIGNMENT = 256  # bytes; kernels load up to 128 at a time
 
@@ -25,27 +26,57 @@ Described = Mapping[str, NamedTensor | ParamInfo | TensorInfo]
 
 
 class Slab:
-    """One allocation that several tensors lie in, in order. They must not be used when it is gone.
+    """Memory that several tensors lie in, in order: one allocation, or as few as can be. They must not outlive it.
 
     Attributes:
         size: bytes.
+        parts: address and size of each allocation.
         address: where it begins.
         tensors: by name; what they hold is undefined at first.
-        offsets: where each begins in it.
+        offsets: where each would begin if all were one allocation.
+
+    Raises:
+        DeviceError: it does not fit, or one of them is larger than an allocation can be.
     """
 
-    def __init__(self, cuda: CudaRuntime, described: Described, device: tuple[int, int]) -> None:
-        """``device``: DLPack's type and number."""
-        sizes = [_padded(nbytes(tensor)) for tensor in described.values()]
-        *offsets, self.size = accumulate(sizes, initial=0)
+    def __init__(
+        self, cuda: GpuRuntime, described: Described, device: tuple[int, int], largest: int | None = None
+    ) -> None:
+        """``device``: DLPack's type and number; ``largest``: bytes an allocation can have."""
+        sizes = {name: _padded(nbytes(tensor)) for name, tensor in described.items()}
+        self.parts: list[tuple[int, int]] = []
+        self.tensors: dict[str, Any] = {}
+        for names in _grouped(sizes, largest):
+            size = max(sum(sizes[name] for name in names), ALIGNMENT)
+            address = cuda.allocate(size)
+            weakref.finalize(self, cuda.release, address).atexit = False
+            self.parts.append((address, size))
+            for name in names:
+                tensor = described[name]
+                self.tensors[name] = Wrapping(address, tensor.shape, tensor.dtype, device).tensor
+                address += sizes[name]
+        self.address = self.parts[0][0]
+        *offsets, self.size = accumulate(sizes.values(), initial=0)
         self.offsets = dict(zip(described, offsets, strict=True))
-        self.address = cuda.allocate(max(self.size, ALIGNMENT))
-        weakref.finalize(self, cuda.release, self.address).atexit = False
-        self._wrappings = {
-            name: Wrapping(self.address + self.offsets[name], tensor.shape, tensor.dtype, device)
-            for name, tensor in described.items()
-        }
-        self.tensors = {name: wrapping.tensor for name, wrapping in self._wrappings.items()}
+
+
+def _grouped(sizes: Mapping[str, int], largest: int | None) -> list[list[str]]:
+    """Names in order, so many together as an allocation can hold; at least one group."""
+    groups: list[list[str]] = [[]]
+    room = largest
+    for name, size in sizes.items():
+        if largest is not None and room is not None:
+            if size > largest:
+                raise DeviceError(
+                    f"{name} has {size / 1e9:.2f} GB, the device allows {largest / 1e9:.2f} GB in one piece; "
+                    "compile quantized, with a smaller --max-seq-len or --max-batch, or use another device"
+                )
+            if size > room:
+                groups.append([])
+                room = largest
+            room -= size
+        groups[-1].append(name)
+    return groups
 
 
 def slab_bytes(described: Described) -> int:
@@ -57,14 +88,14 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def upload(cuda: CudaRuntime, arrays: Mapping[str, NDArray[Any]], slab: Slab) -> None:
+def upload(cuda: GpuRuntime, arrays: Mapping[str, NDArray[Any]], slab: Slab) -> None:
     """Copies arrays to the tensors of their names; returns when they are there.
 
     Several threads read pieces, from mapped files as a rule, into pinned memory of their own, and send each while the
     next is read.
     """
     pieces = [
-        (array.reshape(-1).view(np.uint8)[begin : begin + _PIECE_BYTES], slab.address + slab.offsets[name] + begin)
+        (array.reshape(-1).view(np.uint8)[begin : begin + _PIECE_BYTES], slab.tensors[name].data_ptr() + begin)
         for name, array in arrays.items()
         for begin in range(0, array.nbytes, _PIECE_BYTES)
     ]
@@ -76,7 +107,7 @@ def upload(cuda: CudaRuntime, arrays: Mapping[str, NDArray[Any]], slab: Slab) ->
             reader.result()
 
 
-def _send(cuda: CudaRuntime, queue: "SimpleQueue[tuple[NDArray[np.uint8], int] | None]") -> None:
+def _send(cuda: GpuRuntime, queue: "SimpleQueue[tuple[NDArray[np.uint8], int] | None]") -> None:
     stream = cuda.stream()
     halves = [(cuda.pinned(_PIECE_BYTES), cuda.event()) for _ in range(2)]
     turn = 0

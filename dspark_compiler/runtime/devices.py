@@ -37,7 +37,7 @@ class Device(Protocol):
 
 
 def open_device(artifact: Artifact) -> Device:
-    """The device an artifact was compiled for; its libraries are loaded.
+    """The device an artifact was opened for; its libraries are loaded.
 
     Raises:
         DeviceError: it cannot be used.
@@ -46,6 +46,10 @@ def open_device(artifact: Artifact) -> Device:
         from dspark_compiler.runtime.cuda_device import open_cuda
 
         return open_cuda(artifact)
+    if artifact.manifest.target.kind == "vulkan":
+        from dspark_compiler.runtime.vulkan_device import open_vulkan
+
+        return open_vulkan(artifact)
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dspark_compiler.artifact import HeadsInfo
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Drafts
+from dspark_compiler.runtime.rounds import Anchors, Drafts
 from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.sequence import SequenceState
 
@@ -19,8 +19,16 @@ _LONGEST_GRAM = 4
 class Proposer(Protocol):
     """Drafts what may follow."""
 
+    @property
+    def chains(self) -> bool:
+        """Whether it can draft after anchors that the host does not know yet."""
+
     def propose(
-        self, sequences: Sequence[SequenceState], uniforms: NDArray[np.float32], sampling: SamplingInputs
+        self,
+        sequences: Sequence[SequenceState],
+        anchors: Anchors,
+        uniforms: NDArray[np.float32],
+        sampling: SamplingInputs,
     ) -> Drafts:
         """Drafts for these sequences, none for others; uniforms [B,g] in [0, 1), one number a draft."""
 
@@ -31,27 +39,37 @@ class CompiledDrafter:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def propose(
-        self, sequences: Sequence[SequenceState], uniforms: NDArray[np.float32], sampling: SamplingInputs
-    ) -> Drafts:
+    @property
+    def chains(self) -> bool:
         """See Proposer."""
-        anchors, positions, lengths = np.zeros((3, self._executor.batch), np.int64)
-        for sequence in sequences:
-            anchors[sequence.row] = sequence.tokens[-1]
-            positions[sequence.row] = sequence.position
-            lengths[sequence.row] = sequence.length
-        return self._executor.draft(anchors, positions, lengths, uniforms, sampling)
+        return self._executor.chains_rounds
+
+    def propose(
+        self,
+        sequences: Sequence[SequenceState],
+        anchors: Anchors,
+        uniforms: NDArray[np.float32],
+        sampling: SamplingInputs,
+    ) -> Drafts:
+        """See Proposer; what it drafts for others is not looked at."""
+        return self._executor.draft(anchors, uniforms, sampling)
 
 
 class PromptLookup:
     """Drafts what followed when the last few tokens came before (n-gram prompt lookup); certain of each draft."""
+
+    chains = False
 
     def __init__(self, batch: int, block_size: int) -> None:
         self._shape = batch, block_size
         self._indices: WeakKeyDictionary[SequenceState, GramIndex] = WeakKeyDictionary()
 
     def propose(
-        self, sequences: Sequence[SequenceState], uniforms: NDArray[np.float32], sampling: SamplingInputs
+        self,
+        sequences: Sequence[SequenceState],
+        anchors: Anchors,
+        uniforms: NDArray[np.float32],
+        sampling: SamplingInputs,
     ) -> Drafts:
         """See Proposer; a sequence whose last token is new has none."""
         drafts = Drafts(np.zeros(self._shape, np.int64), np.zeros(self._shape[0], np.int64))

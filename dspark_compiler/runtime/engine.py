@@ -182,18 +182,24 @@ class Engine:
 
 
 def load(
-    path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None, heads: bool = True
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    threads: int | None = None,
+    heads: bool = True,
+    device: int = 0,
 ) -> Engine:
     """Loads an artifact; needs neither torch nor the compiler.
 
     ``verify`` compares the files' SHA-256 with the manifest. ``threads`` bounds the threads kernels use (None: all
-    cores); the first engine of a process decides. ``heads`` False leaves the artifact's drafter unused.
+    cores); the first engine of a process decides. ``heads`` False leaves the artifact's drafter unused. ``device`` is
+    the GPU's number, in the order its driver has them.
 
     Raises:
         ArtifactError: missing, damaged, of a newer format, or for another machine.
-        InputError: a number of threads that cannot be had.
+        InputError: a number of threads or a device that cannot be had.
     """
-    return Engine(Artifact.open(path, verify=verify), threads=threads, heads=heads)
+    return Engine(Artifact.open(path, verify=verify, device=device), threads=threads, heads=heads)
 
 
 def _checked(ids: Sequence[int], vocab_size: int) -> list[int]:

@@ -6,7 +6,7 @@ Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draf
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from dspark_compiler.artifact import Artifact, nbytes
 from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.calls import Call, Columns
 from dspark_compiler.runtime.devices import Device, open_device
-from dspark_compiler.runtime.library import load_functions
-from dspark_compiler.runtime.rounds import Drafts, Step, Verdict
+from dspark_compiler.runtime.library import import_tvm_ffi, load_functions
+from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.slots import SlotAccount
 
@@ -35,6 +35,7 @@ class Executor:
         device: where it runs.
         batch: sequences the artifact holds.
         cache_bytes: memory allocated for all that lives between calls; none is allocated for it later.
+        calls: its entry points by name, for those who measure them one by one.
         max_seq_len: tokens a sequence can have.
         block_size: tokens a draft has, 0 where the artifact has no drafter or one without weights.
 
@@ -52,9 +53,10 @@ class Executor:
         self.cache_bytes = sum(nbytes(state) for state in manifest.states.values())
         specs = manifest.entry_points
         named = {name: self.device.call(spec, functions[name], shared) for name, spec in specs.items()}
+        self.calls: Mapping[str, Call] = named
         calls: dict[str, list[Call]] = defaultdict(list)
         for name, call in named.items():
-            calls[manifest.entry_points[name].kind].append(call)
+            calls[specs[name].kind].append(call)
         self.batch = manifest.max_batch
         self.max_seq_len = manifest.max_seq_len
         self._slots = manifest.kv.slots
@@ -70,6 +72,7 @@ class Executor:
         self._accept = {call.width: call for call in calls["accept"]}
         self.block_size = 0 if self._draft is None else self._draft.width
         self._sequences = np.arange(self.batch, dtype=np.int32)
+        self._tensor = import_tvm_ffi().Tensor
 
     @property
     def verify_widths(self) -> tuple[int, ...]:
@@ -85,6 +88,11 @@ class Executor:
     def draws(self) -> bool:
         """Whether ``step`` can be called: the artifact draws tokens of plain decoding itself."""
         return 1 in self._accept
+
+    @property
+    def chains_rounds(self) -> bool:
+        """Whether a round can be made before the host knows how the last one ended, and whether that gains time."""
+        return self.device.is_late and self._account is None and self._draft is not None
 
     def used_slots(self, length: int) -> int:
         """Slots that ``length`` confirmed tokens take."""
@@ -153,7 +161,9 @@ class Executor:
         given = tokens.tensor if isinstance(tokens, Step) else tokens
         accept = self._accept[1]
         # An anchor is not looked at.
-        accept.prepare(tokens=0, count=0, uniform=np.reshape(uniforms, (-1, 1)), **sampling.as_inputs())
+        accept.prepare(
+            tokens=0, count=0, position=0, length=0, uniform=np.reshape(uniforms, (-1, 1)), **sampling.as_inputs()
+        )
         logits = self._run_decode(given, positions, lengths, counts)
         result = accept(logits=logits)
         fetched = self.device.fetch(result["next"])
@@ -184,17 +194,18 @@ class Executor:
         while a prompt is read, for those who want the logits of a given text.
         """
         evict = self._evict_prompt if reading else self._evict
-        result = self._run_verify(np.asarray(tokens), positions, np.asarray(lengths), evict)
-        return self._read(result)
+        known = np.asarray(lengths)
+        call = self._verify[np.shape(positions)[-1]]
+        made = call(input_ids=tokens, positions=positions, length=known, **self._room_to_verify(known, evict))
+        return self._read(made["logits"])
 
-    def _run_verify(
-        self, tokens: NDArray[Any] | Columns, positions: ArrayLike, lengths: NDArray[Any], evict: Call | None
-    ) -> Any:
-        """The logits as the entry point returned them."""
+    def _room_to_verify(self, lengths: Any, evict: Call | None) -> dict[str, Any]:
+        """Evicts slots of sequences where a verify needs that; returns its input ``free``."""
+        if self._account is None:
+            return {}
         for row in self._accounted(lengths):
             self._make_room(row, int(lengths[row]), 1, evict)
-        call = self._verify[np.shape(positions)[-1]]
-        return call(input_ids=tokens, positions=positions, length=lengths, **self._free(lengths))["logits"]
+        return self._free(lengths)
 
     def commit(self, lengths: ArrayLike, accepted: ArrayLike) -> None:
         """Confirms the first ``accepted`` tokens of the last verify of sequences of ``lengths`` tokens; both [B]."""
@@ -207,62 +218,44 @@ class Executor:
         for confirmed in self._accounted(accepted):
             self._confirm(confirmed, int(accepted[confirmed]))
 
-    def draft(
-        self,
-        anchors: ArrayLike,
-        positions: ArrayLike,
-        lengths: ArrayLike,
-        uniforms: ArrayLike,
-        sampling: SamplingInputs,
-    ) -> Drafts:
-        """A block of g tokens after each sequence's anchor, its last token, which is not confirmed yet.
-
-        anchors, their positions, lengths [B]; uniforms [B,g] in [0, 1), one a token. Nothing is written.
-        """
+    def draft(self, anchors: Anchors, uniforms: ArrayLike, sampling: SamplingInputs) -> Drafts:
+        """A block of g tokens after each anchor; uniforms [B,g] in [0, 1), one a token. Nothing is written."""
         assert self._draft is not None, "block_size is 0"
-        numbers = {"uniform": uniforms, **sampling.as_inputs()}
-        result = self._draft(anchor=anchors, position=positions, length=lengths, **numbers)
-        read = [result[name] for name in ("tokens", "confidence") if name in result]
+        place = {"anchor": anchors.tokens, "position": anchors.positions, "length": anchors.lengths}
+        made = self._draft(**place, uniform=uniforms, **sampling.as_inputs())
+        read = [made[name] for name in ("input_ids", "confidence") if name in made]
         counts = np.full(self.batch, self.block_size)
-        return Drafts.on_device(
-            self.device.fetch(*read),
-            result["tokens"],
-            counts,
-            result["probs"],
-            has_confidence=len(read) == 2,
-            late=self.device.is_late,
-        )
+        return Drafts.on_device(made, counts, self.device.fetch(*read), late=self.device.is_late)
 
     def speculate(
-        self,
-        anchors: ArrayLike,
-        drafts: Drafts,
-        positions: ArrayLike,
-        lengths: ArrayLike,
-        counts: ArrayLike,
-        uniforms: ArrayLike,
-        sampling: SamplingInputs,
+        self, anchors: Anchors, drafts: Drafts, counts: ArrayLike, uniforms: ArrayLike, sampling: SamplingInputs
     ) -> Verdict:
-        """Verifies each sequence's anchor and its first ``counts`` drafts, and confirms the anchor and those that stay.
+        """Verifies each anchor and its first ``counts`` drafts, and confirms the anchor and those that stay.
 
-        anchors, their positions, lengths, counts [B]; a count below 0 leaves a sequence alone, and none may exceed
-        ``exact_rows`` - 1. uniforms [B,g+1] in [0, 1): one a draft, the last for the token that follows. What the
-        artifact's accept needs passes from call to call; only the verdict is read.
+        counts [B]: one below 0 leaves a sequence alone, and none may exceed ``exact_rows`` - 1. uniforms [B,g+1] in
+        [0, 1): one a draft, the last for the token that follows. What the entry points need of each other passes from
+        call to call on the device; nothing is waited for but where slots are evicted, by lengths that the host knows.
         """
-        lengths, counts, numbers = np.asarray(lengths), np.asarray(counts), np.asarray(uniforms)
+        counts, numbers = np.asarray(counts), np.asarray(uniforms)
         width = next(width for width in self.round_widths if width > counts.max())
-        accept, last = self._accept[width], numbers.shape[1] - 1
+        verify, accept, last = self._verify[width], self._accept[width], numbers.shape[1] - 1
         places = [*(min(place, last) for place in range(width - 1)), last]
-        accept.prepare(count=np.maximum(counts, 0), uniform=numbers[:, places], **sampling.as_inputs())
-        # Padding repeats the last real position, so that lookups by it stay within their tables.
-        real = np.minimum(np.arange(width), np.maximum(counts, 0)[:, None])
-        following_positions = np.asarray(positions)[:, None] + real
-        logits = self._run_verify(drafts.after(anchors, width), following_positions, lengths, self._evict)
+        on_device = isinstance(anchors.tokens, self._tensor)
+        place = {"position": anchors.positions, "length": anchors.lengths}
+        accept.prepare(count=counts, uniform=numbers[:, places], **sampling.as_inputs(), **({} if on_device else place))
+        inputs, lengths = drafts.verify_inputs(anchors, counts, width), drafts.lengths(anchors)
+        logits = verify(**inputs, length=lengths, **self._room_to_verify(anchors.lengths, self._evict))["logits"]
+        ids = inputs["input_ids"] if isinstance(inputs["input_ids"], Columns) else verify.inputs["input_ids"]
         certain = {} if drafts.probs is None else {"draft_probs": drafts.probs}
-        result = accept(tokens=self._verify[width].inputs["input_ids"], logits=logits, **certain)
-        accepted, following = self.device.fetch(result["accepted"], result["next"]).arrays()
-        self.commit(lengths, np.where(counts < 0, 0, accepted + 1))
-        return Verdict(accepted, following, lambda row: self._read(logits)[row, 0])
+        made = accept(tokens=ids, logits=logits, **certain, **(place if on_device else {}))
+        fetched = self.device.fetch(made["accepted"], made["next"])
+        if self._account is None:
+            assert self._commit is not None, "verify_widths is empty"
+            self._commit(length=lengths, accepted=made["accepted"])
+        else:
+            self.commit(anchors.lengths, fetched.arrays()[0])
+        following = Anchors(made["next"], made["position"], made["length"])
+        return Verdict(following, fetched, lambda row: self._read(logits)[row, 0])
 
     def _read(self, logits: Any) -> Logits:
         (array,) = self.device.fetch(logits).arrays()

@@ -18,9 +18,10 @@ _THREADS_VARIABLE = "TVM_NUM_THREADS"
 _CUDART = "lib/libcudart.so"  # the beginning of its name
 _POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
 
-# By target: device type (DLPack's number), index and allocator of each device compiled code uses, the host's last.
-_ON_HOST = (1, 0, _POOLED_ALLOCATOR)
-_DEVICES = {"cpu": _ON_HOST, "cuda": (2, 0, _POOLED_ALLOCATOR, *_ON_HOST)}
+_VULKAN = "lib/libdspark_vulkan"  # the beginning of its name
+
+# DLPack's numbers of the devices that targets use besides the host.
+_DEVICE_TYPES = {"cuda": 2, "vulkan": 7}
 
 Function = Callable[..., Any]
 
@@ -41,6 +42,21 @@ def import_tvm_ffi() -> ModuleType:
     return module
 
 
+def load_libraries(artifact: Artifact) -> None:
+    """Loads the runtime libraries an artifact brings, as far as this process lacks them.
+
+    Raises:
+        ArtifactError: one cannot be loaded.
+    """
+    import_tvm_ffi()
+    for library in _runtime_libraries(artifact):
+        path = artifact.path.absolute() / library
+        try:
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be loaded: {error}; compile again") from error
+
+
 def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Function]:
     """The compiled entry points of an artifact, ready to be called.
 
@@ -55,14 +71,20 @@ def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Functio
     _set_threads(threads, running)
     path = artifact.path.absolute() / MODEL_LIBRARY
     try:
-        for library in _runtime_libraries(artifact):
-            ctypes.CDLL(str(artifact.path.absolute() / library), ctypes.RTLD_GLOBAL)
+        load_libraries(artifact)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
-        machine["vm_initialization"](*_DEVICES[artifact.manifest.target.kind])
+        machine["vm_initialization"](*_devices(artifact))
         return {name: machine[name] for name in artifact.manifest.entry_points}
     except (OSError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{path}: cannot be loaded: {reason}; compile again") from error
+
+
+def _devices(artifact: Artifact) -> tuple[int, ...]:
+    """Type, number and allocator of each device compiled code uses, the host's last."""
+    on_host = (1, 0, _POOLED_ALLOCATOR)
+    kind = _DEVICE_TYPES.get(artifact.manifest.target.kind)
+    return on_host if kind is None else (kind, artifact.device, _POOLED_ALLOCATOR, *on_host)
 
 
 def load_cudart(artifact: Artifact) -> ctypes.CDLL:
@@ -85,7 +107,7 @@ def _beginning(artifact: Artifact, start: str) -> list[str]:
 
 
 def _runtime_libraries(artifact: Artifact) -> list[str]:
-    """Those this process lacks, each after what it links to: CUDA's runtime, TVM's, and TVM's for devices.
+    """Those this process lacks, each after what it links to: CUDA's runtime, TVM's, and those for devices.
 
     A process has one runtime: loading a second copy would register its functions twice and abort.
     """
@@ -95,6 +117,9 @@ def _runtime_libraries(artifact: Artifact) -> list[str]:
     if artifact.manifest.target.kind == "cuda":
         lacks = find("device_api.cuda", allow_missing=True) is None
         return [*missing, *_beginning(artifact, _CUDART), *devices] if lacks else missing
+    if artifact.manifest.target.kind == "vulkan":
+        lacks = find("device_api.vulkan", allow_missing=True) is None
+        return [*missing, *_beginning(artifact, _VULKAN)] if lacks else missing
     return [*missing, *devices] if missing else []
 
 

@@ -1,16 +1,33 @@
-"""What passes between the parts of a speculative round.
+"""What passes between the parts of a speculative round, and from one round to the next.
 
-Shapes: B sequences the artifact holds, g tokens of a draft, V vocabulary.
+Where a device has its own clock, the next round can be made before the host knows what became of this one.
+
+Shapes: B sequences the artifact holds, g tokens of a draft, N tokens a verify takes, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dspark_compiler.runtime.calls import Columns, Fetched
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Where a round begins, [B] each: numbers of the host, or tensors on the device that it need not know yet.
+
+    Attributes:
+        tokens: each sequence's last token, which is not confirmed yet; int64.
+        positions: their positions, int64.
+        lengths: the confirmed tokens before them, int32.
+    """
+
+    tokens: Any
+    positions: Any
+    lengths: Any
 
 
 @dataclass(frozen=True)
@@ -69,48 +86,52 @@ class Drafts:
         confidence: NDArray[np.float32] | None = None,
     ) -> None:
         """Drafts that the host knows: tokens [B,g], confidence [B,g]."""
-        found = (tokens,) if confidence is None else (tokens, confidence)
-        self._fetched = Fetched(lambda: found)
-        self._tensor: Any | None = None
+        self._tokens = tokens
+        self._made: Mapping[str, Any] | None = None
+        self._fetched = Fetched(lambda: () if confidence is None else (confidence,))
         self.counts = counts
         self.probs = probs
         self.late = False
         self.has_confidence = confidence is not None
 
     @classmethod
-    def on_device(
-        cls, fetched: Fetched, tensor: Any, counts: NDArray[np.int64], probs: Any, *, has_confidence: bool, late: bool
-    ) -> "Drafts":
-        """Drafts as an entry point made them; ``fetched`` tokens, and confidence if there is some."""
+    def on_device(cls, made: Mapping[str, Any], counts: NDArray[np.int64], fetched: Fetched, *, late: bool) -> "Drafts":
+        """Drafts as the entry point ``draft`` made them; ``fetched`` are its ids and, if there is one, confidence."""
         drafts = cls.__new__(cls)
-        drafts._fetched, drafts._tensor, drafts.counts, drafts.probs = fetched, tensor, counts, probs
-        drafts.has_confidence, drafts.late = has_confidence, late
+        drafts._made, drafts._fetched, drafts.counts, drafts.probs = made, fetched, counts, made["probs"]
+        drafts.has_confidence, drafts.late = "confidence" in made, late
         return drafts
 
     @property
     def tokens(self) -> NDArray[np.int64]:
         """Int64 [B,g]; waits for them."""
-        return self._fetched.arrays()[0]
+        return self._tokens if self._made is None else self._fetched.arrays()[0][:, 1:]
 
     @property
     def confidence(self) -> NDArray[np.float32] | None:
         """Logits that each stays if those before it do, float32 [B,g]; None where nobody says. Waits for them."""
-        return self._fetched.arrays()[1] if self.has_confidence else None
+        return self._fetched.arrays()[-1] if self.has_confidence else None
 
     def confidences(self, rows: Sequence[int]) -> LateRows | None:
         """The same of some sequences; waits when it is looked at."""
-        return LateRows(lambda: self._fetched.arrays()[1], rows) if self.has_confidence else None
+        return LateRows(lambda: self._fetched.arrays()[-1], rows) if self.has_confidence else None
 
-    def after(self, anchors: ArrayLike, width: int) -> NDArray[np.int64] | Columns:
-        """Each anchor [B] and the first width - 1 of its drafts, as an input [B,width]; waits for nothing.
+    def verify_inputs(self, anchors: Anchors, counts: NDArray[np.int64], width: int) -> dict[str, Any]:
+        """What a verify of the anchors and first ``counts`` drafts takes besides lengths; waits for nothing.
 
         Where there are fewer drafts, any token fills the rest.
         """
-        if self._tensor is not None:
-            return Columns(anchors, self._tensor)
-        last = self.tokens.shape[1] - 1
-        places = np.minimum(np.arange(width - 1), last)
-        return np.column_stack([np.asarray(anchors), self.tokens[:, places]])
+        if self._made is not None:
+            return {name: Columns(self._made[name]) for name in ("input_ids", "positions")}
+        places = np.minimum(np.arange(width - 1), self._tokens.shape[1] - 1)
+        ids = np.column_stack([np.asarray(anchors.tokens), self._tokens[:, places]])
+        # Padding repeats the last real position, so that lookups by it stay within their tables.
+        real = np.minimum(np.arange(width), np.maximum(counts, 0)[:, None])
+        return {"input_ids": ids, "positions": np.asarray(anchors.positions)[:, None] + real}
+
+    def lengths(self, anchors: Anchors) -> Any:
+        """The confirmed tokens before the anchors: ``draft`` hands them on, since accept makes new ones."""
+        return anchors.lengths if self._made is None else self._made["length"]
 
 
 @dataclass(frozen=True)
@@ -118,14 +139,25 @@ class Verdict:
     """What a verify made of drafts.
 
     Attributes:
-        accepted: drafts that stay, int32 [B].
-        following: the token after them, int64 [B].
-        first_logits: the target's logits [V] after a sequence's last token, for those who draw by rules of their own.
+        anchors: where the next round begins, on the device.
+        first_logits: the target's logits [V] after a sequence's last token, for those who draw by rules of their own;
+            to be read before the next round is made.
     """
 
-    accepted: NDArray[np.int32]
-    following: NDArray[np.int64]
+    anchors: Anchors
+    _fetched: Fetched
     first_logits: Callable[[int], NDArray[np.float32]]
+
+    @property
+    def accepted(self) -> NDArray[np.int32]:
+        """Drafts that stay, int32 [B]; waits for them."""
+        kept: NDArray[np.int32] = np.maximum(self._fetched.arrays()[0] - 1, 0)
+        return kept
+
+    @property
+    def following(self) -> NDArray[np.int64]:
+        """The token after them, int64 [B]; waits for it."""
+        return self._fetched.arrays()[1]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ B: sequences the artifact holds, g: drafts of one.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,10 +18,11 @@ from dspark_compiler.runtime.costs import LiveCosts
 from dspark_compiler.runtime.drafts import Proposer
 from dspark_compiler.runtime.executor import Executor, Logits
 from dspark_compiler.runtime.pace import Pace
-from dspark_compiler.runtime.rounds import Drafts, RoundRecord
+from dspark_compiler.runtime.planned import Group, PlannedRound
+from dspark_compiler.runtime.rounds import Anchors, Drafts, RoundRecord, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs, pick, probabilities
 from dspark_compiler.runtime.sequence import SequenceState
-from dspark_compiler.runtime.strategy import StepAhead, make_step
+from dspark_compiler.runtime.strategy import Ahead, make_step
 
 Observer = Callable[[RoundRecord], None]
 
@@ -34,20 +35,11 @@ class Live:
     costs: LiveCosts
 
 
-@dataclass
-class _Group:
-    """Sequences that are paced together; without a ``pace`` they draft all they can."""
-
-    pace: Pace | None
-    sequences: list[SequenceState]
-
-    @property
-    def rows(self) -> list[int]:
-        return [sequence.row for sequence in self.sequences]
-
-
 class Speculative:
     """A Strategy: each round all sequences together take a plain step, or draft and verify.
+
+    Where the device has its own clock, the next round is under way before the host reads this one: its width then goes
+    by what was known a round earlier, and it is wasted for a sequence which turns out to have ended.
 
     A sequence with a repetition penalty is decoded without drafts, since these would have to be penalized one by one.
     A sampled one with a seed is paced by itself, by the artifact's times, and takes as many random numbers a round
@@ -74,57 +66,99 @@ class Speculative:
         self._costs = None if live is None else live.costs
         self._own: WeakKeyDictionary[SequenceState, Pace] = WeakKeyDictionary()
         self._observer = observer or (lambda _: None)
-        self._ahead = StepAhead()
+        self._ahead: Ahead[Step] = Ahead()
+        self._rounds: Ahead[PlannedRound] = Ahead()
+        self._read = 0.0  # when the last verdict was
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
-        began = time.perf_counter()
-        limits = {sequence.row: self._limit(sequence) for sequence in active}
-        groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
-        if self._ahead.is_for(active):  # there were not to be drafts
-            self._decode(active, groups, None)
-            self._stepped(1, began, None)
-            for group in groups:
-                self._settle(group, None, None, None)
+        made = self._rounds.pop(active)
+        if made is None and self._ahead.is_for(active):  # there were not to be drafts
+            self._step(active)
             return
+        made = made or self._make(active, None)
+        if made.verdict is None:
+            accepted = self._decode(active, made.groups, made.numbers[:, -1])
+        else:
+            if self._chains(active, made):
+                self._rounds.keep(active, self._make(active, made.verdict.anchors))
+            accepted = self._take(active, made, made.verdict)
+        self._stepped(made)
+        for group in made.groups:
+            drafted = made if group in made.drafting else None
+            self._settle(Group(group.pace, [s for s in group.sequences if s in active]), drafted, accepted)
+
+    def _step(self, active: Sequence[SequenceState]) -> None:
+        """A plain step that was made ahead."""
+        began = time.perf_counter()
+        groups = self._groups(active)
+        self._decode(active, groups, None)
+        if self._costs is not None:
+            self._costs.stepped(1, _since(began))
+        for group in groups:
+            self._settle(group, None, None)
+
+    def _make(self, active: Sequence[SequenceState], after: Anchors | None) -> PlannedRound:
+        """Plans a round and, if it has drafts, puts it on the way; ``after`` anchors that the host does not know."""
+        began = time.perf_counter()
+        limits = {s.row: self._limit(s) if after is None else self._most for s in active}
+        groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
+        anchors = Anchors(*self._columns(active)) if after is None else after
         numbers = self._numbers(active)
-        wanting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
+        drafting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
         drafts, sampling = None, _sampling(self._executor.batch, active)
-        if wanting:
-            drafting = [sequence for group in wanting for sequence in group.sequences]
-            drafts = self._proposer.propose(drafting, numbers[:, : self._block_size], sampling)
+        if drafting:
+            sequences = [sequence for group in drafting for sequence in group.sequences]
+            drafts = self._proposer.propose(sequences, anchors, numbers[:, : self._block_size], sampling)
             if self._costs is not None and not drafts.late:
                 self._costs.drafted(_since(began))
                 began = time.perf_counter()
-            for group in wanting:
+            for group in drafting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
                 counts[group.rows] = _lengths(group, available, drafts)
-        width = 1
-        if drafts is not None and counts.max() > 0:
-            width = next(width for width in self._executor.round_widths if width > counts.max())
-            accepted = self._verify(active, drafts, counts, numbers[:, self._block_size :], sampling)
-        else:
-            accepted = self._decode(active, groups, numbers[:, -1])
-        self._stepped(width, began, drafts)
-        for group in groups:
-            self._settle(group, drafts if group in wanting else None, counts, accepted)
+        made = PlannedRound(began, groups, drafting, anchors, drafts, counts, numbers, sampling)
+        if drafts is None or made.most == 0:
+            return made
+        verdict = self._executor.speculate(anchors, drafts, counts, numbers[:, self._block_size :], sampling)
+        return replace(made, verdict=verdict)
 
-    def _stepped(self, width: int, began: float, drafts: Drafts | None) -> None:
-        if self._costs is not None:
-            # What was drafted in the device's own time was waited for with the step.
-            late_ms = self._costs.times.draft_ms if drafts is not None and drafts.late else 0.0
-            self._costs.stepped(width, _since(began) - late_ms)
+    def _chains(self, active: Sequence[SequenceState], made: PlannedRound) -> bool:
+        """Whether the next round can be made now: nothing it needs depends on how this one ends."""
+        if not self._proposer.chains or len(made.groups) != 1:
+            return False
+        (group,) = made.groups
+        pace = group.pace
+        if pace is not None and (pace is not self._shared or not pace.wants_drafts()):
+            return False  # a seed's rounds go by all that came before them
+        waits = pace is not None and len(active) > 1 and made.drafts is not None and made.drafts.has_confidence
+        whole = all(self._limit(s, int(made.counts[s.row]) + 1) == self._most for s in active)
+        return whole and not waits
 
-    def _limit(self, sequence: SequenceState) -> int:
-        """Drafts of a sequence that may be looked at; with the anchor, so many tokens and one more may come of it."""
+    def _stepped(self, made: PlannedRound) -> None:
+        began, self._read = max(made.began, self._read), time.perf_counter()
+        if self._costs is None:
+            return
+        width = 1 if made.verdict is None else self._width(made.most)
+        # What was drafted in the device's own time was waited for with the step.
+        late_ms = self._costs.times.draft_ms if made.drafts is not None and made.drafts.late else 0.0
+        self._costs.stepped(width, (self._read - began) * 1e3 - late_ms)
+
+    def _width(self, drafts: int) -> int:
+        return next(width for width in self._executor.round_widths if width > drafts)
+
+    def _limit(self, sequence: SequenceState, more: int = 0) -> int:
+        """Drafts of a sequence that may be looked at, when it is ``more`` tokens longer.
+
+        With the anchor, so many tokens and one more may come of them.
+        """
         if sequence.params.repetition_penalty != 1:
             return 0
-        room = self._executor.exact_rows(sequence.row, sequence.length)
-        return max(0, min(self._most, room - 1, sequence.remaining - 1))
+        room = self._executor.exact_rows(sequence.row, sequence.length + more)
+        return max(0, min(self._most, room - 1, sequence.remaining - more - 1))
 
-    def _groups(self, sequences: Sequence[SequenceState]) -> list[_Group]:
+    def _groups(self, sequences: Sequence[SequenceState]) -> list[Group]:
         """Those with a pace of their own, and one of all others."""
         shared: list[SequenceState] = []
         groups = []
@@ -133,8 +167,8 @@ class Speculative:
             if self._make_pace is None or params.seed is None or params.temperature == 0:
                 shared.append(sequence)
             else:
-                groups.append(_Group(self._own.setdefault(sequence, self._make_pace()), [sequence]))
-        return [*groups, _Group(self._shared, shared)] if shared else groups
+                groups.append(Group(self._own.setdefault(sequence, self._make_pace()), [sequence]))
+        return [*groups, Group(self._shared, shared)] if shared else groups
 
     def _numbers(self, active: Sequence[SequenceState]) -> NDArray[np.float32]:
         """Random numbers [B,2g+1]: one to draw each draft, one to judge it, and one for the token that follows."""
@@ -144,28 +178,21 @@ class Speculative:
                 numbers[sequence.row] = sequence.numbers(numbers.shape[1])
         return numbers
 
-    def _verify(
-        self,
-        active: Sequence[SequenceState],
-        drafts: Drafts,
-        counts: NDArray[np.int64],
-        numbers: NDArray[np.float32],
-        sampling: SamplingInputs,
-    ) -> NDArray[np.int32]:
-        """Looks at the first ``counts`` drafts; returns how many stayed."""
-        anchors, positions, lengths = self._columns(active)
-        verdict = self._executor.speculate(anchors, drafts, positions, lengths, counts, numbers, sampling)
+    def _take(self, active: Sequence[SequenceState], made: PlannedRound, verdict: Verdict) -> NDArray[np.int32]:
+        """Waits for a verdict and takes its tokens; returns how many drafts stayed."""
+        assert made.drafts is not None
+        accepted = verdict.accepted  # behind which all else has come, too
         for sequence in active:
             row = sequence.row
             if sequence.params.repetition_penalty == 1:
-                stay = drafts.tokens[row, : verdict.accepted[row]].tolist()
+                stay = made.drafts.tokens[row, : accepted[row]].tolist()
                 _advance(sequence, [*stay, int(verdict.following[row])])
             else:
                 _advance(sequence, [sequence.draw(verdict.first_logits(row))])
-        return verdict.accepted
+        return accepted
 
     def _decode(
-        self, active: Sequence[SequenceState], groups: Sequence[_Group], numbers: NDArray[np.float32] | None
+        self, active: Sequence[SequenceState], groups: Sequence[Group], numbers: NDArray[np.float32] | None
     ) -> NDArray[np.int32]:
         """A plain step; numbers [B] are those that a verify without drafts would use, None if it was made ahead."""
         if self._executor.draws and all(sequence.params.repetition_penalty == 1 for sequence in active):
@@ -181,7 +208,7 @@ class Speculative:
         return np.zeros(self._executor.batch, np.int32)
 
     def _draw(
-        self, active: Sequence[SequenceState], groups: Sequence[_Group], numbers: NDArray[np.float32] | None
+        self, active: Sequence[SequenceState], groups: Sequence[Group], numbers: NDArray[np.float32] | None
     ) -> None:
         """A plain step whose tokens the artifact draws; the next one is made ahead if it is going to be plain too."""
         step = self._ahead.pop(active)
@@ -202,21 +229,19 @@ class Speculative:
             columns[:, sequence.row] = sequence.tokens[-1], sequence.position, sequence.length
         return columns
 
-    def _settle(
-        self,
-        group: _Group,
-        drafts: Drafts | None,
-        counts: NDArray[np.int64] | None,
-        accepted: NDArray[np.int32] | None,
-    ) -> None:
-        """Tells the pace and the observer what came of the round; without ``drafts`` nothing else is looked at."""
-        if drafts is None or counts is None or accepted is None or not drafts.counts[group.rows].any():
+    def _settle(self, group: Group, made: PlannedRound | None, accepted: NDArray[np.int32] | None) -> None:
+        """Tells the pace and the observer what came of the round; None: the group had no drafts."""
+        drafts = None if made is None else made.drafts
+        if made is None or drafts is None or accepted is None or not drafts.counts[group.rows].any():
             if group.pace is not None:
                 group.pace.decoded()
             return
         records = [
             RoundRecord(
-                row, int(counts[row]), int(accepted[row]), None if drafts.confidence is None else drafts.confidence[row]
+                row,
+                int(made.counts[row]),
+                int(accepted[row]),
+                None if drafts.confidence is None else drafts.confidence[row],
             )
             for row in group.rows
         ]
@@ -230,7 +255,7 @@ def _since(began: float) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def _lengths(group: _Group, available: list[int], drafts: Drafts) -> list[int]:
+def _lengths(group: Group, available: list[int], drafts: Drafts) -> list[int]:
     if group.pace is None or not any(available):
         return available
     return group.pace.lengths(available, drafts.confidences(group.rows))

@@ -8,7 +8,7 @@ import numpy as np
 
 from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Drafts, Step
+from dspark_compiler.runtime.rounds import Anchors, Drafts, Step
 from dspark_compiler.runtime.sampling import SamplingInputs
 
 _LENGTH = 128  # tokens in each sequence, at least
@@ -82,7 +82,8 @@ class _Timer:
         """One block a sequence; the following verifies look at it."""
         lengths = self._zeros + self._length
         uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
-        self._drafts = self._executor.draft(self._zeros, lengths, lengths, uniforms, self._sampling)
+        anchors = Anchors(self._zeros, lengths, lengths)
+        self._drafts = self._executor.draft(anchors, uniforms, self._sampling)
         assert self._drafts.tokens is not None  # waits for them
         return 1
 
@@ -93,6 +94,8 @@ class _Timer:
         uniforms = np.ones((self._executor.batch, self._drafts.tokens.shape[1] + 1), np.float32)
         uniforms[:, -1] = 0
         counts = self._zeros + width - 1
-        self._executor.speculate(self._zeros, self._drafts, lengths, lengths, counts, uniforms, self._sampling)
+        anchors = Anchors(self._zeros, lengths, lengths)
+        verdict = self._executor.speculate(anchors, self._drafts, counts, uniforms, self._sampling)
+        assert verdict.accepted is not None  # waits for it
         self._length += 1
         return 1

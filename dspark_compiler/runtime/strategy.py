@@ -1,7 +1,7 @@
 """How sequences advance between prefill and end; a strategy knows the executor, never text or sampling rules."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.rounds import Step
 from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.sequence import SequenceState
+
+Made = TypeVar("Made")
 
 
 class Strategy(Protocol):
@@ -28,7 +30,7 @@ class Autoregressive:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._ahead = StepAhead()
+        self._ahead: Ahead[Step] = Ahead()
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
@@ -64,26 +66,26 @@ class Autoregressive:
         return make_step(self._executor, active, numbers, after)
 
 
-class StepAhead:
-    """A step that was made before the tokens it follows were known to the host, until somebody wants it."""
+class Ahead(Generic[Made]):
+    """What was made before the tokens it follows were known to the host, until somebody wants it."""
 
     def __init__(self) -> None:
         self._sequences: frozenset[SequenceState] = frozenset()
-        self._step: Step | None = None
+        self._made: Made | None = None
 
-    def keep(self, sequences: Sequence[SequenceState], step: Step) -> None:
-        """The step that these take next."""
-        self._sequences, self._step = frozenset(sequences), step
+    def keep(self, sequences: Sequence[SequenceState], made: Made) -> None:
+        """What these take part in next."""
+        self._sequences, self._made = frozenset(sequences), made
 
     def is_for(self, active: Sequence[SequenceState]) -> bool:
-        """Whether it is one that all of these take part in."""
-        return self._step is not None and self._sequences.issuperset(active)
+        """Whether there is something that all of these take part in."""
+        return self._made is not None and self._sequences.issuperset(active)
 
-    def pop(self, active: Sequence[SequenceState]) -> Step | None:
-        """The step if it is for these; it is gone then, and of no use otherwise."""
-        step = self._step if self.is_for(active) else None
-        self._sequences, self._step = frozenset(), None
-        return step
+    def pop(self, active: Sequence[SequenceState]) -> Made | None:
+        """It, if it is for these; it is gone then, and of no use otherwise."""
+        made = self._made if self.is_for(active) else None
+        self._sequences, self._made = frozenset(), None
+        return made
 
 
 def make_step(

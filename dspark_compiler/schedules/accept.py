@@ -12,12 +12,13 @@ from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 def accept(name: str, batch: int, width: int, vocab: int, isa: VectorIsa, *, drafts: int) -> tvm.tirx.PrimFunc:
     """Accepts a prefix of each row's drafts; ``drafts`` is the rows of draft_probs, 0 where drafts are certain.
 
-    Arguments: tokens int64 [B,N], probs [B,N,V], count int32 [B], uniform [B,N], [draft_probs [B,drafts,V]], accepted
-    int32 [B], following int64 [B].
+    Arguments: see ``arguments``.
     """
 
-    def body(tokens: Buffer, probs: Buffer, count: Buffer, uniform: Buffer, *rest: Buffer) -> None:
-        *drafted, accepted, following = rest
+    def body(
+        tokens: Buffer, probs: Buffer, count: Buffer, uniform: Buffer, position: Buffer, length: Buffer, *rest: Buffer
+    ) -> None:
+        *drafted, accepted, following, next_position, next_length = rest
         q = drafted[0] if drafted else None
         loop = T.parallel if batch > 1 else T.serial
         with loop(0, batch) as row:
@@ -46,19 +47,30 @@ def accept(name: str, batch: int, width: int, vocab: int, isa: VectorIsa, *, dra
             with when(T.And(rejected[0] >= 0, drawing.total[0] <= T.float64(0.0))):
                 T.buffer_store(rejected, T.int32(-1), [0])
                 drawing.add_up()
-            T.buffer_store(accepted, place, [row])
+            confirmed = T.Bind(T.Select(count[row] < 0, T.int32(0), place + 1))
+            T.buffer_store(accepted, confirmed, [row])
+            T.buffer_store(next_position, position[row] + T.cast(confirmed, "int64"), [row])
+            T.buffer_store(next_length, length[row] + confirmed, [row])
             T.buffer_store(following, T.cast(drawing.token(uniform[row, width - 1]), "int64"), [row])
 
-    args = [
+    return kernel(name, arguments(batch, width, vocab, drafts), body)
+
+
+def arguments(batch: int, width: int, vocab: int, drafts: int) -> list[Arg]:
+    """What accept takes and, from ``accepted`` on, fills, on any target: see ``dspark::accept``."""
+    return [
         Arg("tokens", (batch, width), "int64"),
         Arg("probs", (batch, width, vocab)),
         Arg("count", (batch,), "int32"),
         Arg("uniform", (batch, width)),
+        Arg("position", (batch,), "int64"),
+        Arg("length", (batch,), "int32"),
         *([Arg("draft_probs", (batch, drafts, vocab))] if drafts else []),
         Arg("accepted", (batch,), "int32"),
         Arg("following", (batch,), "int64"),
+        Arg("next_position", (batch,), "int64"),
+        Arg("next_length", (batch,), "int32"),
     ]
-    return kernel(name, args, body)
 
 
 def _stays(uniform: Expr, p: Expr, q: Expr | None) -> Expr:

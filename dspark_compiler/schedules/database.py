@@ -1,27 +1,38 @@
 """What tuning has measured, kept by architecture: JSON lines that several compiles may append to at once.
 
-A folder holds two files an architecture: ``ARCH/templates.jsonl``, measured schedules of our kernel templates, and
-``ARCH/searched.jsonl``, outcomes of MetaSchedule's search, each with the function it is for. Folders are read in order:
+A folder holds two files an architecture: ``ARCH/templates.jsonl``, measured schedules of our kernel templates (no
+microseconds: that schedule does not work), and ``ARCH/searched.jsonl``, outcomes of MetaSchedule's search, each with
+the function it is for. Folders are read in order:
 the one shipped with the package first, the user's last; of two lines for the same thing the later one holds. A line is
 written by one append, so lines of runs at the same time do not mix.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dspark_compiler.errors import InputError
+from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
+from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
+from dspark_compiler.schedules.linear_space import Schedule
+from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
 
 _FORMAT = 1
 _TEMPLATES, _SEARCHED = "templates.jsonl", "searched.jsonl"
-# Anything less is noise; the default, which is right for most shapes, then stays.
-_CLEARLY_FASTER = 0.97
+_KINDS: dict[str, type[Schedule]] = {
+    "linear": LinearSchedule,
+    "stream": StreamSchedule,
+    "tile": TileSchedule,
+    "row": RowSchedule,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def user_folder() -> Path:
@@ -70,22 +81,20 @@ class Records:
         """Shipped records, then the user's, which new ones join."""
         return cls(arch, [shipped_folder()], user_folder())
 
-    def choose(self, work: LinearWorkload, default: LinearSchedule) -> LinearSchedule:
-        """The fastest schedule on record; ``default`` unless one is clearly faster."""
-        measured = self.measured(work)
-        if default not in measured:
-            return default
-        best = min(measured, key=measured.__getitem__)
-        return best if measured[best] < _CLEARLY_FASTER * measured[default] else default
-
-    def measured(self, work: LinearWorkload) -> dict[LinearSchedule, float]:
-        """Microseconds of each schedule measured for a workload."""
+    def measured(self, work: LinearWorkload) -> dict[Schedule, float]:
+        """Microseconds of each schedule measured for a workload; infinite for one that does not work."""
         return dict(self._templates.get(work, {}))
 
-    def add(self, work: LinearWorkload, schedule: LinearSchedule, microseconds: float) -> None:
+    def rows(self, work: LinearWorkload) -> list[LinearWorkload]:
+        """The workloads on record that differ from this one in their rows at most, by rows."""
+        near = (known for known in self._templates if (known.features, known.depth) == (work.features, work.depth))
+        return sorted((known for known in near if replace(known, rows=work.rows) == work), key=lambda known: known.rows)
+
+    def add(self, work: LinearWorkload, schedule: Schedule, microseconds: float) -> None:
         """Keeps one measurement."""
         self._templates.setdefault(work, {})[schedule] = microseconds
-        line = {"template": "linear", **asdict(work), "schedule": asdict(schedule), "microseconds": microseconds}
+        kept = round(microseconds, 3) if math.isfinite(microseconds) else None
+        line = {"template": _NAMES[type(schedule)], **asdict(work), "schedule": asdict(schedule), "microseconds": kept}
         self._append(_TEMPLATES, line)
 
     def searched(self, key: str) -> SearchRecord | None:
@@ -98,17 +107,17 @@ class Records:
         self._append(_SEARCHED, asdict(record))
 
     def export(self, folder: Path, works: Sequence[LinearWorkload], keys: Sequence[str]) -> None:
-        """Writes the records of some workloads and functions below ``folder``, in the same form."""
+        """Writes the records of some workloads, at any number of rows, and functions below ``folder``."""
         chosen = Records(self._arch, [], folder)
-        for work in works:
-            for schedule, microseconds in self.measured(work).items():
-                chosen.add(work, schedule, microseconds)
+        for known in dict.fromkeys(known for work in works for known in self.rows(work)):
+            for schedule, microseconds in self.measured(known).items():
+                chosen.add(known, schedule, microseconds)
         for record in filter(None, map(self.searched, keys)):
             chosen.add_search(record)
 
     @cached_property
-    def _templates(self) -> dict[LinearWorkload, dict[LinearSchedule, float]]:
-        found: dict[LinearWorkload, dict[LinearSchedule, float]] = {}
+    def _templates(self) -> dict[LinearWorkload, dict[Schedule, float]]:
+        found: dict[LinearWorkload, dict[Schedule, float]] = {}
         for work, schedule, microseconds in self._read(_TEMPLATES, _parse_template):
             found.setdefault(work, {})[schedule] = microseconds
         return found
@@ -158,13 +167,9 @@ def _parse(line: str, parse: Callable[[dict[str, Any]], Any], place: str) -> Ite
     warnings.warn(f"{place}: record format {version}, this version reads {_FORMAT}; skipped", stacklevel=2)
 
 
-def _parse_template(fields: dict[str, Any]) -> tuple[LinearWorkload, LinearSchedule, float]:
-    if fields.pop("template") != "linear":
-        raise ValueError("unknown template")
-    schedule, microseconds = LinearSchedule(**fields.pop("schedule")), float(fields.pop("microseconds"))
-    if min(schedule.rows, schedule.panels, schedule.prefetch + 1) < 1:
-        raise ValueError(f"impossible schedule {schedule}")
-    return LinearWorkload(**fields), schedule, microseconds
+def _parse_template(fields: dict[str, Any]) -> tuple[LinearWorkload, Schedule, float]:
+    schedule, microseconds = _KINDS[fields.pop("template")](**fields.pop("schedule")), fields.pop("microseconds")
+    return LinearWorkload(**fields), schedule, math.inf if microseconds is None else float(microseconds)
 
 
 def _parse_search(fields: dict[str, Any]) -> SearchRecord:

@@ -27,21 +27,20 @@ def compile_kernel(function: tvm.tirx.PrimFunc, target: Any) -> Kernel:
     return kernel
 
 
-def random_arguments(function: tvm.tirx.PrimFunc, cold: Sequence[int] = (), seed: int = 0) -> list[Arguments]:
-    """Argument lists to rotate through: those numbered in ``cold`` come from memory each time, the others are shared.
+def random_arrays(function: tvm.tirx.PrimFunc, seed: int = 0) -> list[np.ndarray]:
+    """An array for each argument.
 
     Floats are in [0.5, 1.5) times a random sign, bfloat16 bits likewise; integers are 0, an index into anything.
     """
     rng = np.random.default_rng(seed)
-    arrays = [_random_array(param, rng) for param in function.params]
-    cold_bytes = sum(arrays[i].nbytes for i in cold)
+    return [_random_array(param, rng) for param in function.params]
+
+
+def sets_to_rotate(cold_bytes: int) -> int:
+    """How many sets of arguments, each with its own ``cold_bytes``, push each other out of the cache."""
     # A set larger than the cache by itself evicts what it read before.
     enough = 2 * last_level_cache()
-    sets = 1 if cold_bytes == 0 or cold_bytes > enough else -(-enough // cold_bytes) + 1
-    shared = {i: tvm.runtime.tensor(array) for i, array in enumerate(arrays) if i not in cold}
-    return [
-        [shared[i] if i in shared else tvm.runtime.tensor(array) for i, array in enumerate(arrays)] for _ in range(sets)
-    ]
+    return 1 if cold_bytes == 0 or cold_bytes > enough else -(-enough // cold_bytes) + 1
 
 
 def time_kernels(kernels: Sequence[Kernel], arguments: Sequence[Arguments], seconds: float) -> list[float]:

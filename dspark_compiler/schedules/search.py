@@ -20,7 +20,7 @@ from tvm import relax, s_tir
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import PopenWorker
 
-from dspark_compiler.schedules.measure import Arguments, Kernel, compile_kernel, random_arguments, time_kernels
+from dspark_compiler.schedules.measure import Arguments, Kernel, compile_kernel, random_arrays, time_kernels
 from dspark_compiler.schedules.tir import OPAQUE
 
 _BATCH = 8  # candidates the search proposes at a time
@@ -140,7 +140,7 @@ class _Bench:
         self.measured = 0
         self._target = job.target
         self._workload = self.database.commit_workload(_alone(job.function))
-        self._arguments = random_arguments(job.function)
+        self._arguments = [[tvm.runtime.tensor(array) for array in random_arrays(job.function)]]
         self._by_rules = compile_kernel(job.by_rules, job.target)
         self._reference = self._run(self._by_rules)
         self._best: tuple[float, Kernel, Any] | None = None

@@ -26,6 +26,10 @@ class CacheShape:
         """Shape of a state with one number a slot."""
         return self.batch, self.kv_heads, self.slots
 
+    def stored(self, dtype: str) -> str:
+        """The type of elements where those without scales are of ``dtype``."""
+        return self.storage.dtype if self.storage.scaled else dtype
+
     def panels(self, isa: VectorIsa) -> int:
         """Panels that hold the keys of a head."""
         return -(-self.slots // isa.lanes)

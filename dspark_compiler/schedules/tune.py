@@ -7,7 +7,7 @@ costs nothing.
 import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ import tvm
 from tvm import relax
 
 from dspark_compiler.quantization.weight_format import WeightFormat
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, workload_of
+from dspark_compiler.schedules.linear_space import LinearSpace
 from dspark_compiler.schedules.rules import default_rules
 from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable
 from dspark_compiler.schedules.tuning_tasks import LinearTask, SearchTask, Task
@@ -36,29 +38,49 @@ class TuningStep:
     done: int  # trials spent, those on record included
     total: int
     task: str  # what was measured last
-    microseconds: float | None  # the best of that task; None: its search failed
+    microseconds: float | None  # the best of that task; None: it failed
     seconds_left: float
+
+    def __str__(self) -> str:
+        """The step as a line for people."""
+        best = "failed" if self.microseconds is None else f"best {self.microseconds:.1f} us"
+        return f"{self.done} of {self.total} trials, {self.task}: {best}, {self.seconds_left:.0f} s left"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """How functions are tuned that Relax made: by MetaSchedule, against the rules' schedule.
+
+    Attributes:
+        target: the tvm.target.Target; code for it must run here.
+        isa: its vectors.
+    """
+
+    target: Any
+    isa: VectorIsa
 
 
 def tune(
     module: tvm.IRModule,
-    target: Any,
-    isa: VectorIsa,
+    linears: LinearSpace,
+    bench: Bench,
     records: Records,
     *,
     trials: int,
+    generated: Generated | None = None,
     progress: Callable[[TuningStep], None] | None = None,
 ) -> int:
-    """Measures schedules for the functions of a lowered module on this machine and adds them to the records.
+    """Measures schedules for the functions of a lowered module and adds them to the records.
 
     The module is not changed: lower again with the records, and apply them.
 
     Args:
         module: as lower() returns it.
-        target: the tvm.target.Target; code for it must run here.
-        isa: its vectors.
+        linears: the target's packed products.
+        bench: what they are measured on.
         records: where measurements are looked up and kept.
         trials: schedules to have on record, over all functions.
+        generated: how functions without a template are tuned; None leaves them to the rules.
         progress: called after each function.
 
     Returns:
@@ -66,39 +88,65 @@ def tune(
 
     Raises:
         InputError: the records cannot be read or written.
-        LoweringError: a schedule of a kernel template computes something else.
+        LoweringError: the default schedule of a kernel template computes something else.
     """
-    with SearchWorker() as worker:
-        tasks = _tasks(module, target, isa, worker, records)
-        shares = _shares(tasks, trials)
-        total, done, spent, began = sum(shares), 0, 0, time.perf_counter()
-        for task, share in sorted(zip(tasks, shares, strict=True), key=lambda pair: -pair[0].seconds):
-            done += share
-            if task.spent >= share:
-                continue
-            spent += share - task.spent
-            best = task.run(share, records)
-            if progress is not None:
-                rate = (time.perf_counter() - began) / spent
-                progress(TuningStep(done, total, task.name, best, rate * (total - done)))
-    return spent
-
-
-def _tasks(module: tvm.IRModule, target: Any, isa: VectorIsa, worker: SearchWorker, records: Records) -> list[Task]:
     calls = _calls(module)
-    with target:
-        scheduled = default_rules(isa)(module.clone())  # it schedules in place
-    tasks: dict[Any, Task] = {}
+    times: dict[LinearWorkload, float] = {}
     for variable, function in module.functions.items():
         work = workload_of(function) if isinstance(function, tvm.tirx.PrimFunc) else None
         if work is not None:
-            if work not in tasks:
-                tasks[work] = LinearTask(work, target, isa, records)
-            tasks[work].seconds += calls.get(variable, 0.0) * _linear_seconds(work)
+            key = linears.key(work)
+            times[key] = times.get(key, 0.0) + calls.get(variable, 0.0) * _linear_seconds(work)
+    with SearchWorker() as worker:
+        tasks: list[Task] = [*linear_tasks(times, linears, bench, records)]
+        if generated is not None:
+            tasks += _search_tasks(module, generated, calls, worker, records)
+        return spend(tasks, trials, records, progress)
+
+
+def linear_tasks(
+    seconds: Mapping[LinearWorkload, float], linears: LinearSpace, bench: Bench, records: Records
+) -> list[LinearTask]:
+    """A task for each product that a step spends time in, given the time."""
+    tasks = []
+    for work, time_spent in seconds.items():
+        if time_spent > 0:
+            tasks.append(LinearTask(work, linears, bench, records))
+            tasks[-1].seconds = time_spent
+    return tasks
+
+
+def spend(
+    tasks: Sequence[Task], trials: int, records: Records, progress: Callable[[TuningStep], None] | None = None
+) -> int:
+    """Spends trials on tasks, the one with most to gain first; returns how many were not on record yet."""
+    shares = _shares(tasks, trials)
+    order = sorted(zip(tasks, shares, strict=True), key=lambda pair: -pair[0].seconds)
+    due = [(task, share) for task, share in order if task.spent < share]
+    for task, share in due:
+        task.prepare(share, records)
+    done = sum(min(task.spent, share) for task, share in order)
+    total, spent, began = sum(shares), 0, time.perf_counter()
+    for task, share in due:
+        best = task.run(share, records)
+        spent += share - task.spent
+        done += share - task.spent
+        if progress is not None:
+            rate = (time.perf_counter() - began) / spent
+            progress(TuningStep(done, total, task.name, best, rate * (total - done)))
+    return spent
+
+
+def _search_tasks(
+    module: tvm.IRModule, generated: Generated, calls: Mapping[Any, float], worker: SearchWorker, records: Records
+) -> list[SearchTask]:
+    with generated.target:
+        scheduled = default_rules(generated.isa)(module.clone())  # it schedules in place
+    tasks: dict[str, SearchTask] = {}
     for variable, function in searchable(module):
         key = function_key(function)
         if key not in tasks:
-            job = SearchJob(function, scheduled[variable], target)
+            job = SearchJob(function, scheduled[variable], generated.target)
             tasks[key] = SearchTask(key, variable.name_hint, job, worker, records)
         tasks[key].seconds += calls.get(variable, 0.0) * _call_seconds(function)
     return [task for task in tasks.values() if task.seconds > 0]

@@ -1,25 +1,21 @@
 """What a tuner can spend trials on: the candidates of a kernel template, or a search over a generated function."""
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import tvm
 
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.quantization.weight_format import WeightFormat
+from dspark_compiler.schedules.bench import Bench, Run, Sample
 from dspark_compiler.schedules.database import Records, SearchRecord
-from dspark_compiler.schedules.gated_linear import gated_linear
-from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.linear import packed_linear
-from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, candidate_schedules
-from dspark_compiler.schedules.measure import compile_kernel, random_arguments, time_kernels
-from dspark_compiler.schedules.quantized_codes import unpack_panels
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.linear_space import LinearSpace, Schedule
 from dspark_compiler.schedules.search import SearchJob, SearchWorker
 
 _MOST_SEARCHED = 32  # schedules of one function
-_SECONDS_A_CANDIDATE = 0.15
 
 
 class Task(Protocol):
@@ -30,74 +26,85 @@ class Task(Protocol):
     capacity: int  # trials that can be spent
     spent: int  # trials on record when the task was made
 
+    def prepare(self, trials: int, records: Records) -> None:
+        """Tells that ``run`` will be called with the same arguments, so that kernels can be compiled until then."""
+
     def run(self, trials: int, records: Records) -> float | None:
         """Spends trials until ``trials`` are on record; returns the best microseconds, None if that failed."""
 
 
 class LinearTask:
-    """The candidate schedules of one packed product, all measured in this process."""
+    """The candidate schedules of one packed product."""
 
-    def __init__(self, work: LinearWorkload, target: Any, isa: VectorIsa, records: Records) -> None:
+    def __init__(self, work: LinearWorkload, linears: LinearSpace, bench: Bench, records: Records) -> None:
         kind = "gated linear" if work.gated else "linear"
         self.name = f"{kind} {work.rows}x{work.depth} to {work.features} {work.weight_dtype}"
         self.seconds = 0.0
-        self._work, self._target, self._isa = work, target, isa
-        self._candidates = candidate_schedules(work, isa)
+        self._work, self._linears, self._bench = work, linears, bench
+        self._candidates = list(linears.candidates(work))
         self.capacity = len(self._candidates)
         self.spent = len(records.measured(work).keys() & set(self._candidates))
 
-    def run(self, trials: int, records: Records) -> float:
-        """Measures candidates in order, the default first, until ``trials`` are on record.
+    def prepare(self, trials: int, records: Records) -> None:
+        """Chooses candidates in order, the default first, until ``trials`` are on record.
 
-        Raises:
-            LoweringError: a candidate computes something else.
+        Beside them run a default on record, so that times of a slower moment are put on the record's footing, and the
+        best on record, which is thus verified once more.
         """
         known = records.measured(self._work)
-        default = self._candidates[0]
-        missing = [c for c in self._candidates if c not in known][: trials - self.spent]
-        # Beside a default on record, so that times of a slower moment are put on the record's footing.
-        contenders = missing if default in missing else [default, *missing]
-        functions = [_plain_kernel(self._work, self._isa, schedule) for schedule in contenders]
-        kernels = [compile_kernel(function, self._target) for function in functions]
-        arguments = random_arguments(functions[0], cold=[1])
-        self._check(kernels, arguments)
-        times = time_kernels(kernels, arguments, _SECONDS_A_CANDIDATE * len(kernels))
-        scale = known.get(default, times[0]) / times[0]
-        for schedule, microseconds in zip(contenders, times, strict=True):
-            if schedule in missing:
+        on_record = [cut for cut in self._candidates if cut in known]
+        best = min(on_record, key=known.__getitem__, default=self._candidates[0])
+        self._missing = [cut for cut in self._candidates if cut not in known][: trials - self.spent]
+        self._contenders = list(dict.fromkeys([self._candidates[0], best, *self._missing]))
+        self._kernels = self._bench.prepare(
+            [partial(self._linears.kernel, self._work, schedule) for schedule in self._contenders]
+        )
+
+    def run(self, trials: int, records: Records) -> float | None:
+        """Measures what ``prepare`` has chosen; schedules that fail or compute something else are told of, and lose.
+
+        Raises:
+            LoweringError: the default computes something else.
+        """
+        sample = self._linears.sample(self._work)
+        runs = self._bench.compare(self._kernels, sample)
+        if runs[0].failure is not None:
+            warnings.warn(f"tuning {self.name}: the default schedule {runs[0].failure}; skipped", stacklevel=2)
+            return None
+        times = self._verified(runs, sample)
+        known = records.measured(self._work)
+        before = known.get(self._contenders[0], math.inf)
+        scale = before / times[0] if math.isfinite(before) else 1.0
+        for schedule, microseconds in zip(self._contenders, times, strict=True):
+            if schedule in self._missing or not math.isfinite(microseconds):
                 records.add(self._work, schedule, microseconds * scale)
         return min(records.measured(self._work).values())
 
-    def _check(self, kernels: Sequence[Callable[..., Any]], arguments: list[list[Any]]) -> None:
-        """Every candidate must give the same bits, and those must be the product."""
-        x, *weight, y = arguments[0]
-        results = []
-        for kernel in kernels:
-            kernel(x, *weight, y)
-            results.append(y.numpy())
-        # Inputs are about 1 in size: the error of an in-order float32 sum stays well below this.
-        right = np.allclose(
-            results[0],
-            self._expected(x.numpy(), *(part.numpy() for part in weight)),
-            rtol=1e-3,
-            atol=1e-5 * self._work.depth,
-        )
-        if not right or any(not np.array_equal(results[0], other) for other in results[1:]):
-            raise LoweringError(f"{self.name}: a schedule gives a wrong product; please report it with the --arch used")
+    def _verified(self, runs: Sequence[Run], sample: Sample) -> list[float]:
+        """Microseconds of each run; infinite where the output is not that of the default, or of its order of sums."""
+        outputs: dict[Hashable, Any] = {}
+        times = []
+        for schedule, run in zip(self._contenders, runs, strict=True):
+            reason = self._objection(schedule, run, sample, outputs)
+            if reason is not None and schedule == self._contenders[0]:
+                raise LoweringError(
+                    f"{self.name}: the default schedule {reason}; please report it with the --arch used"
+                )
+            if reason is not None:
+                warnings.warn(f"tuning {self.name}: {schedule} {reason}; left out", stacklevel=3)
+            times.append(run.microseconds if reason is None else math.inf)
+        return times
 
-    def _expected(self, x: np.ndarray, packed: np.ndarray, *factors: np.ndarray) -> np.ndarray:
-        form = WeightFormat.parse(self._work.weight_dtype)
-        if form is not None:
-            packed = unpack_panels(form, packed, *factors)
-        elif packed.dtype == np.uint16:
-            packed = (packed.astype(np.uint32) << 16).view(np.float32)
-        weight = packed.swapaxes(1, 2).reshape(-1, self._work.depth)[: self._work.features]
-        product: np.ndarray = x.astype(np.float64) @ weight.T.astype(np.float64)
-        if not self._work.gated:
-            return product
-        gate, up = product[:, : product.shape[1] // 2], product[:, product.shape[1] // 2 :]
-        gated: np.ndarray = gate / (1 + np.exp(-gate)) * up
-        return gated
+    def _objection(self, schedule: Schedule, run: Run, sample: Sample, outputs: dict[Hashable, Any]) -> str | None:
+        if run.output is None:
+            return run.failure
+        order = self._linears.order(schedule)
+        if order not in outputs:
+            if not sample.holds(run.output):
+                return "gives a wrong product"
+            outputs[order] = run.output
+        twin = outputs[order]
+        return None if run.output is twin or np.array_equal(run.output, twin) else "rounds differently"
 
 
 class SearchTask:
@@ -111,6 +118,9 @@ class SearchTask:
         self._before = records.searched(key)
         self.spent = 0 if self._before is None else self._before.trials
 
+    def prepare(self, trials: int, records: Records) -> None:
+        """See Task: the worker compiles as it searches."""
+
     def run(self, trials: int, records: Records) -> float | None:
         """Searches with what is left of ``trials``; a search that fails is told of and leaves no record."""
         result = self._worker.search(self._job, trials - self.spent, seed=self.spent)
@@ -122,10 +132,3 @@ class SearchTask:
             trace, microseconds = self._before.trace, self._before.microseconds
         records.add_search(SearchRecord(self._key, self.name, trace, microseconds, trials))
         return microseconds
-
-
-def _plain_kernel(work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
-    """The kernel without bias or residual: what is done to the sums does not sway which schedule is best."""
-    if work.gated:
-        return gated_linear("main", work, isa, schedule, activation="silu")
-    return packed_linear("main", work, isa, schedule)

@@ -1,5 +1,6 @@
 """Contestants' processes: what they answer, and how their failures come across."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from io import StringIO
@@ -36,8 +37,10 @@ def test_errors_keep_their_class_and_line(tmp_path: Path, toy_artifact: Path) ->
         ContestantProcess("compiled", setup(tmp_path / "none.dspark"))
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         ContestantProcess("eager", setup(toy_artifact, model="nowhere"))
-    with pytest.raises(InputError, match="onnxruntime: its CPU kernels compute in float32"):
+    with pytest.raises(InputError, match="onnxruntime: its cpu kernels compute in float32"):
         ContestantProcess("onnxruntime", setup(toy_artifact, "model", "bfloat16"))
+    with pytest.raises(InputError, match=r"onnxruntime: version .* here has no kernels for vulkan \(no provider\)"):
+        ContestantProcess("onnxruntime", dataclasses.replace(setup(toy_artifact, "model"), device="vulkan"))
 
 
 def test_a_process_that_dies_is_reported_with_its_last_words(toy_artifact: Path) -> None:

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from dspark_compiler.artifact.nvidia import Driver, Gpu
+from dspark_compiler.artifact.vulkan import Vulkan, VulkanDevice
 from dspark_compiler.cli import main
 from dspark_compiler.doctor import Finding, Status, can_run, examine, packages, targets
 from dspark_compiler.doctor.packages import BASE, COMPILE, package_findings
@@ -27,8 +29,7 @@ def test_json_says_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["compiling", "torch"]["status"] == "ok"
     assert found["running artifacts", "numpy"]["detail"] == metadata.version("numpy")
     assert "GB/s" in found["machine", "read bandwidth"]["detail"]
-    for target in ("rocm", "vulkan"):
-        assert "not available in this version" in found[f"target {target}", "compiling"]["detail"]
+    assert "not available in this version" in found["target rocm", "compiling"]["detail"]
     assert "bits" in found["target cpu", "vectors"]["detail"]
 
 
@@ -64,6 +65,52 @@ def test_driver_and_gpus(
     found = {finding.name: (finding.status.value, finding.detail) for finding in targets.cuda_findings()}
     assert {name: found[name] for name in wanted} == wanted
     assert {"compiler", "libcudart"} <= found.keys()
+
+
+_GOOD = VulkanDevice("A770", "Mesa 25", (1, 3), 32, (8, 32), frozenset(["float16", "int8"]), 16 << 30, 4 << 30)
+_OLD = VulkanDevice("GT 710", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "offers Vulkan 1.1, 1.2 is needed")
+
+
+@pytest.mark.parametrize(
+    ("vulkan", "wanted"),
+    [
+        (None, {"loader": ("absent", "no libvulkan.so.1 found (Debian: libvulkan1)")}),
+        (
+            Vulkan((), "no driver is installed"),
+            {
+                "device": (
+                    "absent",
+                    "no driver is installed; the GPU's, or Debian's mesa-vulkan-drivers, would bring one",
+                )
+            },
+        ),
+        (
+            Vulkan((_GOOD, _OLD)),
+            {
+                "device 0": (
+                    "ok",
+                    "A770, Mesa 25, Vulkan 1.3, subgroups of 32, float16, int8, 16 GiB, at most 4 in one buffer",
+                ),
+                "device 1": ("missing", "GT 710 offers Vulkan 1.1, 1.2 is needed"),
+            },
+        ),
+    ],
+)
+def test_vulkan_devices(
+    monkeypatch: pytest.MonkeyPatch, vulkan: Vulkan | None, wanted: dict[str, tuple[str, str]]
+) -> None:
+    monkeypatch.setattr(targets, "find_vulkan", lambda: vulkan)
+    found = {finding.name: (finding.status.value, finding.detail) for finding in targets.vulkan_findings()}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_a_vulkan_runtime_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = {finding.name: (finding.status.value, finding.detail) for finding in targets.vulkan_findings()}
+    status, detail = found["runtime"]
+    assert status == "absent"
+    assert detail.startswith("cannot be built without a C++ compiler (Debian: g++)")
 
 
 def requirements(monkeypatch: pytest.MonkeyPatch, *stated: str) -> None:

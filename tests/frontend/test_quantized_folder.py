@@ -1,6 +1,9 @@
 """Folders with quantized weights: read as the numbers they stand for, kept as the codes they have, or refused."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -8,15 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
 from dspark_compiler.frontend.source import open_source
-from dspark_compiler.quantization.weight import quantize
+from dspark_compiler.quantization.weight import QuantizedWeight, quantize
 from dspark_compiler.quantization.weight_format import WeightFormat
 from tests.tiny_models import TINY
 
 GROUP = 16
+# (name of a linear, its weight): the tensors a checkpoint keeps it as, and the numbers those stand for
+Tensors: TypeAlias = Callable[[str, QuantizedWeight], tuple[dict[str, torch.Tensor], torch.Tensor]]
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def packed(codes, bits, order=None):
+def packed(codes: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
     """Unsigned codes [R, C] in int32 words along the last axis, written out a code at a time."""
     count = 32 // bits
     words = torch.zeros(codes.shape[0], codes.shape[1] // count, dtype=torch.int64)
@@ -34,10 +39,11 @@ def settings(bits, kind="int", layout="pack-quantized", strategy="group", **more
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
 
 
-def write(folder, config, form, tensors):
+def write(
+    folder: Path, config: dict[str, Any], form: WeightFormat, tensors: Tensors, model: Callable[[], Any] | None = None
+) -> dict[str, torch.Tensor]:
     """A tiny Llama whose linears are kept as ``tensors`` (name, quantized weight) says; the numbers they stand for."""
-    model = TINY["llama"]()
-    model.save_pretrained(folder)
+    (model or TINY["llama"])().save_pretrained(folder)
     state, exact = load_file(folder / "model.safetensors"), {}
     for name in [name for name in state if "_proj" in name]:
         weight = quantize(state.pop(name).float(), form)
@@ -65,10 +71,10 @@ def as_they_are(module, weight):
     return {f"{module}.weight": weight.codes, f"{module}.weight_scale": weight.scales}, weight.dequantized()
 
 
-def awq(module, weight):
+def awq(module: str, weight: QuantizedWeight) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     zeros = torch.arange(weight.scales.numel()).view(weight.scales.shape) % 16
     codes, scales = weight.codes.long() + 8, weight.scales.half()
-    exact = (codes.view(len(codes), -1, GROUP) - zeros[..., None]) * scales.float()[..., None]
+    exact = (codes.view(*scales.shape, -1) - zeros[..., None]) * scales.float()[..., None]
     made = {
         f"{module}.qweight": packed(codes.T, 4, _AWQ_ORDER),
         f"{module}.qzeros": packed(zeros.T, 4, _AWQ_ORDER),

@@ -7,8 +7,8 @@ from torch import fx
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.graph.rewrite import bound_args
-from dspark_compiler.lowering.cpu.attention import cache_form
 from dspark_compiler.lowering.nodes import tensor_args, written_args
+from dspark_compiler.lowering.storage import cache_form
 from dspark_compiler.schedules.attention_shape import CacheForm
 from dspark_compiler.schedules.cache_storage import E4M3FN
 

@@ -85,12 +85,14 @@ def _program() -> Program:
         "probs": TensorSpec((BATCH, WIDTH, VOCAB), F32),
         "count": row,
         "uniform": TensorSpec((BATCH, WIDTH), F32),
+        "position": TensorSpec((BATCH,), I64),
+        "length": row,
     }
     for drafts in ([], ["draft_probs"]):
         extra = {name: TensorSpec((BATCH, WIDTH + 1, VOCAB), F32) for name in drafts}
         e = Entry(program, f"accept{len(drafts)}", EntryKind.ACCEPT, **inputs, **extra)
-        pair = e.call(dspark.accept.default, *inputs, *drafts)
-        e.done(*(e.call(operator.getitem, pair, i) for i in range(2)))
+        verdict = e.call(dspark.accept.default, *inputs, *drafts)
+        e.done(*(e.call(operator.getitem, verdict, i) for i in range(4)))
     return program
 
 
@@ -163,4 +165,6 @@ def test_acceptance(model: Callable[[], Model], drafts: int) -> None:
         q /= q.sum(-1, keepdims=True)
     uniform = np.random.default_rng(6).random((BATCH, WIDTH), dtype=np.float32)
     tokens = np.random.default_rng(7).integers(0, VOCAB, (BATCH, WIDTH))
-    model().check(f"accept{drafts}", tokens=tokens, probs=probs, count=_int32(2, 1), uniform=uniform, **extra)
+    place = {"position": np.array([5, 900]), "length": _int32(5, 7)}
+    count = _int32(2, -1)
+    model().check(f"accept{drafts}", tokens=tokens, probs=probs, count=count, uniform=uniform, **place, **extra)

@@ -1,6 +1,7 @@
 """Cache-free programs of tiny models, for pass tests."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,11 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 
 
 def capture(model: PreTrainedModel, prefill: tuple[int, ...] = (16,), batch: int = 1, verify: int = 4) -> Program:
-    """The cache-free program of docs/architecture.md, as the front end makes it."""
+    """The cache-free program of docs/architecture.md, as the front end makes it; a copy of the caller's own."""
+    return deepcopy(_captured(model, prefill, batch, verify))
+
+
+@cache
+def _captured(model: PreTrainedModel, prefill: tuple[int, ...], batch: int, verify: int) -> Program:
     config = CompileConfig(max_seq_len=128, max_batch=batch, prefill_widths=prefill, verify_width=verify)
     return frontend.capture(model, config)

@@ -27,7 +27,7 @@ PROMPTS = ([3, 14, 15, 92, 65, 35], [89, 79, 32])
 DRAFTERS = ("vanilla", "gated", "rnn", "dflash", "medusa", "eagle3")
 
 
-def make_heads(model, name: str, window: int = 4096) -> Heads:
+def make_heads(model, name: str, window: int = 4096, **sizes: int) -> Heads:
     own = model.config.get_text_config()
     config: DrafterConfig = replace(
         CONFIGS[name],
@@ -37,6 +37,7 @@ def make_heads(model, name: str, window: int = 4096) -> Heads:
         target_layer_ids=(-1, 0),
         block_size=G,
         context_window=window,
+        **sizes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -78,7 +79,10 @@ def check_drafts(runner: ProgramRunner, besides: list[Beside], temperature: floa
     found = runner.draft([7, 8], uniform, temperature)
     for row, beside in enumerate(besides):
         expected = beside.draft(7 + row, uniform[row], temperature)
-        assert found["tokens"][row].tolist() == expected.tokens[0].tolist()
+        start = runner.length[row]
+        assert found["input_ids"][row].tolist() == [7 + row, *expected.tokens[0].tolist()]
+        assert found["positions"][row].tolist() == [min(start + i, CONFIG.max_seq_len - 1) for i in range(G + 1)]
+        assert found["length"][row] == start
         torch.testing.assert_close(found["probs"][row], expected.probs[0], rtol=1e-4, atol=1e-6)
         assert ("confidence" in found) == (expected.confidence is not None)
         if expected.confidence is not None:
@@ -162,8 +166,10 @@ def test_accept_compares_what_was_drafted_with_the_target():
     tokens[0, 1] = best[0, 0]  # the first draft of the first sequence is right, all others are not
     probs = torch.nn.functional.one_hot(tokens[:, 1:], 128).float()
     inputs = {"tokens": tokens, "logits": logits, "draft_probs": probs, "uniform": torch.full((2, 4), 0.5)}
+    inputs |= {"position": torch.tensor(runner.length), "length": torch.tensor(runner.length, dtype=torch.int32)}
     found = runner.run("accept_4", count=torch.tensor([3, 0], dtype=torch.int32), **inputs, **knobs(2, 0.0))
-    assert found["accepted"].tolist() == [1, 0]
+    assert found["accepted"].tolist() == [2, 1]
+    assert found["position"].tolist() == found["length"].tolist() == [8, 4]
     assert found["next"].tolist() == [int(best[0, 1]), int(best[1, 0])]
 
 

@@ -27,10 +27,12 @@ def test_accept_draws_what_follows_from_the_logits_of_decode():
     logits = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     tokens = torch.zeros(2, 1, dtype=torch.int64)
     given = {"tokens": tokens, "logits": logits, "count": torch.zeros(2, dtype=torch.int32)}
+    given |= {"position": torch.tensor([5, 6]), "length": torch.tensor([5, 6], dtype=torch.int32)}
     sampled = runner.run(
         "accept_1", **given, uniform=torch.tensor([[0.0], [1.0 - 2**-24]]), **knobs(2, temperature=1.0)
     )
-    assert sampled["accepted"].tolist() == [0, 0]
+    assert sampled["accepted"].tolist() == [1, 1]
+    assert (sampled["position"].tolist(), sampled["length"].tolist()) == ([6, 7], [6, 7])
     assert [int(sampled["next"][row]) for row in range(2)] == [0, logits.shape[-1] - 1], (
         "the two ends of the distribution"
     )

@@ -10,6 +10,8 @@ from dspark_compiler.graph.verify import verify
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.keep_quantized import KeepQuantized, stack
 from dspark_compiler.passes.pipeline import default_pipeline
+from dspark_compiler.passes.quantize_weights import linears_of_layers
+from dspark_compiler.quantization.targets import kernels_read
 from dspark_compiler.quantization.weight import QuantizedWeight, quantize
 from dspark_compiler.quantization.weight_format import WeightFormat
 from tests.passes.capture import capture, tiny_model
@@ -48,6 +50,32 @@ def test_what_was_changed_since_stays_plain():
         note.endswith(f"{ref}: was changed since it was read") for note in KeepQuantized(stored).apply(program).notes
     )
     assert ref in program.params
+
+
+@pytest.mark.parametrize(("target", "group", "kept"), [("cpu", 16, True), ("cuda", 16, False), ("cuda", 32, True)])
+def test_groups_the_target_reads(target, group, kept):
+    weight = quantize(torch.randn(8, 96), WeightFormat("int8", group))
+    assert kernels_read(weight.format, target, 96) is kept
+    assert kernels_read(WeightFormat("int4", 96, offsets=True), "cuda", 96)
+    assert kernels_read(WeightFormat("int8"), "cuda", 72)
+    assert not kernels_read(WeightFormat("int8", offsets=True), "cuda", 72)
+
+
+def test_rows_that_are_looked_up_have_a_scale_each():
+    program, stored = checkpoint()
+    head = "lm_head.weight"
+    places = linears_of_layers(program)
+    embedding = next(
+        node for node in program.entries["decode"].graph.graph.nodes if node.target is torch.ops.aten.embedding.default
+    )
+    tied = embedding.args[0].meta["ref"]
+    for _, linear in places[head]:
+        linear.args = (linear.args[0], next(n for n in linear.graph.nodes if n.meta.get("ref") == tied))
+    stored[tied] = quantize(program.params[tied], GROUPS)
+    program.params[tied] = stored[tied].dequantized()
+    notes = KeepQuantized(stored).apply(program).notes
+    assert any(f"{tied}: its rows are looked up" in note for note in notes)
+    assert tied in program.params
 
 
 def test_nothing_kept_is_an_error():

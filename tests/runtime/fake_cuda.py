@@ -14,7 +14,7 @@ from dspark_compiler.artifact import EntrySpec, aligned_zeros
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cpu_device import named_results, to_array
 from dspark_compiler.runtime.cuda import Rows
-from dspark_compiler.runtime.cuda_device import CudaDevice
+from dspark_compiler.runtime.cuda_device import CudaDevice, Fill
 from dspark_compiler.runtime.cuda_memory import Slab
 from dspark_compiler.runtime.dlpack import Wrapping
 from dspark_compiler.runtime.library import import_tvm_ffi
@@ -118,9 +118,9 @@ class FakeCuda:
 class FakeDevice(CudaDevice):
     """CudaDevice on FakeCuda."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, fill: Fill | None = None, **options: Any) -> None:
         self.fake = FakeCuda(**options)
-        super().__init__(self.fake, (1, 0))
+        super().__init__(self.fake, (1, 0), fill)
 
     def call(self, spec: EntrySpec, function: Callable[..., Any], shared: dict[str, Any]) -> Any:
         names, tensor = tuple(output.name for output in spec.outputs), import_tvm_ffi().Tensor

@@ -10,7 +10,7 @@ import torch
 
 from dspark_compiler.graph import sampling_ops
 from dspark_compiler.runtime.calls import Fetched
-from dspark_compiler.runtime.rounds import Drafts, Step, Verdict
+from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs, pick
 
 V = 8
@@ -26,7 +26,7 @@ def tables(seed: int = 0, sharpness: float = 1.0, closeness: float = 0.7) -> tup
 class MarkovExecutor:
     """See Executor; ``room`` bounds how many tokens a round may confirm, as pruned caches do.
 
-    With ``draws`` it draws tokens of plain steps itself.
+    With ``draws`` it draws tokens of plain steps itself, with ``chains`` rounds may be made ahead.
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class MarkovExecutor:
         room: int = 10**6,
         confidence: bool = False,
         draws: bool = False,
+        chains: bool = False,
     ) -> None:
         self.target, self.drafter = target, drafter
         self.batch, self.block_size, self.round_widths, self.max_seq_len = batch, block_size, widths, max_seq_len
-        self.room, self.confidence, self.draws = room, confidence, draws
+        self.room, self.confidence, self.draws, self.chains_rounds = room, confidence, draws, chains
         self.rows: list[list[int]] = [[] for _ in range(batch)]
         self.calls: list[str] = []
 
@@ -90,18 +91,11 @@ class MarkovExecutor:
         weights[sampling.temperature == 0] = np.eye(V)[logits[sampling.temperature == 0].argmax(-1)]
         return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
-    def draft(
-        self,
-        anchors: np.ndarray,
-        positions: np.ndarray,
-        lengths: np.ndarray,
-        uniforms: np.ndarray,
-        sampling: SamplingInputs,
-    ) -> Drafts:
+    def draft(self, anchors: Anchors, uniforms: np.ndarray, sampling: SamplingInputs) -> Drafts:
         self.calls.append("draft")
         assert uniforms.shape == (self.batch, self.block_size)
         assert ((uniforms >= 0) & (uniforms < 1)).all()
-        previous, tokens, probs, confidence = anchors, [], [], []
+        previous, tokens, probs, confidence = anchors.tokens, [], [], []
         for step in range(self.block_size):
             confidence.append(self.confidence_logits(previous))
             q = self.probs(self.drafter[previous][:, None], sampling)[:, 0]
@@ -118,29 +112,26 @@ class MarkovExecutor:
         return np.linspace(-2, 2, V)[(3 * previous) % V]
 
     def speculate(
-        self,
-        anchors: np.ndarray,
-        drafts: Drafts,
-        positions: np.ndarray,
-        lengths: np.ndarray,
-        counts: np.ndarray,
-        uniforms: np.ndarray,
-        sampling: SamplingInputs,
+        self, anchors: Anchors, drafts: Drafts, counts: np.ndarray, uniforms: np.ndarray, sampling: SamplingInputs
     ) -> Verdict:
         width = next(width for width in self.round_widths if width > counts.max())
         self.calls.append(f"verify {width}")
-        tokens = np.column_stack([anchors, drafts.tokens])[:, :width]
+        tokens = np.column_stack([anchors.tokens, drafts.tokens])[:, :width]
         p = self.probs(self.target[tokens], sampling)
-        accepted, following = sampling_ops.accept(
+        accepted, following, positions, lengths = sampling_ops.accept(
             torch.from_numpy(tokens),
             torch.from_numpy(p),
-            torch.from_numpy(np.maximum(counts, 0).astype(np.int32)),
+            torch.from_numpy(counts.astype(np.int32)),
             torch.from_numpy(np.column_stack([uniforms[:, : width - 1], uniforms[:, -1]])),
+            torch.from_numpy(np.asarray(anchors.positions)),
+            torch.from_numpy(np.asarray(anchors.lengths)),
             drafts.probs,
         )
         for row in np.flatnonzero(counts >= 0):
-            self._at(row, positions[row], lengths[row])
-            confirmed = tokens[row, : int(accepted[row]) + 1].tolist()
-            assert len(confirmed) <= self.exact_rows(row, lengths[row])
+            self._at(row, anchors.positions[row], anchors.lengths[row])
+            confirmed = tokens[row, : int(accepted[row])].tolist()
+            assert len(confirmed) <= self.exact_rows(row, anchors.lengths[row])
             self.rows[row] += confirmed
-        return Verdict(accepted.numpy(), following.numpy(), lambda row: self.target[tokens[row, 0]])
+        found = accepted.numpy(), following.numpy()
+        after = Anchors(found[1], positions.numpy(), lengths.numpy())
+        return Verdict(after, Fetched(lambda: found), lambda row: self.target[tokens[row, 0]])

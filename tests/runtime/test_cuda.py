@@ -24,6 +24,9 @@ static int done(S *name) { last = name; if (strcmp(name, failing)) return 0; fai
 #define GIVES(name, ...) int name(__VA_ARGS__) { int r = done(#name); if (!r) *to = next++; return r; }
 #define DOES(name, ...) int name(__VA_ARGS__) { return done(#name); }
 typedef unsigned long long u64;
+static int chosen = -1;
+int cudaSetDevice(int i) { chosen = i; return 0; }
+int chosen_device(void) { return chosen; }
 int cudaMemGetInfo(u64 *a, u64 *b) { *a = 1500000000; *b = 4000000000; return 0; }
 GIVES(cudaMalloc, long *to, u64 n)
 DOES(cudaFree, long p)
@@ -48,6 +51,19 @@ int cudaEventElapsedTime(float *to, long a, long b) { *to = 250; return 0; }
 int cudaGraphInstantiate(long *to, long g, u64 flags) {
   if (flags) return 1;
   *to = g + 100; return done("cudaGraphInstantiate"); }
+static int kinds[4] = {0, 1, 0, 0}, shared[4] = {0, 0, 65536, 0}, carved[4];
+int cudaGraphGetNodes(long g, long *to, u64 *n) {
+  for (long i = 0; to && i < 4; i++) to[i] = i + 1;
+  *n = 4; return 0; }
+int cudaGraphNodeGetType(long n, int *to) { *to = kinds[n - 1]; return 0; }
+int cudaGraphKernelNodeSetAttribute(long n, int which, unsigned *v) {
+  if (which != 14) return 1;
+  carved[n - 1] = *v; return 0; }
+static int params_of(long n, unsigned *p) { p[8] = shared[n - 1]; return 0; }
+int cudaGetDriverEntryPointByVersion(S *name, void **to, unsigned version, u64 flags, int *status) {
+  *to = params_of;
+  return version < 12000 || flags || strcmp(name, "cuGraphKernelNodeGetParams"); }
+int carveout(int n) { return carved[n]; }
 DOES(cudaGraphDestroy, long g)
 DOES(cudaGraphLaunch, long g, long s)
 DOES(cudaGraphExecDestroy, long g)
@@ -92,6 +108,8 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     cuda.begin_capture(stream)
     graph = cuda.end_capture(stream)
     assert library.last_called() == b"cudaGraphDestroy"  # the instance is kept, what it was made from is not
+    # The second node is no kernel, and the third wants memory of its own.
+    assert [library.carveout(node) for node in range(4)] == [28, 0, 0, 28]
     cuda.launch(graph, stream)
     cuda.destroy(graph)
     assert library.last_called() == b"cudaGraphExecDestroy"
@@ -101,6 +119,15 @@ def test_streams_events_and_graphs(library: ctypes.CDLL) -> None:
     cuda.wait(event)
     assert cuda.seconds(event, event) == 0.25
     cuda.synchronize(stream)
+
+
+def test_what_is_made_is_made_on_the_gpu_that_was_asked_for(library: ctypes.CDLL) -> None:
+    first, third = CudaRuntime(library), CudaRuntime(library, 2)
+    makes = [lambda gpu: gpu.allocate(1), lambda gpu: gpu.pinned(1), CudaRuntime.stream, CudaRuntime.event]
+    for make in (*makes, CudaRuntime.memory):
+        for gpu, number in ((third, 2), (first, 0)):
+            make(gpu)
+            assert library.chosen_device() == number
 
 
 def test_failures_are_one_line(library: ctypes.CDLL) -> None:

@@ -1,20 +1,25 @@
 """Running on a GPU, on a fake one that does nothing before it must: the same results as on the host, in fewer calls."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dspark_compiler.artifact import Artifact, StepTime, StepTimes
-from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.costs import RoundCosts
+from dspark_compiler.artifact import Artifact, ArtifactWriter, StepTime, StepTimes, TensorInfo
+from dspark_compiler.errors import ArtifactError, DeviceError
+from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
+from dspark_compiler.runtime.cpu_device import to_array
+from dspark_compiler.runtime.cuda_device import CudaDevice
 from dspark_compiler.runtime.drafts import CompiledDrafter
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.pace import Pace
+from dspark_compiler.runtime.rounds import Anchors
 from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
 from dspark_compiler.runtime.scheduler import AsyncScheduler
 from dspark_compiler.runtime.sequence import SequenceState
-from dspark_compiler.runtime.speculative import Speculative
+from dspark_compiler.runtime.speculative import Live, Speculative
 from dspark_compiler.runtime.step_times import measure
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
 from tests.runtime import toy, toy_heads
@@ -126,45 +131,60 @@ def test_a_failing_kernel_is_one_line(artifact: Artifact) -> None:
         call()
 
 
-def test_a_whole_round_waits_for_the_gpu_once(artifact: Artifact, tmp_path: Path) -> None:
-    """What the host reads of a round: how many drafts stay, and what follows."""
+def test_rounds_follow_each_other_without_the_host(artifact: Artifact) -> None:
+    """Draft, verify, accept, commit and the next draft: nothing is done until somebody asks for the tokens."""
     device = FakeDevice()
     executor = Executor(artifact, device=device)
+    prompt, first = [5, 6], np.array([9, 10, 11])
     for row in range(toy.BATCH):
-        executor.prefill(row, [5, 6], 0, 0)
-    sampling = SamplingInputs.greedy(toy.BATCH)
-    anchors, two = np.array([9, 10, 11]), np.full(toy.BATCH, 2)
-    drafts = executor.draft(anchors, two, two, np.zeros((3, toy_heads.GAMMA), np.float32), sampling)
+        executor.prefill(row, prompt, 0, 0)
+    two, full = np.full(toy.BATCH, 2), np.full(toy.BATCH, toy_heads.GAMMA)
+    sampling, numbers = SamplingInputs.greedy(toy.BATCH), np.zeros((toy.BATCH, toy.VERIFY), np.float32)
+
+    def rounds(count: int) -> list[list[int]]:
+        anchors, made = Anchors(first, two, two), []
+        for _ in range(count):
+            drafts = executor.draft(anchors, numbers[:, :-1], sampling)
+            verdict = executor.speculate(anchors, drafts, full, numbers, sampling)
+            made.append((drafts, verdict))
+            anchors = verdict.anchors
+        found: list[list[int]] = [[] for _ in prompt * 2][: toy.BATCH]
+        for drafts, verdict in made:
+            for row, tokens in enumerate(found):
+                tokens += [*drafts.tokens[row, : verdict.accepted[row]].tolist(), int(verdict.following[row])]
+        return found
+
+    rounds(4)  # captures everything
+    waits: list[int] = []
+    device.fake.on_wait = lambda event: waits.append(event)
+    anchors = Anchors(first, two, two)
+    for _ in range(2):
+        drafts = executor.draft(anchors, numbers[:, :-1], sampling)
+        anchors = executor.speculate(anchors, drafts, full, numbers, sampling).anchors
+    assert not waits
     assert device.fake.waiting
-    logits = executor._run_verify(drafts.after(anchors, toy.VERIFY), two[:, None] + np.arange(3), two, None)
-    assert device.fake.waiting
-    table = toy.Reference().table
-    best = table[[9, 10, 11]].argmax(1)
-    assert drafts.tokens[:, 0].tolist() == best.tolist()
-    found = executor._read(logits)
-    for row in range(toy.BATCH):
-        np.testing.assert_array_equal(
-            found[row, 1], toy.Reference().logits([5, 6, int(anchors[row]), int(drafts.tokens[row, 0])])
-        )
+    for row, tokens in enumerate(rounds(6)):
+        assert tokens == toy.Reference().greedy([*prompt, int(first[row])], len(tokens), eos=None)
 
 
 def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifact: Artifact) -> None:
-    """Nothing of a round is done before its verdict is waited for, once two rounds are past."""
+    """The next round is made before this one is read, once two rounds are past."""
     device = FakeDevice()
     executor = Executor(artifact, device=device)
     costs = RoundCosts(StepTimes(1.0, 0.01, (StepTime(toy.VERIFY, 1.02),)))
     pace = Pace(costs, executor.block_size, (), AsyncScheduler())
-    strategy = Speculative(executor, CompiledDrafter(executor), executor.block_size, lambda: pace)
+    live = Live(pace, LiveCosts(costs.times))
+    strategy = Speculative(executor, CompiledDrafter(executor), executor.block_size, lambda: pace, live=live)
     sequence = SequenceState(0, [1], SamplingParams(40), room=47, eos_ids=frozenset(), tokenizer=None)
-    waits = []
+    waits: list[int] = []
     device.fake.on_wait = waits.append
-    turns = []
+    turns, ahead = [], 0
     for _ in run(executor, strategy, [sequence]):
         turns.append(len(waits))
         waits.clear()
-    # A prompt is read once, and so is a round's verdict; the first two rounds look at their confidences.
-    assert turns[:3] == [1, 2, 2]
-    assert set(turns[3:-1]) == {1}
+        ahead += bool(device.fake.waiting)
+    assert set(turns[4:-2]) == {1}, "the verdict"
+    assert ahead > 10
     assert sequence.tokens == toy.Reference().greedy([1], 40, eos=None)
 
 
@@ -204,3 +224,33 @@ def test_times_of_steps_are_measured_as_steps_are_used(artifact: Artifact) -> No
     times = measure(Executor(artifact, device=device))
     assert [step.tokens for step in times.verify] == [toy.VERIFY]
     assert min(times.decode_ms, times.draft_ms, times.verify[0].ms) > 0
+
+
+def test_an_artifact_without_weights_runs_with_others(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "hollow.dspark") as writer:
+        whole = Artifact.open(toy.write(tmp_path / "whole.dspark"))
+        for name in whole.manifest.files:
+            if not name.startswith("params/"):
+                writer.add_file(whole.path / name, name)
+        writer.leave_out_params({n: TensorInfo(p.shape, p.dtype) for n, p in whole.manifest.params.items()})
+        writer.finish(whole.manifest)
+    hollow = Artifact.open(tmp_path / "hollow.dspark")
+    with pytest.raises(ArtifactError, match="left-out"):
+        Executor(hollow, device=FakeDevice())
+
+    def fill(device: CudaDevice, tensors: Mapping[str, Any]) -> None:
+        for name, array in zip(("table", "other"), toy.tables(), strict=True):
+            to_array(tensors[name])[...] = array
+
+    executor = Executor(hollow, device=FakeDevice(fill))
+    np.testing.assert_array_equal(executor.prefill(0, [1, 2, 3], 0, 0), toy.Reference().logits([1, 2, 3]))
+
+
+def test_a_call_can_be_run_again_with_what_it_was_given(artifact: Artifact) -> None:
+    executor = Executor(artifact, device=FakeDevice())
+    expected = executor.prefill(0, [1, 2, 3], 0, 0)
+    call = executor.calls["prefill_4"]
+    call.again()
+    (found,) = executor.device.fetch(call._results.tensors["logits"]).arrays()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found.reshape(-1), expected)
+    assert executor.device.fake.log.count("launch") == 1  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from dspark_compiler.artifact import Artifact, HeadsInfo, StepTime, StepTimes
 from dspark_compiler.errors import ArtifactError
 from dspark_compiler.runtime.engine import Engine, load
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Drafts
+from dspark_compiler.runtime.rounds import Anchors, Drafts
 from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
 from dspark_compiler.runtime.step_times import measure
 from tests.runtime import toy, toy_heads
@@ -51,6 +51,10 @@ def test_drafts_stay_sometimes(path: Path) -> None:
     assert max(c.accepted_length or 0 for c in done) > 1.2
 
 
+def anchors(tokens: list[int], length: int) -> Anchors:
+    return Anchors(np.array(tokens), np.full(toy.BATCH, length), np.full(toy.BATCH, length))
+
+
 def test_a_round_confirms_the_anchor_and_what_stays(tmp_path: Path) -> None:
     executor = Executor(Artifact.open(toy_heads.write(tmp_path / "a.dspark", drafter=False)))
     assert (executor.block_size, executor.round_widths) == (0, (toy.VERIFY,))
@@ -61,7 +65,7 @@ def test_a_round_confirms_the_anchor_and_what_stays(tmp_path: Path) -> None:
     wrong = (truth[1] + 1) % toy.V
     drafts = Drafts(np.array([truth[:2], [truth[0], wrong], truth[:2]]), np.full(3, 2))
     sampling, numbers = SamplingInputs.greedy(3), np.zeros((3, 3), np.float32)
-    verdict = executor.speculate([9] * 3, drafts, [3] * 3, [3] * 3, [2, 2, 1], numbers, sampling)
+    verdict = executor.speculate(anchors([9] * 3, 3), drafts, [2, 2, 1], numbers, sampling)
     assert verdict.accepted.tolist() == [2, 1, 1]
     assert verdict.following.tolist() == [truth[2], truth[1], truth[1]]
     np.testing.assert_array_equal(verdict.first_logits(1), reference.logits([*prompt, 9]))
@@ -77,7 +81,7 @@ def test_what_was_drafted_from_goes_from_call_to_call(tmp_path: Path) -> None:
     sampling, zeros = SamplingInputs.greedy(3), np.zeros((3, 2), np.float32)
     for row in range(toy.BATCH):
         executor.prefill(row, [5, 6], 0, 0)
-    drafts = executor.draft([9, 10, 11], [2] * 3, [2] * 3, zeros, sampling)
+    drafts = executor.draft(anchors([9, 10, 11], 2), zeros, sampling)
     table = toy.tables()[0]
     assert drafts.tokens[:, 0].tolist() == table[[9, 10, 11]].argmax(1).tolist()
     assert drafts.confidence is not None
@@ -86,7 +90,7 @@ def test_what_was_drafted_from_goes_from_call_to_call(tmp_path: Path) -> None:
     right = Drafts(np.array([[token, 0] for token in truth]), drafts.counts, drafts.probs)
     numbers = np.zeros((3, 3), np.float32)
     # A token it was not drawn from stays in no row of this accept; a row left alone confirms nothing.
-    verdict = executor.speculate([9, 10, 11], right, [2] * 3, [2] * 3, [1, -1, 1], numbers, sampling)
+    verdict = executor.speculate(anchors([9, 10, 11], 2), right, [1, -1, 1], numbers, sampling)
     drawn = [int(drafts.tokens[row, 0] == truth[row]) for row in range(3)]
     assert verdict.accepted[[0, 2]].tolist() == [drawn[0], drawn[2]]
     columns = np.zeros((4, 3), np.int64)

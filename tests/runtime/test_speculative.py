@@ -62,15 +62,16 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 0, 1, 2]]
 @pytest.mark.parametrize("room", [1, 2, 3, 10**6])
 @pytest.mark.parametrize("confidence", [False, True])
 @pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("chains", [False, True])
 def test_greedy_tokens_are_those_of_plain_decoding(
-    drafter: str, paced: bool, room: int, confidence: bool, draws: bool
+    drafter: str, paced: bool, room: int, confidence: bool, draws: bool, chains: bool
 ) -> None:
     """Batches of unequal lengths that end on their own, at the end of the context too."""
     params = [SamplingParams(max_new_tokens=n) for n in (1, 23, 90)]
     options = {"batch": 3, "max_seq_len": 60}
     plain = MarkovExecutor(*tables(4), **options)
     expected = generate(plain, Autoregressive(plain), sequences(plain, PROMPTS, *params, eos=6))
-    executor = MarkovExecutor(*tables(4), **options, room=room, confidence=confidence, draws=draws)
+    executor = MarkovExecutor(*tables(4), **options, room=room, confidence=confidence, draws=draws, chains=chains)
     strategy = speculative(executor, drafter, paced=paced)
     for _ in range(2):  # the pace stays from answer to answer
         found = generate(executor, strategy, sequences(executor, PROMPTS, *params, eos=6))

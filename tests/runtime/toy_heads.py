@@ -23,22 +23,27 @@ def _draft_kernel():
     def kernel(
         table: T.Buffer((V, V), "float32"),
         anchor: T.Buffer((BATCH,), "int64"),
-        tokens: T.Buffer((BATCH, GAMMA), "int64"),
+        position: T.Buffer((BATCH,), "int64"),
+        length: T.Buffer((BATCH,), "int32"),
+        ids: T.Buffer((BATCH, GAMMA + 1), "int64"),
+        positions: T.Buffer((BATCH, GAMMA + 1), "int64"),
+        same: T.Buffer((BATCH,), "int32"),
         probs: T.Buffer((BATCH, GAMMA, V), "float32"),
         confidence: T.Buffer((BATCH, GAMMA), "float32"),
     ):
-        previous = T.alloc_buffer((BATCH, GAMMA + 1), "int64", scope="local")
         for b in range(BATCH):
-            previous[b, 0] = anchor[b]
+            ids[b, 0] = anchor[b]
+            same[b] = length[b]
+            for i in range(GAMMA + 1):
+                positions[b, i] = position[b] + T.Cast("int64", i)
             for i in range(GAMMA):
-                tokens[b, i] = T.int64(0)
+                ids[b, i + 1] = T.int64(0)
                 confidence[b, i] = T.float32(4)
                 for v in range(V):
-                    if table[previous[b, i], v] > table[previous[b, i], tokens[b, i]]:
-                        tokens[b, i] = T.Cast("int64", v)
-                previous[b, i + 1] = tokens[b, i]
+                    if table[ids[b, i], v] > table[ids[b, i], ids[b, i + 1]]:
+                        ids[b, i + 1] = T.Cast("int64", v)
                 for v in range(V):
-                    probs[b, i, v] = T.Cast("float32", tokens[b, i] == T.Cast("int64", v))
+                    probs[b, i, v] = T.Cast("float32", ids[b, i + 1] == T.Cast("int64", v))
 
     return kernel
 
@@ -52,9 +57,13 @@ def _accept_kernel(width: int):
         logits: T.Buffer((BATCH, width, V), "float32"),
         count: T.Buffer((BATCH,), "int32"),
         uniform: T.Buffer((BATCH, width), "float32"),
+        position: T.Buffer((BATCH,), "int64"),
+        length: T.Buffer((BATCH,), "int32"),
         q: T.Buffer((BATCH, GAMMA, V), "float32"),
         accepted: T.Buffer((BATCH,), "int32"),
         following: T.Buffer((BATCH,), "int64"),
+        next_position: T.Buffer((BATCH,), "int64"),
+        next_length: T.Buffer((BATCH,), "int32"),
     ):
         best = T.alloc_buffer((BATCH, width), "int64", scope="local")
         for b in range(BATCH):
@@ -69,6 +78,9 @@ def _accept_kernel(width: int):
                 if accepted[b] == i and i < count[b] and ids[b, i + 1] == best[b, i] and drawn:
                     accepted[b] = i + 1
             following[b] = best[b, accepted[b]]
+            accepted[b] = T.Select(count[b] < 0, 0, accepted[b] + 1)
+            next_position[b] = position[b] + T.Cast("int64", accepted[b])
+            next_length[b] = length[b] + accepted[b]
 
     return kernel
 
@@ -77,7 +89,8 @@ def _entries(drafter: bool, draws: bool) -> dict[str, EntrySpec]:
     real = [NamedTensor(name, (BATCH,), "float32") for name in ("temperature", "top_p", "min_p")]
     numbers = (real[0], NamedTensor("top_k", (BATCH,), "int32"), *real[1:])
     probs = NamedTensor("draft_probs", (BATCH, GAMMA, V), "float32")
-    verdict = NamedTensor("accepted", (BATCH,), "int32"), NamedTensor("next", (BATCH,), "int64")
+    place = (NamedTensor("position", (BATCH,), "int64"), NamedTensor("length", (BATCH,), "int32"))
+    verdict = NamedTensor("accepted", (BATCH,), "int32"), NamedTensor("next", (BATCH,), "int64"), *place
     entries = {}
     for width in (1, VERIFY) if draws else (VERIFY,):
         accept = (
@@ -85,6 +98,7 @@ def _entries(drafter: bool, draws: bool) -> dict[str, EntrySpec]:
             NamedTensor("logits", (BATCH, width, V), "float32"),
             NamedTensor("count", (BATCH,), "int32"),
             NamedTensor("uniform", (BATCH, width), "float32"),
+            *place,
             *numbers,
             *([probs] if drafter and width > 1 else []),
         )
@@ -93,13 +107,14 @@ def _entries(drafter: bool, draws: bool) -> dict[str, EntrySpec]:
         return entries
     draft = (
         NamedTensor("anchor", (BATCH,), "int64"),
-        NamedTensor("position", (BATCH,), "int64"),
-        NamedTensor("length", (BATCH,), "int32"),
+        *place,
         NamedTensor("uniform", (BATCH, GAMMA), "float32"),
         *numbers,
     )
     outputs = (
-        NamedTensor("tokens", (BATCH, GAMMA), "int64"),
+        NamedTensor("input_ids", (BATCH, GAMMA + 1), "int64"),
+        NamedTensor("positions", (BATCH, GAMMA + 1), "int64"),
+        place[1],
         NamedTensor("probs", (BATCH, GAMMA, V), "float32"),
         NamedTensor("confidence", (BATCH, GAMMA), "float32"),
     )
@@ -109,7 +124,10 @@ def _entries(drafter: bool, draws: bool) -> dict[str, EntrySpec]:
 def _extend(builder, drafter: bool, draws: bool) -> None:
     from tvm import relax
 
-    uses = {"draft": ("table", "anchor"), "accept": ("tokens", "logits", "count", "uniform", "draft_probs")}
+    uses = {
+        "draft": ("table", "anchor", "position", "length"),
+        "accept": ("tokens", "logits", "count", "uniform", "position", "length", "draft_probs"),
+    }
     for name, spec in _entries(drafter, draws).items():
         variables = {t.name: relax.Var(t.name, relax.TensorType(t.shape, t.dtype)) for t in spec.inputs}
         variables |= {p: relax.Var(p, relax.TensorType((V, V), "float32")) for p in spec.params}

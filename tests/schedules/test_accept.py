@@ -57,15 +57,28 @@ def accepted(
 ) -> tuple[list[int], list[int]]:
     """What the kernel accepts and the token that follows, which must be the operator's."""
     batch, width, vocab = probs.shape
-    arrays = [tokens, probs, np.array(count, np.int32), uniform.astype(np.float32)]
+    arrays = [tokens, probs, np.array(count, np.int32), uniform.astype(np.float32), *places(batch)]
     arrays += [] if draft_probs is None else [draft_probs]
-    kept, following = np.full(batch, -7, np.int32), np.full(batch, -7, np.int64)
+    found = verdict(batch)
     drafts = 0 if draft_probs is None else draft_probs.shape[1]
-    _accept(batch, width, vocab, drafts, isa)(*arrays, kept, following)
+    _accept(batch, width, vocab, drafts, isa)(*arrays, *found)
     expected = dspark.accept(*(torch.from_numpy(array) for array in arrays))
-    np.testing.assert_array_equal(kept, expected[0].numpy())
-    np.testing.assert_array_equal(following, expected[1].numpy())
-    return list(kept), list(following)
+    for mine, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, right.numpy())
+    accepted, following, position, length = found
+    np.testing.assert_array_equal(position - arrays[4], accepted)
+    np.testing.assert_array_equal(length - arrays[5], accepted)
+    return list(accepted - 1), list(following)
+
+
+def places(batch: int) -> list[np.ndarray]:
+    """Where anchors are: positions and lengths, some beyond 32 bits."""
+    return [np.arange(batch) + 2**40, 100 + np.arange(batch, dtype=np.int32)]
+
+
+def verdict(batch: int) -> list[np.ndarray]:
+    """What accept fills."""
+    return [np.full(batch, -7, dtype) for dtype in (np.int32, np.int64, np.int64, np.int32)]
 
 
 @pytest.mark.parametrize("isa", MACHINES)
@@ -138,6 +151,13 @@ def test_greedy_accepts_what_the_target_says() -> None:
     assert accepted(tokens, probs, [2, 0], uniform, drafts) == ([2, 0], [3, 1])
 
 
+@pytest.mark.parametrize("isa", MACHINES)
+def test_nothing_is_accepted_of_a_sequence_left_alone(isa: VectorIsa) -> None:
+    tokens, said = np.array([[9, 1, 2], [9, 1, 2]]), np.array([[1, 2, 3], [1, 2, 3]])
+    kept, _ = accepted(tokens, one_hot(said, 20), [-1, 0], np.full((2, 3), 0.7), one_hot(tokens[:, 1:], 20), isa)
+    assert kept == [-1, 0]
+
+
 def test_a_draft_from_the_targets_own_distribution_stays() -> None:
     probs = distributions(2, 4, 700)
     tokens = np.array([[0, 4, 99, 699], [0, 1, 2, 3]])
@@ -167,10 +187,11 @@ def test_what_follows_has_the_targets_distribution(certain: bool) -> None:
     drafted = np.full(rows, 2) if certain else rng.choice(vocab, rows, p=q.astype(float) / q.sum(dtype=float))
     tokens = np.stack([np.zeros(rows, np.int64), drafted], axis=1)
     arrays = [tokens, np.broadcast_to(p, (rows, 2, vocab)).copy(), np.ones(rows, np.int32)]
-    arrays.append(rng.random((rows, 2), dtype=np.float32))
+    arrays += [rng.random((rows, 2), dtype=np.float32), *places(rows)]
     arrays += [] if certain else [np.broadcast_to(q, (rows, 1, vocab)).copy()]
-    kept, following = np.zeros(rows, np.int32), np.zeros(rows, np.int64)
-    build(accept("accept", rows, 2, vocab, WIDEST, drafts=0 if certain else 1))(*arrays, kept, following)
+    found = verdict(rows)
+    build(accept("accept", rows, 2, vocab, WIDEST, drafts=0 if certain else 1))(*arrays, *found)
+    kept, following = found[0] - 1, found[1]
     counts = np.bincount(np.where(kept == 1, drafted, following), minlength=vocab)
     expected = p.astype(float) / p.sum(dtype=float) * rows
     assert 0 < kept.mean() < 1

@@ -1,11 +1,15 @@
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from dspark_compiler.errors import InputError
+from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
+from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.database import Records, SearchRecord, user_folder
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 
@@ -44,18 +48,23 @@ def test_later_lines_and_the_users_folder_hold(tmp_path: Path) -> None:
     assert records(user, shipped).measured(WORK) == {DEFAULT: 5.0, OTHER: 9.0}
 
 
-@pytest.mark.parametrize(
-    ("default", "other", "chosen"), [(10.0, 5.0, OTHER), (10.0, 9.9, DEFAULT), (5.0, 10.0, DEFAULT)]
-)
-def test_only_a_clear_winner_replaces_the_default(
-    tmp_path: Path, default: float, other: float, chosen: LinearSchedule
-) -> None:
+def test_what_does_not_work_is_remembered(tmp_path: Path) -> None:
+    records(tmp_path).add(WORK, OTHER, math.inf)
+    assert "Infinity" not in (tmp_path / "znver4" / "templates.jsonl").read_text()
+    assert records(tmp_path).measured(WORK) == {OTHER: math.inf}
+
+
+def test_schedules_of_all_templates_are_kept(tmp_path: Path) -> None:
+    for schedule in (StreamSchedule(1, 16, 2), TileSchedule(128, 256, 4)):
+        records(tmp_path).add(WORK, schedule, 2.0)
+    assert records(tmp_path).measured(WORK) == {StreamSchedule(1, 16, 2): 2.0, TileSchedule(128, 256, 4): 2.0}
+
+
+def test_rows_of_one_weight_are_found(tmp_path: Path) -> None:
     kept = records(tmp_path)
-    assert kept.choose(WORK, DEFAULT) == DEFAULT
-    kept.add(WORK, OTHER, other)
-    assert kept.choose(WORK, DEFAULT) == DEFAULT
-    kept.add(WORK, DEFAULT, default)
-    assert kept.choose(WORK, DEFAULT) == chosen
+    for work in (replace(WORK, rows=16), WORK, replace(WORK, depth=8), replace(WORK, gated=True)):
+        kept.add(work, DEFAULT, 1.0)
+    assert kept.rows(replace(WORK, rows=3)) == [WORK, replace(WORK, rows=16)]
 
 
 def test_runs_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
@@ -76,12 +85,15 @@ def test_runs_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
 def test_export_keeps_what_a_model_uses(tmp_path: Path) -> None:
     source = records(tmp_path / "source")
     source.add(WORK, DEFAULT, 10.0)
+    source.add(replace(WORK, rows=1), DEFAULT, 5.0)
     source.add(LinearWorkload(1, 2, 3), DEFAULT, 1.0)
     source.add_search(FOUND)
     source.add_search(SearchRecord("unused", "fused_mul", None, 2.0, 8))
     source.export(tmp_path / "tuning", [WORK, LinearWorkload(9, 9, 9)], ["00ff", "unknown"])
     exported = records(tmp_path / "tuning")
     assert exported.measured(WORK) == {DEFAULT: 10.0}
+    # Other rows of the same weight have a say in how it is summed.
+    assert exported.measured(replace(WORK, rows=1)) == {DEFAULT: 5.0}
     assert exported.measured(LinearWorkload(1, 2, 3)) == {}
     assert exported.searched("00ff") == FOUND
     assert exported.searched("unused") is None

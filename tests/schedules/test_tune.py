@@ -1,5 +1,6 @@
 import inspect
 import io
+import math
 import os
 from pathlib import Path
 
@@ -8,17 +9,23 @@ import pytest
 import tvm
 
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.schedules import search, tuning_tasks
+from dspark_compiler.schedules import panel_linears, search
 from dspark_compiler.schedules.apply import apply_schedules, export_records
+from dspark_compiler.schedules.choice import choose_schedule
 from dspark_compiler.schedules.database import Records, SearchRecord
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload, default_schedule
+from dspark_compiler.schedules.local_bench import LocalBench
+from dspark_compiler.schedules.panel_linears import PanelLinears
 from dspark_compiler.schedules.search import SearchJob, SearchWorker, function_key, searchable, trace_json
-from dspark_compiler.schedules.tune import TuningStep, tune
+from dspark_compiler.schedules.tune import Generated, TuningStep, tune
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
 from tests.schedules.modules import lowered
 
 TARGET = MACHINES[WIDEST]
 WORK = LinearWorkload(4, 5 * WIDEST.panel, 96)
+
+
+LINEARS, BENCH, GENERATED = PanelLinears(WIDEST), LocalBench(TARGET), Generated(TARGET, WIDEST)
 
 
 def records(folder: Path) -> Records:
@@ -29,7 +36,7 @@ def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
     module = lowered(WORK)
     steps: list[TuningStep] = []
     before = inspect.getmodule
-    assert tune(module, TARGET, WIDEST, records(tmp_path), trials=4, progress=steps.append) == 4
+    assert tune(module, LINEARS, BENCH, records(tmp_path), trials=4, generated=GENERATED, progress=steps.append) == 4
     assert inspect.getmodule is before
     assert [(step.done, step.total) for step in steps][-1] == (4, 4)
     assert all(step.microseconds is not None and step.microseconds > 0 and step.seconds_left >= 0 for step in steps)
@@ -40,11 +47,12 @@ def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
     assert found is not None
     assert found.trials + len(kept.measured(WORK)) == 4
     steps.clear()
-    assert tune(module, TARGET, WIDEST, kept, trials=4, progress=steps.append) == 0
+    assert tune(module, LINEARS, BENCH, kept, trials=4, generated=GENERATED, progress=steps.append) == 0
     assert not steps
-    export_records(module, kept, tmp_path / "tuning")
+    export_records(module, kept, LINEARS, tmp_path / "tuning")
     assert records(tmp_path / "tuning").measured(WORK) == kept.measured(WORK)
-    assert tune(module, TARGET, WIDEST, records(tmp_path / "tuning"), trials=4) == 0
+    exported = records(tmp_path / "tuning")
+    assert tune(module, LINEARS, BENCH, exported, trials=4, generated=GENERATED) == 0
 
 
 def test_a_recorded_trace_comes_before_the_rules(tmp_path: Path) -> None:
@@ -91,7 +99,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(module, TARGET, WIDEST, records(tmp_path), trials=2, progress=interrupt)
+        tune(module, LINEARS, BENCH, records(tmp_path), trials=2, progress=interrupt)
     assert len(records(tmp_path).measured(WORK)) >= 1
 
 
@@ -99,7 +107,7 @@ def test_a_search_that_dies_is_told_of_and_leaves_no_record(tmp_path: Path, monk
     monkeypatch.setattr(SearchWorker, "search", lambda *_, **__: None)
     steps: list[TuningStep] = []
     with pytest.warns(UserWarning, match="tuning fused_silu_multiply_add: the search crashed"):
-        tune(lowered(), TARGET, WIDEST, records(tmp_path), trials=1, progress=steps.append)
+        tune(lowered(), LINEARS, BENCH, records(tmp_path), trials=1, generated=GENERATED, progress=steps.append)
     assert [step.microseconds for step in steps] == [None]
     assert not (tmp_path / "here").exists()
 
@@ -112,18 +120,27 @@ def test_a_worker_that_crashes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         assert worker.search(job, 1, 0) is None
 
 
-def test_a_wrong_schedule_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = tuning_tasks.packed_linear
+@pytest.mark.parametrize("wrong", ["default", "others"])
+def test_a_wrong_schedule_is_not_trusted(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, default = panel_linears.packed_linear, default_schedule(WORK, WIDEST)
 
-    def wrong(name: str, work: LinearWorkload, isa: object, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
-        if schedule == default_schedule(work, WIDEST):
+    def sometimes_wrong(name: str, work: LinearWorkload, isa: object, schedule: LinearSchedule) -> tvm.tirx.PrimFunc:
+        if (schedule == default) == (wrong == "others"):
             return right(name, work, WIDEST, schedule)
         return right(name, work, WIDEST, schedule, epilogue=lambda value, *_: value + 1)
 
-    monkeypatch.setattr(tuning_tasks, "packed_linear", wrong)
-    with pytest.raises(LoweringError, match=r"linear 4x96 to .* wrong product"):
-        tune(lowered(WORK), TARGET, WIDEST, records(tmp_path), trials=3)
-    assert records(tmp_path).measured(WORK) == {}
+    monkeypatch.setattr(panel_linears, "packed_linear", sometimes_wrong)
+    if wrong == "default":
+        with pytest.raises(LoweringError, match=r"linear 4x96 to .* default schedule gives a wrong product"):
+            tune(lowered(WORK), LINEARS, BENCH, records(tmp_path), trials=3)
+        assert records(tmp_path).measured(WORK) == {}
+        return
+    with pytest.warns(UserWarning, match=r"tuning linear 4x96 to .*LinearSchedule.* rounds differently; left out"):
+        tune(lowered(WORK), LINEARS, BENCH, records(tmp_path), trials=3)
+    kept = records(tmp_path)
+    assert len(kept.measured(WORK)) == 3
+    assert [cut for cut, time in kept.measured(WORK).items() if math.isfinite(time)] == [default]
+    assert choose_schedule(WORK, LINEARS, kept) == default
 
 
 def test_lines_are_plain_text(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ class Setup:
     """What a contestant is made from; lengths in tokens.
 
     ``model`` is the source model as the command line takes it (None: only the artifact is run), ``dtype`` that of the
-    artifact's weights, ``device`` that it runs on, by its target's name, which is torch's too.
+    artifact's weights, ``device`` that it runs on, by its target's name, and ``number`` which of these.
     """
 
     artifact: str
@@ -22,6 +22,7 @@ class Setup:
     prompt_len: int
     new_tokens: int
     device: str = "cpu"
+    number: int = 0
 
     @property
     def source(self) -> str:

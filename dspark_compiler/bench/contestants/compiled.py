@@ -19,7 +19,7 @@ class Compiled:
 
     def __init__(self, setup: Setup, *, heads: bool = True) -> None:
         # The parent has compared the hashes already.
-        artifact = Artifact.open(Path(setup.artifact), verify=False)
+        artifact = Artifact.open(Path(setup.artifact), verify=False, device=setup.number)
         self._executor = Executor(artifact, threads=setup.threads)
         self._strategy = make_strategy(self._executor, artifact.manifest, heads=heads)
         target = artifact.manifest.target

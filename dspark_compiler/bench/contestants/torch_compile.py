@@ -7,7 +7,7 @@ import transformers
 from transformers import StaticCache
 
 from dspark_compiler.bench.contestants.base import Setup
-from dspark_compiler.bench.contestants.torch_models import greedy, load_model, memory_of
+from dspark_compiler.bench.contestants.torch_models import device_of, greedy, load_model, memory_of
 
 # On a GPU the one that captures CUDA graphs, as artifacts do: without it, launching kernels takes most of the time.
 _MODES = {"cpu": "default", "cuda": "reduce-overhead"}
@@ -19,7 +19,7 @@ class TorchCompile:
     def __init__(self, setup: Setup) -> None:
         self._model = load_model(setup)
         self.memory = memory_of(setup)
-        mode = _MODES[setup.device]
+        mode = _MODES[device_of(setup).type]
         self._forward = torch.compile(self._model, mode=mode, dynamic=False)
         self._cache = StaticCache(config=self._model.config, max_cache_len=setup.prompt_len + setup.new_tokens)
         self.options: Mapping[str, str] = {

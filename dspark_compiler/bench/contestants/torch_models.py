@@ -20,17 +20,25 @@ def load_model(setup: Setup) -> PreTrainedModel:
         InputError: no such model, or one that is damaged.
         DeviceError: this torch cannot use the GPU.
     """
-    if setup.device != "cpu" and not torch.cuda.is_available():
+    if setup.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"torch {torch.__version__} cannot use the GPU; install the build of torch for its driver")
     torch.set_num_threads(setup.threads)
     model = open_source(setup.source).load(getattr(torch, setup.dtype), attention="sdpa")
-    model.to(setup.device)
+    model.to(device_of(setup))
     return model
+
+
+def device_of(setup: Setup) -> torch.device:
+    """The artifact's, as torch names it; for a Vulkan device the GPU torch knows, else the processor."""
+    if setup.device == "cuda":
+        return torch.device("cuda", setup.number)
+    on_gpu = setup.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def memory_of(setup: Setup) -> Memory:
     """What its contestants take memory of."""
-    return host_memory() if setup.device == "cpu" else torch_memory()
+    return host_memory() if device_of(setup).type == "cpu" else torch_memory()
 
 
 @torch.inference_mode()  # on a generator: only while it runs, not while it waits

@@ -10,7 +10,7 @@ from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
-from dspark_compiler.lowering.storage import storage_of
+from dspark_compiler.lowering.storage import cache_form, form_name
 from dspark_compiler.schedules import attention as kernels
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 
@@ -47,24 +47,12 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
     shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
     form = cache_form(tensors)
-    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}" + _form_name(form))
+    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}" + form_name(form))
     kernel = kernels.commit_scratch(name, shape, importer.plan.isa, form)
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
-
-
-def cache_form(tensors: dict[str, fx.Node]) -> CacheForm:
-    """How the cache of an operator's tensors keeps its slots."""
-    storage = storage_of(tensors["k_cache"], tensors.get("k_scale"))
-    return CacheForm(storage, free="free" in tensors, slot_position="slot_position" in tensors)
-
-
-def _form_name(form: CacheForm) -> str:
-    stored = type(form.storage).__name__.lower() if form.storage.scaled else ""
-    parts = (stored, "free" if form.free else "", "position" if form.slot_position else "")
-    return "".join(f"_{part}" for part in parts if part)
 
 
 def _attention_name(kind: str, shape: AttentionShape, scoring: Scoring, form: CacheForm) -> str:
     sizes = f"{shape.rows}x{shape.width}_h{shape.heads}x{shape.kv_heads}_d{shape.head_dim}x{shape.value_dim}"
     rest = f"c{shape.batch}x{shape.slots}_n{shape.scratch}_s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}"
-    return identifier(f"{kind}_{sizes}_{rest}" + ("_sinks" if scoring.sinks else "") + _form_name(form))
+    return identifier(f"{kind}_{sizes}_{rest}" + ("_sinks" if scoring.sinks else "") + form_name(form))

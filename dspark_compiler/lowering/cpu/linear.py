@@ -14,7 +14,7 @@ from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import identifier, shape_of
 from dspark_compiler.schedules import linear as linear_kernels
 from dspark_compiler.schedules.gated_linear import gated_linear
-from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 from dspark_compiler.schedules.tir import Arg
 
 
@@ -31,8 +31,7 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
     *lead, features = shape_of(node)
     work = _workload(importer, call, math.prod(lead), 2 * features, gated=True)
     name = f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}{_types(work)}"
-    schedule = importer.linear_schedule(work)
-    kernel = gated_linear(name, work, importer.plan.isa, schedule, activation=match.activation)
+    kernel = gated_linear(name, work, importer.plan.isa, _schedule(importer, work), activation=match.activation)
     args = [importer.reshape(importer.env[call.x], (work.rows, work.depth)), *_weight(importer, call)]
     out = PhysicalTensor((work.rows, features), "float32")
     return importer.reshape(importer.call(kernel, args, out), shape_of(node))
@@ -52,6 +51,12 @@ def _workload(
         return LinearWorkload(rows, features, depth, params[call.weight.meta["ref"]].dtype, gated)
     scale_dtype = params[call.factors[0].meta["ref"]].dtype
     return LinearWorkload(rows, features, depth, call.format.tag, gated, scale_dtype)
+
+
+def _schedule(importer: EntryImporter, work: LinearWorkload) -> LinearSchedule:
+    schedule = importer.linear_schedule(work)
+    assert isinstance(schedule, LinearSchedule)
+    return schedule
 
 
 def _types(work: LinearWorkload) -> str:
@@ -87,7 +92,7 @@ def _lower_linear(importer: EntryImporter, shape: tuple[int, ...], call: LinearC
         name,
         work,
         plan.isa,
-        importer.linear_schedule(work),
+        _schedule(importer, work),
         extras=extras,
         epilogue=_sum_epilogue(bias is not None, residual is not None),
     )

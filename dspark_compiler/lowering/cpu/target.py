@@ -10,6 +10,7 @@ from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
 from dspark_compiler.schedules.cpu_kernels import cpu_kernels
 from dspark_compiler.schedules.isa import VectorIsa
+from dspark_compiler.schedules.panel_linears import PanelLinears
 
 
 def cpu_lowering(isa: VectorIsa) -> TargetLowering:
@@ -22,4 +23,4 @@ def cpu_lowering(isa: VectorIsa) -> TargetLowering:
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | elementwise_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, find_epilogues, lower_epilogue, cpu_kernels(isa))
+    return TargetLowering(converters, find_epilogues, lower_epilogue, cpu_kernels(isa), PanelLinears(isa))

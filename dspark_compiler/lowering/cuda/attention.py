@@ -4,20 +4,23 @@ from typing import Any
 
 from torch import fx
 
-from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.cuda.operands import compute_dtype, out_dtype, rows_of
-from dspark_compiler.lowering.cuda.qkv import Projected, find_projection
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.projected import Projected, find_projection
+from dspark_compiler.lowering.storage import cache_form, form_name
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda import attention as kernels
 from dspark_compiler.schedules.cuda import cache_writes as write_kernels
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue, qkv_prologue
 
 # What new keys and values are written to, without and with scratch.
-_WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
+_WRITTEN = (
+    ("k_cache", "v_cache", "slot_position", "k_scale", "v_scale"),
+    ("k_scratch", "v_scratch", "k_scratch_scale", "v_scratch_scale"),
+)
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
@@ -37,9 +40,9 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
     shape, form = (
         AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch),
-        _form(tensors),
+        cache_form(tensors),
     )
-    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{_suffix(form)}")
+    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{form_name(form)}")
     kernel = write_kernels.commit_scratch(name, shape, dtype, form)
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
@@ -52,18 +55,17 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
     scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
     shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
     scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
-    form = _form(tensors)
+    form = cache_form(tensors)
     sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
     rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
-    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}_{stored}{_suffix(form)}")
+    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}_{stored}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), stored)
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
-        q = _store_projected(node, importer, found, shape, form, sizes)
         kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form, out_dtype=stored)
+        q, space = _store_projected(node, importer, found, shape, form, sizes, PhysicalTensor(workspace, "float32"))
         reading = [name for name in tensors if name not in ("q", "k", "v")]
-        args = [q, *(importer.env[tensors[name]] for name in reading)]
-        return importer.call_many(kernel, args, [out, PhysicalTensor(workspace, "float32")])[0]
+        return importer.call(kernel, [q, *(importer.env[tensors[name]] for name in reading), space], out)
     build = kernels.append_attention if kind == "append_attention" else kernels.scratch_attention
     kernel, workspace = build(name, shape, scoring, dtype, form, out_dtype=stored)
     args = [importer.env[value] for value in tensors.values()]
@@ -71,28 +73,27 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
 
 
 def _store_projected(
-    node: fx.Node, importer: EntryImporter, found: Projected, shape: AttentionShape, form: CacheForm, sizes: str
-) -> Any:
-    """Queries [b,H,S,D] as attention reads them; keys and values are in the cache, or in scratch, afterwards."""
+    node: fx.Node,
+    importer: EntryImporter,
+    found: Projected,
+    shape: AttentionShape,
+    form: CacheForm,
+    sizes: str,
+    workspace: PhysicalTensor,
+) -> tuple[Any, Any]:
+    """Queries [b,H,S,D] as attention reads them, and its workspace.
+
+    Keys and values are in the cache, or in scratch, afterwards.
+    """
     tensors, dtype = tensor_args(node), compute_dtype(importer.plan)
     work = Prologue(found.eps, rope=found.tables is not None)
-    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{_suffix(form)}"
+    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
     kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
     stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
     args = [rows_of(found.source, importer, "float32"), *(importer.env[operand] for operand in found.operands)]
     # The operator's order of what it writes to and is told, which is the kernel's.
     written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
     args += [importer.env[tensors[name]] for name in stored]
-    return importer.call_inplace(
-        kernel, args, written, PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), dtype)
-    )
-
-
-def _form(tensors: dict[str, fx.Node]) -> CacheForm:
-    if "k_scale" in tensors:
-        raise LoweringError("a quantized cache has no kernels for cuda in this version; leave out --kv-dtype")
-    return CacheForm(free="free" in tensors, slot_position="slot_position" in tensors)
-
-
-def _suffix(form: CacheForm) -> str:
-    return ("_free" if form.free else "") + ("_position" if form.slot_position else "")
+    queries = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), dtype)
+    q, space, *_ = importer.call_writing(kernel, args, written, [queries, workspace])
+    return q, space

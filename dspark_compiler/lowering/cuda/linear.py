@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 from tvm import relax
 
-from dspark_compiler.lowering.cuda.fusions import FEW_ROWS, absorbed_norm, fed_norm
+from dspark_compiler.lowering.cuda.fusions import absorbed_norm, fed_norm
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
@@ -18,8 +18,11 @@ from dspark_compiler.schedules.cuda.dequantize import dequantize_fragments
 from dspark_compiler.schedules.cuda.fragments import TILE_ROWS, fragment_shape
 from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
 from dspark_compiler.schedules.cuda.layouts import STORED
+from dspark_compiler.schedules.cuda.quantized_fragments import tile_group
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
+from dspark_compiler.schedules.cuda.stream_schedule import FEW_ROWS, StreamSchedule
 from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_linear
+from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
@@ -42,19 +45,23 @@ def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporte
     name = identifier(
         f"gated_linear_{work.rows}x{work.depth}x{features}_{match.activation}_{stored}{source.name}{weight.name(dtype)}"
     )
-    if work.rows <= FEW_ROWS:
+    cut = importer.linear_schedule(work)
+    if isinstance(cut, StreamSchedule):
         kernel = stream_gated_linear(
             name,
             work,
             dtype,
+            cut,
             activation=match.activation,
             norm_eps=source.norm_eps,
             late_norm=source.norm_eps is not None,
             out_dtype=stored,
+            **weight.options,
         )
     else:
+        assert isinstance(cut, TileSchedule)
         kernel = tile_gated_linear(
-            name, work, dtype, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
+            name, work, dtype, cut, arch=arch_of(importer.plan), activation=match.activation, out_dtype=stored
         )
     args = [source.rows, *weight.args, *source.squares]
     return importer.reshape(importer.call(kernel, args, PhysicalTensor((work.rows, features), stored)), shape_of(node))
@@ -87,14 +94,22 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Weight:
-    """A packed weight as kernels take it: its type, and the tensors of it."""
+    """A packed weight as kernels take it: its type, the tensors of it, and how scales belong to columns."""
 
     stored: str
     args: tuple[Any, ...]
+    group: int = 0
+    offsets: bool = False
 
     def name(self, dtype: str) -> str:
         """As part of a kernel's name; nothing for plain weights."""
-        return "" if self.stored == dtype else f"_{self.stored}"
+        group = f"_g{self.group}" if self.group else ""
+        return "" if self.stored == dtype else f"_{self.stored}{group}{'_offsets' if self.offsets else ''}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What kernels that stream it are told."""
+        return {"group": self.group, "offsets": self.offsets}
 
     @staticmethod
     def of(call: LinearCall, importer: EntryImporter, rows: int) -> "_Weight":
@@ -103,12 +118,15 @@ class _Weight:
         args = tuple(importer.env[param] for param in (call.weight, *call.factors))
         if call.format is None:
             return _Weight(dtype, args)
-        stored = STORED[call.format.codes]
-        if rows <= FEW_ROWS:
-            return _Weight(stored, args)
         features, depth = shape_of(call.weight)
+        stored, columns = STORED[call.format.codes], call.format.group
+        group = tile_group(stored, columns, depth) or 0 if columns else 0
+        weight = _Weight(stored, args, group, call.format.offsets)
+        if rows <= FEW_ROWS:
+            return weight
         kernel = dequantize_fragments(
-            f"dequantize_{features}x{depth}_{stored}_{dtype}", WeightForm(features, depth, stored, dtype)
+            f"dequantize_{features}x{depth}{weight.name(dtype)}_{dtype}",
+            WeightForm(features, depth, stored, dtype, group, call.format.offsets),
         )
         return _Weight(dtype, (importer.call(kernel, args, PhysicalTensor(fragment_shape(features, depth), dtype)),))
 
@@ -145,25 +163,29 @@ def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: 
     outs = [PhysicalTensor((work.rows, features), stored)]
     extras = ("_bias" if biased else "") + ("_residual" if added else "")
     name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}{weight.name(dtype)}"
-    if work.rows > FEW_ROWS:
+    cut = importer.linear_schedule(work)
+    if isinstance(cut, TileSchedule):
         kernel = tile_linear(
-            identifier(name), work, dtype, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored
+            identifier(name), work, dtype, cut, arch=arch_of(plan), bias=biased, residual=added, out_dtype=stored
         )
         return importer.reshape(importer.call(kernel, args, outs[0]), shape_of(node))
     fed = fed_norm(node, importer.fusions) if features % TILE_ROWS == 0 else None
     if fed is not None:
         args.append(env[args_of(fed)[1]])
         outs += _late_outputs(work.rows, features, dtype)
+    assert isinstance(cut, StreamSchedule)
     kernel = stream_linear(
         identifier(name + ("_feeds" if fed is not None else "")),
         work,
         dtype,
+        cut,
         bias=biased,
         residual=added,
         norm_eps=source.norm_eps,
         late_norm=source.norm_eps is not None,
         feeds_norm=fed is not None,
         out_dtype=stored,
+        **weight.options,
     )
     value, *prepared = (
         importer.call_many(kernel, args, outs) if fed is not None else [importer.call(kernel, args, outs[0])]

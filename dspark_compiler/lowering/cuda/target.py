@@ -8,11 +8,12 @@ from dspark_compiler.lowering.cuda.norm import rms_norm
 from dspark_compiler.lowering.draft_converters import draft_converters
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
+from dspark_compiler.schedules.cuda.fragment_linears import FragmentLinears
 from dspark_compiler.schedules.cuda.kernels import cuda_kernels
 
 
-def cuda_lowering(dtype: str) -> TargetLowering:
-    """Converters and kernels for a GPU where ``dtype`` is computed with."""
+def cuda_lowering(dtype: str, arch: str) -> TargetLowering:
+    """Converters and kernels for a GPU of this architecture where ``dtype`` is computed with."""
     own = {
         "linear.default": linear,
         "quantized_linear.default": linear,
@@ -22,4 +23,4 @@ def cuda_lowering(dtype: str) -> TargetLowering:
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, find_fusions, lower_epilogue, cuda_kernels(dtype))
+    return TargetLowering(converters, find_fusions, lower_epilogue, cuda_kernels(dtype), FragmentLinears(arch))

@@ -115,10 +115,6 @@ class Drafter(nn.Module, ABC):
         """
 
 
-def stack_draft(tokens: list[Tensor], probs: list[Tensor], confidence: list[Tensor] | None) -> Draft:
-    """A draft out of its steps: tokens [b], probs [b,V] and confidence [b] each."""
-    return Draft(
-        torch.stack(tokens, dim=1),
-        torch.stack(probs, dim=1),
-        None if confidence is None else torch.stack(confidence, dim=1),
-    )
+def stack_draft(tokens: list[Tensor], probs: list[Tensor], confidence: Tensor | None) -> Draft:
+    """A draft out of its steps: tokens [b] and probs [b,V] each; confidence [b,g]."""
+    return Draft(torch.stack(tokens, dim=1), torch.stack(probs, dim=1), confidence)

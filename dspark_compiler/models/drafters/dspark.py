@@ -99,22 +99,22 @@ class DSparkDrafter(Drafter):
         """Draws left to right: hidden [b,g,d], logits [b,g,V], anchor [b] (eqs. 4 to 7)."""
         head = self.markov_head
         state = None if head is None else head.start(hidden[:, 0])
-        tokens, probs, confidence = [], [], []
+        tokens, probs, before = [], [], []
         previous = anchor
         for k in range(self.config.block_size):
-            own, scores, features = hidden[:, k], logits[:, k], hidden[:, k]
+            scores = logits[:, k]
             if head is not None:
                 embedded = head.embed(previous)
-                state, latent = head.step(state, own, embedded)
+                state, latent = head.step(state, hidden[:, k], embedded)
                 scores = scores + head.bias(latent)
-                if self.config.confidence_head_with_markov:
-                    features = torch.cat([own, embedded], dim=-1)
-            if self.confidence_head is not None:
-                confidence.append(self.confidence_head(features))
+                before.append(embedded)
             previous, q = sample(k, scores)
             tokens.append(previous)
             probs.append(q)
-        return stack_draft(tokens, probs, confidence or None)
+        # Nothing waits for the confidences, so they are computed together.
+        with_markov = head is not None and self.config.confidence_head_with_markov
+        features = torch.cat([hidden, torch.stack(before, dim=1)], dim=-1) if with_markov else hidden
+        return stack_draft(tokens, probs, None if self.confidence_head is None else self.confidence_head(features))
 
     def teacher_forced(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What training needs of all steps at once, given hidden [...,g,d] and the tokens before each slot [...,g].

@@ -16,7 +16,10 @@ _KNOBS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def accept_entry(of: EntryPoint, draft_probs: TensorSpec | None) -> EntryPoint:
-    """The entry point that compares logits of ``of`` with what was drafted, and draws the token that follows."""
+    """The entry point that compares logits of ``of`` with what was drafted, and draws the token that follows.
+
+    It returns what ``commit`` and the next ``draft`` take.
+    """
     entry = empty_entry(f"accept_{of.width}", EntryKind.ACCEPT, of.batch, of.width)
     logits = spec_of(logits_of(of))
     specs = entry_inputs(entry.kind, entry.batch, entry.width, cached=True, logits=logits, draft_probs=draft_probs)
@@ -25,11 +28,10 @@ def accept_entry(of: EntryPoint, draft_probs: TensorSpec | None) -> EntryPoint:
     def run(*values: Tensor) -> Any:
         value = dict(zip(inputs, values, strict=True))
         probs = torch.ops.dspark.token_probs(value["logits"], *(value[name] for name in _KNOBS))
-        return torch.ops.dspark.accept(
-            value["tokens"], probs, value["count"], value["uniform"], value.get("draft_probs")
-        )
+        given = (value[name] for name in ("count", "uniform", "position", "length"))
+        return torch.ops.dspark.accept(value["tokens"], probs, *given, value.get("draft_probs"))
 
-    entry.outputs = ("accepted", "next")
+    entry.outputs = ("accepted", "next", "position", "length")
     finish(entry, splice(output_of(entry), run, list(inputs.values())))
     return entry
 

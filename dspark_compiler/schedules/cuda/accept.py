@@ -3,28 +3,30 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.accept import arguments
 from dspark_compiler.schedules.cuda.draw import Drawing
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import variable
 from dspark_compiler.schedules.cuda.threads import WARP
 from dspark_compiler.schedules.cuda.warps import first_lane, from_lane
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Buffer, Expr, kernel, when
 
 
 def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tvm.tirx.PrimFunc:
     """Accepts a prefix of each row's drafts; ``drafts`` is the rows of draft_probs, 0 where drafts are certain.
 
-    Arguments: tokens int64 [B,N], probs [B,N,V], count int32 [B], uniform [B,N], [draft_probs [B,drafts,V]], accepted
-    int32 [B], following int64 [B].
+    Arguments: see schedules/accept.py.
     """
     cluster = RowCluster(vocab)
 
-    def body(tokens: Buffer, probs: Buffer, count: Buffer, uniform: Buffer, *rest: Buffer) -> None:
-        *drafted, accepted, following = rest
+    def body(
+        tokens: Buffer, probs: Buffer, count: Buffer, uniform: Buffer, position: Buffer, length: Buffer, *rest: Buffer
+    ) -> None:
+        *drafted, accepted, following, next_position, next_length = rest
         q = drafted[0] if drafted else None
         with cluster.launch(batch) as (row, block, thread):
             kept, token = _first_rejected(
-                tokens, probs, uniform, q, (row, thread), T.Bind(T.min(count[row], width - 1))
+                tokens, probs, uniform, q, (row, thread), T.Bind(T.max(T.min(count[row], width - 1), 0))
             )
             rejected = variable(token, "int32")
             q_place = T.Bind(T.min(kept, max(drafts - 1, 0)))
@@ -44,19 +46,13 @@ def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tvm
                 T.buffer_store(rejected, T.int32(-1), [0])
                 drawing.add_up()
             with when(T.And(block == 0, thread == 0)):
-                T.buffer_store(accepted, kept, [row])
+                confirmed = T.Bind(T.Select(count[row] < 0, T.int32(0), kept + 1))
+                T.buffer_store(accepted, confirmed, [row])
+                T.buffer_store(next_position, position[row] + T.cast(confirmed, "int64"), [row])
+                T.buffer_store(next_length, length[row] + confirmed, [row])
             drawing.token(T.Bind(uniform[row, width - 1]), lambda token: T.buffer_store(following, token, [row]))
 
-    args = [
-        Arg("tokens", (batch, width), "int64"),
-        Arg("probs", (batch, width, vocab)),
-        Arg("count", (batch,), "int32"),
-        Arg("uniform", (batch, width)),
-        *([Arg("draft_probs", (batch, drafts, vocab))] if drafts else []),
-        Arg("accepted", (batch,), "int32"),
-        Arg("following", (batch,), "int64"),
-    ]
-    return kernel(name, args, body)
+    return kernel(name, arguments(batch, width, vocab, drafts), body)
 
 
 def _first_rejected(

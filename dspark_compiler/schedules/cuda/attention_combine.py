@@ -1,83 +1,118 @@
-"""Adds up the chunks of attention_decode.py: a block for every query row, its warps take every eighth chunk each."""
+"""Adds up the chunks of attention_decode.py: a block for every query row, its warps take every eighth chunk each.
 
-from functools import reduce
+For calls of more query rows than one block can join (attention_join.py, whose arithmetic this is).
+"""
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.attention_decode import decode_plan, partial_sizes
+from dspark_compiler.schedules.cuda.attention_join import SUMS, added
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, rate_of, weight_of
+from dspark_compiler.schedules.cuda.attention_plan import decode_plan, partial_sizes
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.floats import fused, product
+from dspark_compiler.schedules.cuda.floats import fused
 from dspark_compiler.schedules.cuda.memory import load_floats
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
+from dspark_compiler.schedules.cuda.warps import from_lane, reduce_float
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-WARPS = 8
-_TOGETHER = 4  # chunks a warp loads at once
+_TOGETHER = WARP // SUMS  # chunks of a warp among those whose maxima its lanes hold
 
 
 def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
     """Launches the second kernel: out[row, token, head] from the workspace; 0 where a row sees no slot."""
-    shape, plan = problem.shape, decode_plan(problem)
-    dim, rate = shape.value_dim, T.float32(rate_of(problem))
-    quads = -(-dim // (4 * WARP))
-    with launch((problem.rows, shape.kv_heads, shape.rows), WARPS * WARP) as (m, head, row, thread):
-        warp, lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
-        sums, maximum, total = registers(quads * 4), registers(1), registers(1)
-        given, ratios = registers(_TOGETHER * quads * 4), registers(_TOGETHER * 2)  # of chunks; (maximum, total)
-        all_sums, all_maxima, all_totals = shared((WARPS, dim)), shared(WARPS), shared(WARPS)
+    shape = problem.shape
+    with launch((problem.rows, shape.kv_heads, shape.rows), SUMS * WARP) as (m, head, row, thread):
+        _Row(problem, tensors, workspace, (row, head, m), thread).emit()
+
+
+class _Row:
+    """Emits a block's work on a query row; a lane of each warp has four of every 128 elements."""
+
+    def __init__(
+        self, problem: Problem, tensors: Tensors, workspace: Buffer, place: tuple[Expr, Expr, Expr], thread: Expr
+    ) -> None:
+        self._problem, self._tensors, self._workspace, self._place = problem, tensors, workspace, place
+        self._plan, self._dim, self._thread = decode_plan(problem), problem.shape.value_dim, thread
+        self._warp, self._lane = T.Bind(thread // WARP), T.Bind(thread % WARP)
+        self._quads, self._turns = -(-self._dim // (4 * WARP)), -(-self._plan.chunks // WARP)
+        self._ratios = registers(self._turns * 2)  # (maximum, total) of every 32nd chunk
+        self._given, self._sums = registers(_TOGETHER * self._quads * 4), registers(self._quads * 4)
+        self._total = registers(1)
+
+    def emit(self) -> None:
+        problem, (row, head, m), dim = self._problem, self._place, self._dim
+        all_sums, all_totals = shared((SUMS, dim)), shared(SUMS)
         await_previous()
         release_next()
-        span, token = span_of(problem, tensors, row), T.Bind(m // shape.group)
-        size = plan.chunk(span)
-        first = T.Bind(span.first_visible(problem, token) // size)
-        last = T.Bind((T.min(span.end, span.used + token + 1) + (size - 1)) // size)
-        for i in range(quads * 4):
-            T.buffer_store(sums, T.float32(0.0), [i])
-        T.buffer_store(maximum, T.float32(HIDDEN), [0])
-        T.buffer_store(total, T.float32(0.0), [0])
-        with T.serial(0, T.max(last - first + (WARPS * _TOGETHER - 1), 0) // (WARPS * _TOGETHER)) as turn:
-            for n in range(_TOGETHER):  # loads are under way together
-                chunk = T.Bind(first + warp + (turn * _TOGETHER + n) * WARPS)
-                at = T.Bind(((row * shape.kv_heads + head) * plan.chunks + chunk) * problem.rows + m)
-                T.buffer_store(ratios, T.float32(HIDDEN), [n * 2])
-                T.buffer_store(ratios, T.float32(0.0), [n * 2 + 1])
-                for i in range(quads * 4):
-                    T.buffer_store(given, T.float32(0.0), [n * quads * 4 + i])
-                with when(chunk < last):
-                    load_floats(ratios, n * 2, address(workspace, partial_sizes(problem)[0] + at * 2), 2)
-                    for quad in range(quads):
-                        d = (quad * WARP + lane) * 4
-                        with when(d < dim):
-                            load_floats(given, (n * quads + quad) * 4, address(workspace, at * dim + d), 4)
-            for n in range(_TOGETHER):
-                peak = T.Bind(T.max(maximum[0], ratios[n * 2]))
-                old, new = weight_of(maximum[0], peak, rate), weight_of(ratios[n * 2], peak, rate)
-                T.buffer_store(maximum, peak, [0])
-                T.buffer_store(total, fused(ratios[n * 2 + 1], new, product(total[0], old)), [0])
-                for i in range(quads * 4):
-                    T.buffer_store(sums, fused(given[n * quads * 4 + i], new, product(sums[i], old)), [i])
-        for i in range(quads * 4):
-            d = (i // 4 * WARP + lane) * 4 + i % 4
+        span, token = span_of(problem, self._tensors, row), T.Bind(m // problem.shape.group)
+        cut = self._plan.chunking(span)
+        self._first = cut.chunk_of(span.first_visible(problem, token))
+        self._end = cut.end(T.min(span.end, span.used + token + 1))
+        out = OutputRow(problem, self._tensors, row, head, m)
+        maximum = T.Bind(out.peak(self._peak()))
+        self._add(maximum)
+        for i in range(self._quads * 4):
+            d = (i // 4 * WARP + self._lane) * 4 + i % 4
             with when(d < dim):
-                T.buffer_store(all_sums, sums[i], [warp, d])
-        with when(lane == 0):
-            T.buffer_store(all_maxima, maximum[0], [warp])
-            T.buffer_store(all_totals, total[0], [warp])
+                T.buffer_store(all_sums, self._sums[i], [self._warp, d])
+        with when(self._lane == 0):
+            T.buffer_store(all_totals, self._total[0], [self._warp])
         barrier()
-        with when(thread * 2 < dim):
-            out = OutputRow(problem, tensors, row, head, m)
-            peak = out.peak(T.Bind(reduce(T.max, (all_maxima[w] for w in range(WARPS)))))
-            weights = [weight_of(all_maxima[w], peak, rate) for w in range(WARPS)]
-            inverse = out.inverse(_dot([all_totals[w] for w in range(WARPS)], weights), T.float32(1.0), peak)
-            low, high = (_dot([all_sums[w, thread * 2 + i] for w in range(WARPS)], weights) for i in range(2))
-            out.store(thread * 2, low * inverse, high * inverse)
+        with when(self._thread * 2 < dim):
+            inverse = out.inverse(added([all_totals[w] for w in range(SUMS)]), T.float32(1.0), maximum)
+            low, high = (added([all_sums[w, self._thread * 2 + i] for w in range(SUMS)]) for i in range(2))
+            out.store(self._thread * 2, low * inverse, high * inverse)
 
+    def _partial(self, chunk: Expr) -> Expr:
+        """Number of a chunk's row in the workspace."""
+        row, head, m = self._place
+        return ((row * self._problem.shape.kv_heads + head) * self._plan.chunks + chunk) * self._problem.rows + m
 
-def _dot(values: list[Expr], weights: list[Expr]) -> Expr:
-    total = product(values[0], weights[0])
-    for value, weight in zip(values[1:], weights[1:], strict=True):
-        total = fused(value, weight, total)
-    return T.Bind(total)
+    def _real(self, chunk: Expr) -> Expr:
+        return T.And(chunk >= self._first, chunk < self._end)
+
+    def _peak(self) -> Expr:
+        """The maximum of all chunks."""
+        peak, pairs = registers(1), partial_sizes(self._problem)[0]
+        for turn in range(self._turns):
+            chunk = turn * WARP + self._lane
+            T.buffer_store(self._ratios, T.float32(HIDDEN), [turn * 2])
+            T.buffer_store(self._ratios, T.float32(0.0), [turn * 2 + 1])
+            with when(self._real(chunk)):
+                load_floats(self._ratios, turn * 2, address(self._workspace, pairs + self._partial(chunk) * 2), 2)
+        T.buffer_store(peak, T.float32(HIDDEN), [0])
+        for turn in range(self._turns):
+            T.buffer_store(peak, T.max(peak[0], self._ratios[turn * 2]), [0])
+        return reduce_float(peak[0], "max")
+
+    def _add(self, maximum: Expr) -> None:
+        """The warp's sums and total."""
+        for i in range(self._quads * 4):
+            T.buffer_store(self._sums, T.float32(0.0), [i])
+        T.buffer_store(self._total, T.float32(0.0), [0])
+        for turn in range(self._turns):
+            weight = weight_of(self._ratios[turn * 2], maximum, T.float32(rate_of(self._problem)))
+            with when(T.And(turn * WARP < self._end, (turn + 1) * WARP > self._first)):
+                for n in range(_TOGETHER):  # loads are under way together
+                    self._load(turn * WARP + n * SUMS + self._warp, n * self._quads)
+                for n in range(_TOGETHER):
+                    mine, lane = n * self._quads * 4, n * SUMS + self._warp
+                    own = from_lane(weight, lane, "float32")
+                    total = from_lane(self._ratios[turn * 2 + 1], lane, "float32")
+                    T.buffer_store(self._total, fused(total, own, self._total[0]), [0])
+                    for i in range(self._quads * 4):
+                        T.buffer_store(self._sums, fused(self._given[mine + i], own, self._sums[i]), [i])
+
+    def _load(self, chunk: Expr, at: int) -> None:
+        """A chunk's sums; zeros where the row sees nothing of it."""
+        chunk = T.Bind(chunk)
+        for i in range(self._quads * 4):
+            T.buffer_store(self._given, T.float32(0.0), [at * 4 + i])
+        with when(self._real(chunk)):
+            for quad in range(self._quads):
+                d = (quad * WARP + self._lane) * 4
+                with when(d < self._dim):
+                    place = address(self._workspace, self._partial(chunk) * self._dim + d)
+                    load_floats(self._given, (at + quad) * 4, place, 4)

@@ -1,4 +1,4 @@
-"""Attention of few tokens, split along the slots: each block takes a chunk of them, a second kernel adds the chunks up.
+"""Attention of few tokens, split along the slots: each block takes a chunk of them, and then chunks are added up.
 
 A block's warps are four lines by up to four tiles of 16 query rows: line w takes slots 16w to 16w + 15 of every 64 and
 streams them through a ring of its own in shared memory (cp.async), so that warps wait for nobody but those that share a
@@ -7,12 +7,12 @@ chunks double where the live slots do. Chunks and lines follow slot numbers, nev
 result is bit for bit the same from decode and verify but where the chunks double between the two.
 """
 
-from dataclasses import dataclass
-
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
+from dspark_compiler.schedules.cuda.attention_join import chunks_of, join_bytes, join_chunks
 from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
+from dspark_compiler.schedules.cuda.attention_plan import LINES, ROUND, decode_plan, partial_sizes
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
     QueryRows,
@@ -23,70 +23,20 @@ from dspark_compiler.schedules.cuda.attention_rows import (
     row_bytes,
     span_of,
 )
+from dspark_compiler.schedules.cuda.attention_stages import STEP, stages_of
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.floats import bit_length
 from dspark_compiler.schedules.cuda.launch_bounds import resident_blocks
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.cuda.warp import part_barrier
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-LINES = 4
-STEP = 16  # slots a line takes at once
-ROUND = LINES * STEP
-_BLOCKS = 512  # and no fewer than half of it: two for every multiprocessor of an H100 or H200, about
-_MEMORY, _RESERVED = 227 * 1024, 1024  # bytes that a multiprocessor's blocks can have, and that each costs besides
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """How a call is cut up; chunks depend on heads and slots, not on the number of tokens."""
-
-    parts: int  # chunks until they double
-    chunks: int  # at most
-    tiles: int  # 16-row tiles of queries a block
-    blocks: int  # of tiles, that cover a head's rows
-    stages: int  # of a line's ring
-
-    @property
-    def threads(self) -> int:
-        """Threads a block."""
-        return LINES * self.tiles * WARP
-
-    def chunk(self, span: Span) -> Expr:
-        """Slots a chunk, ``parts`` of them being more than are live."""
-        return T.Bind(T.int32(ROUND) << bit_length(span.used // (ROUND * self.parts)))
-
-
-def decode_plan(problem: Problem) -> DecodePlan:
-    """Chunks for two blocks a multiprocessor and more; rings as long as there is memory for."""
-    shape = problem.shape
-    parts = min(128, max(8, _BLOCKS // (shape.rows * shape.kv_heads)))
-    # The call's own tokens may reach into one more.
-    chunks = min(parts + -(-shape.width // ROUND), -(-problem.slots // ROUND))
-    tiles = min(4 if max(shape.head_dim, shape.value_dim) <= 128 else 2, -(-problem.rows // 16))
-    return DecodePlan(parts, chunks, tiles, -(-problem.rows // (16 * tiles)), _stages(problem, tiles))
-
-
-def _stages(problem: Problem, tiles: int) -> int:
-    """As many as there is memory for with two blocks on a multiprocessor, or one where two have no room."""
-    keys, values = row_bytes(problem.shape.head_dim), row_bytes(problem.shape.value_dim)
-    # More than two tiles leave no registers for a second block.
-    for sharing in (2, 1) if tiles <= 2 else (1,):
-        stages = (_MEMORY // sharing - _RESERVED - tiles * 16 * keys) // (ROUND * (keys + values))
-        if stages > 2:
-            return min(stages, 5)
-    return 2
-
-
-def partial_sizes(problem: Problem) -> tuple[int, int]:
-    """Float32 in the workspace: sums [b, G, chunks, rows, Dv], then (maximum, total) [b, G, chunks, rows, 2]."""
-    rows = problem.shape.rows * problem.shape.kv_heads * decode_plan(problem).chunks * problem.rows
-    return rows * problem.shape.value_dim, rows * 2
-
 
 def attend_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
-    """Launches the first kernel: a chunk's sums, maximum and total per query row, to the workspace."""
+    """Launches the kernel that leaves a chunk's sums, maximum and total of each query row in the workspace.
+
+    Where the plan says so the last block of a head goes on and writes out.
+    """
     plan, shape = decode_plan(problem), problem.shape
     grid = (shape.kv_heads * plan.blocks, plan.chunks, shape.rows)
     # Two blocks of 256 threads or fewer fit where a thread keeps to 128 registers.
@@ -96,12 +46,15 @@ def attend_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None
         release_next()
         span = span_of(problem, tensors, row)
         head, first = T.Bind(head_block // plan.blocks), T.Bind(head_block % plan.blocks * (plan.tiles * 16))
-        size = plan.chunk(span)
+        size = plan.chunking(span).size
         begin = T.Bind(chunk * size)
         end = T.Bind(T.min(begin + size, span.end))
-        visible = span.first_visible(problem, first // shape.group)
-        with when(T.And(begin < span.end, visible < end)):
-            _Chunk(problem, tensors, span, (row, head, first), (chunk, begin, end), thread).emit(workspace)
+        chunks = chunks_of(plan, span, span.first_visible(problem, first // shape.group))
+        with when(T.And(chunk >= chunks.first, chunk < chunks.end)):
+            block = _Chunk(problem, tensors, span, (row, head, first), (chunk, begin, end), thread)
+            memory = block.emit(workspace)
+            if plan.joined:
+                join_chunks(problem, tensors, workspace, (row, head), chunks, (memory, thread))
 
 
 class _Chunk:
@@ -120,14 +73,20 @@ class _Chunk:
         self._plan, shape = decode_plan(problem), problem.shape
         self._thread, self._lane = thread, thread % WARP
         self._line, self._tile = T.Bind(thread // WARP % LINES), T.Bind(thread // (WARP * LINES))
-        self._key_row, self._value_row = row_bytes(shape.head_dim), row_bytes(shape.value_dim)
-        self._stage = STEP * (self._key_row + self._value_row)
-        self._queries = LINES * self._plan.stages * self._stage
+        self._stages, self._key_row = stages_of(problem), row_bytes(shape.head_dim)
+        self._opened = LINES * self._plan.stages * self._stages.bytes
+        self._queries = self._opened + LINES * self._stages.opened
+        self._worker = (self._tile * WARP + self._lane, WARP * self._plan.tiles)
         self._rows = SlotRows(problem, tensors, span, place[1])
 
-    def emit(self, workspace: Buffer) -> None:
+    def emit(self, workspace: Buffer) -> Buffer:
+        """Returns the block's shared memory, of no more use to it once all its threads are here."""
         plan, shape = self._plan, self._problem.shape
-        size = max(self._queries + plan.tiles * 16 * self._key_row, plan.tiles * lines_bytes(shape.value_dim, LINES))
+        size = max(
+            self._queries + plan.tiles * 16 * self._key_row,
+            plan.tiles * lines_bytes(shape.value_dim, LINES),
+            join_bytes(self._problem),
+        )
         memory = shared(size, "uint8", dynamic=True)
         warp = WarpTile(
             (shape.head_dim, shape.value_dim), self._problem.scoring, self._problem.dtype, memory, self._lane, 1, STEP
@@ -151,31 +110,33 @@ class _Chunk:
             wait_copies(plan.stages - 2)
             self._meet()
             self._fetch(memory, step + (plan.stages - 1), steps)
-            keys = T.Bind(self._ring(step))
+            at = T.Bind(self._ring(step))
+            opened = self._opened + self._line * self._stages.opened
+            keys, values, scales = self._stages.open(memory, at, opened, self._worker)
+            if scales is not None:
+                self._meet()
             first = T.Bind(begin + step * ROUND + self._line * STEP)
-            warp.add(queries, keys, keys + STEP * self._key_row, lambda tile: self._mask(tile, first))
+            warp.add(queries, keys, values, lambda tile: self._mask(tile, first), scales)
         warp.finish()
         wait_copies(0)
         barrier()
         self._store(warp, memory, workspace)
+        return memory
 
     def _meet(self) -> None:
         """The warps of a line: what they copied is there, and the oldest stage is free again."""
         part_barrier(self._line + 1, self._plan.tiles)
 
     def _ring(self, step: Expr) -> Expr:
-        return (self._line * self._plan.stages + step % self._plan.stages) * self._stage
+        return (self._line * self._plan.stages + step % self._plan.stages) * self._stages.bytes
 
     def _fetch(self, memory: Buffer, step: Expr, steps: Expr) -> None:
         """Starts the copies of a step, if there is one; a group either way."""
         _, begin, _ = self._chunk
-        workers = WARP * self._plan.tiles
-        worker = self._tile * WARP + self._lane
         with when(step < steps):
             at = T.Bind(self._ring(step))
             first = T.Bind(begin + step * ROUND + self._line * STEP)
-            self._rows.copy("k", memory, at, first, STEP, worker, workers)
-            self._rows.copy("v", memory, at + STEP * self._key_row, first, STEP, worker, workers)
+            self._stages.fetch(self._rows, memory, at, first, self._worker)
         commit_copies()
 
     def _clear_padding(self, memory: Buffer) -> None:

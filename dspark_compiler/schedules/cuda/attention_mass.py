@@ -35,14 +35,15 @@ def attention_mass(
 ) -> tvm.tirx.PrimFunc:
     """Attention weights of the last min(last, places, length, pending) queries, summed by slot.
 
-    Arguments: ring [B,H,R,D], k_cache [B,G,C,D], slot_position int32 [B,G,C], sequence, length, free, [pending if
-    ``bounded``], [sinks [H]], out [1,H,C].
+    Arguments: ring [B,H,R,D], k_cache [B,G,C,D], [k_scale [B,G,C]], slot_position int32 [B,G,C], sequence, length, free
+    int32 [1], [pending if ``bounded``], [sinks [H]], out [1,H,C].
     """
     cluster = RowCluster(shape.slots)
     together = max(1, min(last, places, _HELD // cluster.each))
 
-    def body(ring: Buffer, k_cache: Buffer, slot_position: Buffer, *rest: Buffer) -> None:
-        sequence, length, free, *optional, out = rest
+    def body(ring: Buffer, k_cache: Buffer, *rest: Buffer) -> None:
+        scales, rest = (rest[:1], rest[1:]) if shape.storage.scaled else ((), rest)
+        slot_position, sequence, length, free, *optional, out = rest
         pending = optional.pop(0)[0] if bounded else T.int32(_NEVER)
         with cluster.launch(heads) as (head, block, thread):
             seq, end, group = T.Bind(sequence[0]), T.Bind(length[0]), T.Bind(head // (heads // shape.kv_heads))
@@ -69,7 +70,7 @@ def attention_mass(
                     for score in scores:
                         T.buffer_store(score, T.float32(0.0), [j])
                     with when(slot < used):
-                        _dots(shape, k_cache, (seq, group, slot), queries, (scores, j))
+                        _dots(shape, (k_cache, *scales), (seq, group, slot), queries, (scores, j))
 
                 row.each(dots)
                 for t, score in enumerate(scores):
@@ -92,7 +93,8 @@ def attention_mass(
     control = [Arg(n, (1,), "int32") for n in ("sequence", "length", "free", *(["pending"] if bounded else []))]
     args = [
         Arg("ring", (shape.batch, heads, places, shape.head_dim), ring_dtype),
-        Arg("k_cache", (*shape.per_slot, shape.head_dim), dtype),
+        Arg("k_cache", (*shape.per_slot, shape.head_dim), shape.stored(dtype)),
+        *shape.scale("k_scale"),
         Arg("slot_position", shape.per_slot, "int32"),
         *control,
         *([Arg("sinks", (heads,))] if scoring.sinks else []),
@@ -102,19 +104,30 @@ def attention_mass(
 
 
 def _dots(
-    shape: CacheShape, keys: Buffer, at: tuple[Expr, ...], queries: Buffer, products: tuple[list[Buffer], Expr]
+    shape: CacheShape,
+    stored_as: tuple[Buffer, ...],
+    at: tuple[Expr, ...],
+    queries: Buffer,
+    products: tuple[list[Buffer], Expr],
 ) -> None:
-    """Adds the products of the key at keys[at] with all queries to one element of each one's scores."""
+    """Adds the products of the key at ``at`` with all queries to one element of each one's scores.
+
+    ``stored_as`` are the keys and their scales, if there are any.
+    """
     scores, j = products
+    keys, *scales = stored_as
     lanes = widest_vector(shape.head_dim, 8)
     with T.serial(0, shape.head_dim // lanes) as chunk:
         stored = registers(lanes, str(keys.dtype))
         with vector(lanes) as lane:
             T.buffer_store(stored, keys[(*at, chunk * lanes + lane)], [lane])
         for i in range(lanes):
-            element = T.Bind(T.cast(stored[i], "float32"))
+            element = T.Bind(shape.storage.load(stored[i]) if scales else T.cast(stored[i], "float32"))
             for t, score in enumerate(scores):
                 T.buffer_store(score, score[j] + queries[t, chunk * lanes + i] * element, [j])
+    for scale in scales:
+        for score in scores:
+            T.buffer_store(score, score[j] * scale[at], [j])
 
 
 def _weigh(row: RowRegisters, scoring: Scoring, score: Buffer, visible: Expr, sink: Expr | None, mass: Buffer) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.memory import copy16_from, load_int, load_pair, store_word
+from dspark_compiler.schedules.cuda.memory import copy_from, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.threads import address, registers
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
@@ -74,6 +74,7 @@ def as_int(condition: Expr) -> Expr:
 class Span:
     """The virtual slots of one sequence, int32 expressions."""
 
+    row: Expr  # of the call
     sequence: Expr  # row of the cache
     used: Expr  # live slots before the call
     length: Expr  # confirmed tokens
@@ -96,9 +97,21 @@ def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
     length = control("length")
     used = length if free is None else T.Bind(T.min(length, shape.slots - control("free")))
     if shape.scratch:
-        return Span(row, used, length, T.Bind(used + shape.width))
+        return Span(row, row, used, length, T.Bind(used + shape.width))
     sequence, count = control("sequence"), control("count")
-    return Span(sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
+    return Span(row, sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
+
+
+def widened_row(problem: Problem, widened: Buffer, name: str, place: tuple[Expr, Expr, Expr], column: Expr) -> Expr:
+    """Pointer into quantized slots made rows of the compute dtype (attention_widen.py).
+
+    ``widened``, as float32, holds keys [b,G,C+N,D], then values [b,G,C+N,Dv]; ``place`` is row of the call, head and
+    virtual slot.
+    """
+    shape, (row, head, slot) = problem.shape, place
+    dim = shape.head_dim if name == "k" else shape.value_dim
+    begin = 0 if name == "k" else shape.rows * shape.kv_heads * problem.slots * shape.head_dim
+    return address(widened, (((row * shape.kv_heads + head) * problem.slots + slot) * dim + column + begin) // 2)
 
 
 class SlotRows:
@@ -112,7 +125,7 @@ class SlotRows:
 
         The work is shared by ``workers`` threads, of which this is number ``worker``.
         """
-        shape, span = self._problem.shape, self._span
+        shape = self._problem.shape
         dim = shape.head_dim if name == "k" else shape.value_dim
         pieces, stride = dim // ELEMENTS, row_bytes(dim)
         for start in range(0, count * pieces, workers):
@@ -121,15 +134,27 @@ class SlotRows:
             slot = T.Bind(first + number)
             to = address(target, at + number * stride + column * PIECE)
             with when(unit < count * pieces) if start + workers > count * pieces else nullcontext():
-                # Where nothing is valid nothing is read, wherever that points.
-                valid = as_int(slot < span.end)
-                live = address(self._tensors[f"{name}_cache"], span.sequence, self._head, slot, column * ELEMENTS)
-                if not shape.scratch:
-                    copy16_from(to, live, live, T.int32(1), valid)
-                    continue
-                scratch = self._tensors[f"{name}_scratch"]
-                new = address(scratch, span.sequence, self._head, slot - span.used, column * ELEMENTS)
-                copy16_from(to, live, new, as_int(slot < span.used), valid)
+                if "widened" in self._tensors.of:
+                    live = self._widened(name, slot, column * ELEMENTS)
+                    copy_from(PIECE, to, live, live, T.int32(1), as_int(slot < self._span.end))
+                else:
+                    copy_from(PIECE, to, *self.place((f"{name}_cache", f"{name}_scratch"), slot, column * ELEMENTS))
+
+    def place(self, names: tuple[str, str], slot: Expr, *column: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+        """Where a slot's numbers lie: pointers into the tensors of live slots and of scratch, which, and if there are.
+
+        Where there are none nothing must be read, wherever that points.
+        """
+        span = self._span
+        valid = as_int(slot < span.end)
+        live = address(self._tensors[names[0]], span.sequence, self._head, slot, *column)
+        if not self._problem.shape.scratch:
+            return live, live, T.int32(1), valid
+        new = address(self._tensors[names[1]], span.sequence, self._head, slot - span.used, *column)
+        return live, new, as_int(slot < span.used), valid
+
+    def _widened(self, name: str, slot: Expr, column: Expr) -> Expr:
+        return widened_row(self._problem, self._tensors["widened"], name, (self._span.row, self._head, slot), column)
 
     def position(self, slot: Expr) -> Expr:
         """Position of the token in ``slot``, where slots keep theirs."""
@@ -159,7 +184,7 @@ class QueryRows:
             with when(unit < self._count * pieces):
                 there, pointer = self._element(number, column * ELEMENTS)
                 to = address(memory, at + number * row_bytes(self._problem.shape.head_dim) + column * PIECE)
-                copy16_from(to, pointer, pointer, T.int32(1), as_int(there))
+                copy_from(PIECE, to, pointer, pointer, T.int32(1), as_int(there))
 
     def finish(self, memory: Buffer, at: int, thread: Expr, threads: int) -> None:
         """Writes what is not copied."""

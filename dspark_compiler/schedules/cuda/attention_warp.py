@@ -8,6 +8,7 @@ every tile rows g and g + 8, and of every eight columns 2t and 2t + 1. Maxima ar
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 
 from tvm.tirx.script.builder import ir as T
@@ -15,6 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_bytes
 from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, quick_tanh
+from dspark_compiler.schedules.cuda.memory import load_float
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
 from dspark_compiler.schedules.cuda.threads import address, registers
 from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices
@@ -22,6 +24,15 @@ from dspark_compiler.schedules.tir import Buffer, Expr
 
 LOG2_E = math.log2(math.e)
 HIDDEN = -math.inf  # score of a slot a row does not see
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Where in shared memory the float32 scales of a stretch's slots begin; values' are to be taken ``room`` times."""
+
+    keys: Expr
+    values: Expr
+    room: float
 
 
 class WarpTile:
@@ -71,15 +82,26 @@ class WarpTile:
             for step in range(steps):
                 self._load_queries(self._queries, (tile * steps + step) * 4, at, tile, step)
 
-    def add(self, queries: Expr, keys: Expr, values: Expr, mask: Callable[["WarpTile"], None]) -> None:
+    def add(
+        self,
+        queries: Expr,
+        keys: Expr,
+        values: Expr,
+        mask: Callable[["WarpTile"], None],
+        scales: Scales | None = None,
+    ) -> None:
         """Takes in the stretch of slots whose rows are at memory[keys:] and memory[values:].
 
         ``mask`` is called between the scores and the softmax, to call ``hide``.
         """
         self._multiply_keys(queries, keys)
+        if scales is not None:
+            self._scale(scales.keys, 1.0)
         self._cap()
         mask(self)
         self._softmax()
+        if scales is not None:
+            self._scale(scales.values, scales.room)
         self._multiply_values(values)
 
     def hide(self, visible: Callable[[Expr, int], Expr]) -> None:
@@ -130,6 +152,17 @@ class WarpTile:
                         else:
                             at = (to, (tile * steps + step) * 4, half * 2)
                             multiply_add(scores, self._queries, self._b, self.dtype, at=at)
+
+    def _scale(self, scales: Expr, room: float) -> None:
+        """Multiplies the scores, or what weights have become of them, with their slots' scales."""
+        for column in range(self.columns):
+            for i in range(2):
+                place = scales + (column * 8 + self.lane % 4 * 2 + i) * 4
+                scale = T.Bind(product(load_float(address(self.memory, place)), T.float32(room)))
+                for tile in range(self.tiles):
+                    for half in range(2):
+                        at = (tile * self.columns + column) * 4 + half * 2 + i
+                        T.buffer_store(self._scores, product(self._scores[at], scale), [at])
 
     def _cap(self) -> None:
         if not self.scoring.softcap:

@@ -1,15 +1,20 @@
 """Launches that put new keys and values into the cache or its scratch, and the move from scratch to live slots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
+from dspark_compiler.schedules.cuda.attention_join import clear_counts
+from dspark_compiler.schedules.cuda.attention_plan import decode_plan, is_split
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
+from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads, scale_name
+from dspark_compiler.schedules.cuda.cache_codes import Pair, store_codes
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
-from dspark_compiler.schedules.cuda.memory import copy_word, load_int, load_pair, store_word
-from dspark_compiler.schedules.cuda.threads import address, launch
+from dspark_compiler.schedules.cuda.memory import copy_word, load_floats, load_int, load_pair, store_word
+from dspark_compiler.schedules.cuda.mma import pack_pair
+from dspark_compiler.schedules.cuda.threads import WARP, address, launch, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _PLAIN = CacheForm()
@@ -19,16 +24,32 @@ class NewSlot:
     """Where a new token's key and value go: to the next live slots, or to scratch where the call has one."""
 
     def __init__(self, problem: Problem, tensors: Tensors, row: Expr, token: Expr) -> None:
-        shape = problem.shape
-        self._span, self._token, self._tensors = span_of(problem, tensors, row), token, tensors
+        shape, self._problem, self._tensors = problem.shape, problem, tensors
+        self._span, self._token = span_of(problem, tensors, row), token
         self._kind, slot = ("scratch", token) if shape.scratch else ("cache", self._span.used + token)
         self._slot = T.Bind(slot)
         self.fits = self._span.used + token < self._span.end
         """Whether the token is stored at all: it is one of the call's, and there is room for it."""
 
     def store(self, name: str, head: Expr, d: Expr, pair: Expr) -> None:
-        """Stores elements d and d + 1 of "k" or "v"."""
-        store_word(address(self._tensors[f"{name}_{self._kind}"], self._span.sequence, head, self._slot, d), pair)
+        """Stores elements d and d + 1 of "k" or "v" as they are."""
+        store_word(self._place(name, head, d), pair)
+
+    def store_row(self, name: str, head: Expr, values: Buffer, pairs: Sequence[Pair], lane: Expr) -> None:
+        """Stores all of a key or value, float32 in the registers of a warp's lanes, if there is room for it."""
+        storage = self._problem.form.storage
+        places = [self._place(name, head, pair.d) for pair in pairs]
+        with when(self.fits):
+            if storage.scaled:
+                scale = address(self._tensors[scale_name(name, self._kind)], self._span.sequence, head, self._slot)
+                store_codes(storage, values, pairs, (places, scale), lane)
+                return
+            for pair, place in zip(pairs, places, strict=True):
+                with when(pair.inside):
+                    store_word(place, pack_pair(values[pair.at], values[pair.at + 1], self._problem.dtype))
+
+    def _place(self, name: str, head: Expr, d: Expr) -> Expr:
+        return address(self._tensors[f"{name}_{self._kind}"], self._span.sequence, head, self._slot, d)
 
     def store_position(self, head: Expr, condition: Expr) -> None:
         """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
@@ -38,12 +59,21 @@ class NewSlot:
                 T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
 
 
+def start_counts(problem: Problem, tensors: Tensors, row: Expr, first: Expr, thread: Expr, threads: int) -> None:
+    """What attention counts begins at 0; one block of each of the call's rows is ``first``."""
+    if is_split(problem) and decode_plan(problem).joined:
+        with when(first):
+            clear_counts(problem, tensors["workspace"], row, thread, threads)
+
+
 def write_new(problem: Problem, tensors: Tensors) -> None:
     """Launches the writing of "k" and "v" [b,G,S,*] to where new tokens go."""
-    shape = problem.shape
-    with launch((shape.width, shape.kv_heads, shape.rows), _threads(shape)) as (token, head, row, thread):
+    shape, coded = problem.shape, problem.form.storage.scaled
+    threads = 2 * WARP if coded else _threads(shape, 2)
+    with launch((shape.width, shape.kv_heads, shape.rows), threads) as (token, head, row, thread):
         await_previous()
         release_next()
+        start_counts(problem, tensors, row, T.And(token == 0, head == 0), thread, threads)
         slot = NewSlot(problem, tensors, row, token)
 
         def put(name: str, d: Expr) -> None:
@@ -51,31 +81,43 @@ def write_new(problem: Problem, tensors: Tensors) -> None:
             slot.store(name, head, d, load_pair(address(new, row, head, token, d), new.dtype, problem.dtype))
 
         with when(slot.fits):
-            _each_pair(shape, thread, put)
             slot.store_position(head, thread == 0)
+            if not coded:
+                _each_word(shape, 2, thread, put)
+        for number, (name, dim) in enumerate((("k", shape.head_dim), ("v", shape.value_dim)) if coded else ()):
+            with when(thread // WARP == number):
+                _write_codes(slot, name, tensors[name], (row, head, token), dim, thread % WARP)
+
+
+def _write_codes(slot: NewSlot, name: str, new: Buffer, place: tuple[Expr, Expr, Expr], dim: int, lane: Expr) -> None:
+    """A warp's work on one key or value."""
+    row, head, token = place
+    turns = -(-dim // (2 * WARP))
+    values = registers(turns * 2)
+    pairs = [Pair(d := turn * 2 * WARP + lane * 2, d < dim, turn * 2) for turn in range(turns)]
+    for pair in pairs:
+        for i in range(2):
+            T.buffer_store(values, T.float32(0.0), [pair.at + i])
+        with when(pair.inside):
+            load_floats(values, pair.at, address(new, row, head, token, pair.d), 2)
+    slot.store_row(name, head, values, pairs, lane)
 
 
 def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel that moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
 
-    Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], k_scratch [B,G,N,D], v_scratch [B,G,N,Dv] of ``dtype``, length
-    and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]]; the operator's, in its order.
+    Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], k_scratch [B,G,N,D], v_scratch [B,G,N,Dv] of ``dtype`` or
+    quantized, length and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]], [k_scale, v_scale float32
+    [B,G,C], k_scratch_scale, v_scratch_scale [B,G,N]]; the operator's, in its order.
     """
-    places = (shape.batch, shape.kv_heads)
-    args = [
-        Arg("k_cache", (*places, shape.slots, shape.head_dim), dtype),
-        Arg("v_cache", (*places, shape.slots, shape.value_dim), dtype),
-        Arg("k_scratch", (*places, shape.scratch, shape.head_dim), dtype),
-        Arg("v_scratch", (*places, shape.scratch, shape.value_dim), dtype),
-        Arg("length", (shape.batch,), "int32"),
-        Arg("accepted", (shape.batch,), "int32"),
-        *([Arg("free", (shape.batch,), "int32")] if form.free else []),
-        *([Arg("slot_position", (*places, shape.slots), "int32")] if form.slot_position else []),
-    ]
+    check_heads(shape)
+    args = cache_args(shape, dtype, form, [Arg(each, (shape.batch,), "int32") for each in ("length", "accepted")])
+    per_word = 4 if form.storage.scaled else 2
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape)) as (token, head, row, thread):
+        with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape, per_word)) as axes:
+            token, head, row, thread = axes
             await_previous()
             release_next()
             length = T.Bind(load_int(address(of["length"], row)))
@@ -89,25 +131,31 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
                 )
 
             with when(T.And(token < load_int(address(of["accepted"], row)), slot < shape.slots)):
-                _each_pair(shape, thread, move)
+                _each_word(shape, per_word, thread, move)
                 if form.slot_position:
                     with when(thread == 0):
                         T.buffer_store(of["slot_position"], length + token, [row, head, slot])
+                for number, which in enumerate("kv" if form.storage.scaled else ""):
+                    with when(thread == number):
+                        copy_word(
+                            address(of[scale_name(which, "cache")], row, head, slot),
+                            address(of[scale_name(which, "scratch")], row, head, token),
+                        )
 
     return kernel(name, args, body)
 
 
-def _threads(shape: AttentionShape) -> int:
-    """A pair of elements a thread, whole warps."""
-    return min(256, -(-(shape.head_dim + shape.value_dim) // 64) * 32)
+def _threads(shape: AttentionShape, per_word: int) -> int:
+    """A word a thread, whole warps."""
+    return min(256, -(-(shape.head_dim + shape.value_dim) // (per_word * WARP)) * WARP)
 
 
-def _each_pair(shape: AttentionShape, thread: Expr, emit: Callable[[str, Expr], None]) -> None:
-    """Calls emit("k" or "v", first element) for every pair of a token's key and value."""
-    keys, values = shape.head_dim // 2, shape.value_dim // 2
-    for start in range(0, keys + values, _threads(shape)):
-        pair = T.Bind(start + thread)
-        with when(pair < keys):
-            emit("k", pair * 2)
-        with when(T.And(pair >= keys, pair < keys + values)):
-            emit("v", (pair - keys) * 2)
+def _each_word(shape: AttentionShape, per_word: int, thread: Expr, emit: Callable[[str, Expr], None]) -> None:
+    """Calls emit("k" or "v", first element) for every word of so many elements of a token's key and value."""
+    keys, values = shape.head_dim // per_word, shape.value_dim // per_word
+    for start in range(0, keys + values, _threads(shape, per_word)):
+        word = T.Bind(start + thread)
+        with when(word < keys):
+            emit("k", word * per_word)
+        with when(T.And(word >= keys, word < keys + values)):
+            emit("v", (word - keys) * per_word)

@@ -19,21 +19,23 @@ def compact_slots(name: str, shape: CacheShape, *, dtype: str, scored: bool) -> 
     """Slot j of one sequence becomes what slot source[j] was; where that is -1 or j nothing moves.
 
     Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], slot_position int32 [B,G,C], source int32 [1,G,C], sequence int32
-    [1], [slot_score [B,G,C]]. source[j] >= j and rises with j.
+    [1], [slot_score [B,G,C]], [k_scale, v_scale [B,G,C]]. source[j] >= j and rises with j.
     """
 
     def body(k_cache: Buffer, v_cache: Buffer, slot_position: Buffer, source: Buffer, *rest: Buffer) -> None:
-        sequence, *scores = rest
-        for state in (k_cache, v_cache, slot_position, *scores):
+        sequence, *numbers = rest
+        for state in (k_cache, v_cache, slot_position, *numbers):
             _move(shape, state, source, sequence)
 
     args = [
-        Arg("k_cache", (*shape.per_slot, shape.head_dim), dtype),
-        Arg("v_cache", (*shape.per_slot, shape.value_dim), dtype),
+        Arg("k_cache", (*shape.per_slot, shape.head_dim), shape.stored(dtype)),
+        Arg("v_cache", (*shape.per_slot, shape.value_dim), shape.stored(dtype)),
         Arg("slot_position", shape.per_slot, "int32"),
         Arg("source", (1, *shape.per_slot[1:]), "int32"),
         Arg("sequence", (1,), "int32"),
         *([Arg("slot_score", shape.per_slot)] if scored else []),
+        *shape.scale("k_scale"),
+        *shape.scale("v_scale"),
     ]
     return kernel(name, args, body)
 

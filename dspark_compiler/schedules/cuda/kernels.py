@@ -17,7 +17,6 @@ from dspark_compiler.schedules.cuda.rope import rope
 from dspark_compiler.schedules.cuda.select_slots import select_slots
 from dspark_compiler.schedules.cuda.token_probs import token_probs
 from dspark_compiler.schedules.cuda.topk import topk
-from dspark_compiler.schedules.slot_shape import CacheShape
 
 Template = Callable[..., tvm.tirx.PrimFunc]
 
@@ -33,12 +32,7 @@ _READING_CACHES: tuple[Template, ...] = (attention_mass, logit_moments, compact_
 
 
 def cuda_kernels(dtype: str) -> Mapping[str, Template]:
-    """Templates by name; caches hold ``dtype``."""
+    """Templates by name; caches that are not quantized hold ``dtype``."""
     reading = {template.__name__: partial(template, dtype=dtype) for template in _READING_CACHES}
-    rows_of = {"read_keys": partial(_read, dtype=dtype), "read_values": partial(_read, dtype=dtype)}
+    rows_of = {name: partial(slot_reads.read_rows, dtype=dtype) for name in ("read_keys", "read_values")}
     return {template.__name__: template for template in _PLAIN} | reading | rows_of
-
-
-def _read(name: str, shape: CacheShape, dtype: str) -> tvm.tirx.PrimFunc:
-    """Keys or values of a sequence; ``shape`` is of the one that is read."""
-    return slot_reads.read_rows(name, (shape.batch, shape.kv_heads, shape.slots, shape.head_dim), dtype)

@@ -37,7 +37,7 @@ def late_norm_input(name: str, rows: int, depth: int, dtype: str) -> tvm.tirx.Pr
             with when(column < -(-depth // PART) * PART):
                 value = registers(1)
                 T.buffer_store(value, written_float(address(x, row, T.min(column, depth - 1))), [0])
-                late_norm_output(value[0], row, column, depth, weight, product, squares)
+                late_norm_output(value[0], weight[column], row, column, product, squares)
 
     args = [
         Arg("x", (rows, depth)),
@@ -48,16 +48,15 @@ def late_norm_input(name: str, rows: int, depth: int, dtype: str) -> tvm.tirx.Pr
     return kernel(name, args, body)
 
 
-def late_norm_output(
-    value: Expr, row: Expr, column: Expr, depth: int, weight: Buffer, product: Buffer, squares: Buffer
-) -> None:
-    """Stores the product and, as 16 lanes in a row come with 16 columns of a row, their sum of squares."""
+def late_norm_output(value: Expr, weight: Expr, row: Expr, column: Expr, product: Buffer, squares: Buffer) -> None:
+    """Stores value * weight and, as 16 lanes in a row come with 16 columns of a row, their sum of squares."""
+    depth = int(product.shape[1])
     inside = depth % PART == 0
     square = T.Bind(_half_warp_sum(value * value if inside else T.Select(column < depth, value * value, T.float32(0))))
     with when(column % PART == 0):
         T.buffer_store(squares, square, [row, column // PART])
     with when(column < depth):
-        T.buffer_store(product, T.cast(value * weight[column], product.dtype), [row, column])
+        T.buffer_store(product, T.cast(value * weight, product.dtype), [row, column])
 
 
 class LateScales:

@@ -1,6 +1,5 @@
 """How weights and states lie in an Nvidia GPU's memory."""
 
-import ml_dtypes
 import numpy as np
 
 from dspark_compiler.quantization.weight_format import WeightFormat
@@ -11,11 +10,11 @@ from dspark_compiler.schedules.cuda.quantized_fragments import (
     pack_groups,
     pack_nibbles,
     quantized_shape,
+    tile_group,
 )
 
 # What kernels call codes.
 STORED = {"int8": "int8", "int4": "int4", "float8_e4m3": "float8_e4m3fn"}
-_NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 _CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
 
 
@@ -48,14 +47,20 @@ class FragmentLayouts:
         return pack_nibbles(codes) if form.codes == "int4" else pack_bytes(codes)
 
     def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
-        """See Layouts: scales of rows are float32, those of groups the type that is computed with, in pairs."""
+        """See Layouts: scales of rows are float32, those of groups float16 in pairs."""
         if form.group:
-            return group_shape(features, groups * form.group), "uint32"
+            stored, depth = STORED[form.codes], groups * form.group
+            return group_shape(features, depth, stored, _tile_group(stored, form.group, depth)), "uint32"
         return (features,), "float32"
 
     def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
         """See Layouts."""
-        return pack_groups(factors.astype(_NUMPY[self.dtype])) if form.group else factors[:, 0].copy()
+        if not form.group:
+            return factors[:, 0].copy()
+        features, groups = factors.shape
+        stored, depth = STORED[form.codes], groups * form.group
+        group = _tile_group(stored, form.group, depth)
+        return pack_groups(factors, group_shape(features, depth, stored, group), -(-form.group // group))
 
     def can_gate(self, features: int) -> bool:
         """See Layouts."""
@@ -68,3 +73,9 @@ class FragmentLayouts:
     def state(self, name: str, shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
         """See Layouts."""
         return shape, self.dtype if name.startswith(_CACHES) and dtype == "float32" else dtype
+
+
+def _tile_group(stored: str, columns: int, depth: int) -> int:
+    group = tile_group(stored, columns, depth)
+    assert group is not None, "other formats are not kept (quantization/targets.py)"
+    return group

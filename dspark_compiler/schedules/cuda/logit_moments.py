@@ -15,18 +15,25 @@ def logit_moments(
 ) -> tvm.tirx.PrimFunc:
     """Mean and population variance of scale * q.k over the first min(queries, length) queries, for each slot.
 
-    Arguments: queries [1,H,R,D], k_cache [B,G,C,D], sequence, length int32 [1], out [2,H,C].
+    Arguments: queries [1,H,R,D], k_cache [B,G,C,D], [k_scale [B,G,C]], sequence, length int32 [1], out [2,H,C].
     """
     dim, group = shape.head_dim, heads // shape.kv_heads
     lanes = widest_vector(dim, 4)
 
-    def body(q: Buffer, k_cache: Buffer, sequence: Buffer, length: Buffer, out: Buffer) -> None:
+    def body(q: Buffer, k_cache: Buffer, *rest: Buffer) -> None:
+        *scales, sequence, length, out = rest
+
         def moments(head: Expr, slot: Expr) -> None:
             key = registers(dim)
             for d in range(0, dim, lanes):
                 with vector(lanes) as lane:
                     value = k_cache[sequence[0], head // group, slot, d + lane]
-                    T.buffer_store(key, T.cast(value, "float32"), [d + lane])
+                    T.buffer_store(
+                        key, shape.storage.load(T.cast(value, "float32") if not scales else value), [d + lane]
+                    )
+            factor = T.float32(scale)
+            for each_scale in scales:
+                factor = T.Bind(factor * each_scale[sequence[0], head // group, slot])
             mean, spread = variable(T.float32(0.0), "float32"), variable(T.float32(0.0), "float32")
             count = T.Bind(T.max(T.min(length[0], queries), 1))
             with T.serial(0, count) as t:
@@ -42,7 +49,7 @@ def logit_moments(
                 product = sums[0]
                 for i in range(1, lanes):
                     product = product + sums[i]
-                logit = variable(product * T.float32(scale), "float32")
+                logit = variable(product * factor, "float32")
                 # Both moments so far, after Welford 1962: differences of large sums would lose the small variance.
                 off = T.Bind(logit[0] - mean[0])
                 T.buffer_store(mean, mean[0] + off / T.cast(t + 1, "float32"), [0])
@@ -54,7 +61,8 @@ def logit_moments(
 
     args = [
         Arg("queries", (1, heads, queries, dim), queries_dtype),
-        Arg("k_cache", (*shape.per_slot, dim), dtype),
+        Arg("k_cache", (*shape.per_slot, dim), shape.stored(dtype)),
+        *shape.scale("k_scale"),
         Arg("sequence", (1,), "int32"),
         Arg("length", (1,), "int32"),
         Arg("out", (2, heads, shape.slots)),

@@ -12,15 +12,19 @@ __device__ __forceinline__ unsigned dspark_load_two_halves(const void* p) {
 """
 
 
-def copy16_from(target: Expr, first: Expr, second: Expr, in_first: Expr, valid: Expr) -> None:
-    """Starts copying 16 bytes of one of two places to shared memory (PTX ISA, "cp.async"); zeros if not ``valid``."""
+def copy_from(size: int, target: Expr, first: Expr, second: Expr, in_first: Expr, valid: Expr) -> None:
+    """Starts copying 4, 8 or 16 bytes of one of two places to shared memory (PTX ISA, "cp.async").
+
+    Zeros if not ``valid``.
+    """
+    name, how = f"dspark_copy{size}_from", "cg" if size == 16 else "ca"  # only 16 can go past the L1
     source = f"""
-__device__ __forceinline__ void dspark_copy16_from(void* to, const void* a, const void* b, bool first, bool valid) {{
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-    :: "r"({_SHARED}(to)), "l"(first ? a : b), "r"(valid ? 16 : 0) : "memory");
+__device__ __forceinline__ void {name}(void* to, const void* a, const void* b, bool first, bool valid) {{
+  asm volatile("cp.async.{how}.shared.global [%0], [%1], {size}, %2;"
+    :: "r"({_SHARED}(to)), "l"(first ? a : b), "r"(valid ? {size} : 0) : "memory");
 }}
 """
-    run(device("dspark_copy16_from", target, first, second, in_first, valid, source=source))
+    run(device(name, target, first, second, in_first, valid, source=source))
 
 
 def store_pair(pointer: Expr, low: Expr, high: Expr) -> None:
@@ -51,6 +55,12 @@ def store_float(pointer: Expr, value: Expr) -> None:
     run(device("dspark_store_float", pointer, value, source=source))
 
 
+def store_int(pointer: Expr, value: Expr) -> None:
+    """Stores an int32."""
+    source = "__device__ __forceinline__ void dspark_store_int(void* p, int value) { *(int*)p = value; }\n"
+    run(device("dspark_store_int", pointer, value, source=source))
+
+
 def copy_word(target: Expr, pointer: Expr) -> None:
     """Copies 4 bytes from global memory."""
     store_word(target, device("dspark_load_two_halves", pointer, source=_LOAD_WORD, returns="uint32"))
@@ -77,6 +87,16 @@ __device__ __forceinline__ void {name}(float* d, const void* p) {{
 }}
 """
     run(device(name, address(target, at), pointer, source=source))
+
+
+def load_words(target: Buffer, pointer: Expr) -> None:
+    """Two uint32 of global memory into target[0:2]; the pointer is a multiple of 8."""
+    source = """
+__device__ __forceinline__ void dspark_load_words(unsigned* d, const void* p) {
+  asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(p) : "memory");
+}
+"""
+    run(device("dspark_load_words", address(target), pointer, source=source))
 
 
 def load_pair(pointer: Expr, stored: str, wanted: str) -> Expr:

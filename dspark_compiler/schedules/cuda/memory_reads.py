@@ -1,6 +1,6 @@
-"""Reads of what earlier kernels wrote: PTX that the compiler will not move to before ``await_previous``.
+"""Reads that stay where they stand: of what earlier kernels wrote, after ``await_previous``, and of weights, early.
 
-A plain load may become one through the read-only path, which nothing holds back.
+A plain load may become one through the read-only path, which nothing holds back, or sink to where it is needed.
 """
 
 from dspark_compiler.schedules.cuda.threads import address, device, run
@@ -26,3 +26,13 @@ __device__ __forceinline__ float dspark_written_float(const void* p) {
 }
 """
     return device("dspark_written_float", pointer, source=source, returns="float32")
+
+
+def weight_float(pointer: Expr) -> Expr:
+    """A float32 that no kernel writes."""
+    source = """
+__device__ __forceinline__ float dspark_weight_float(const void* p) {
+  float v; asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p)); return v;
+}
+"""
+    return device("dspark_weight_float", pointer, source=source, returns="float32")

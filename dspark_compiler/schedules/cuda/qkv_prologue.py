@@ -3,17 +3,18 @@
 A warp takes one head of one token. What attention reads afterwards is the compute dtype, rounded once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product as product_of
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.attention_rows import ELEMENTS, Problem, Tensors
-from dspark_compiler.schedules.cuda.cache_writes import NewSlot
+from dspark_compiler.schedules.cuda.attention import workspace_shape
+from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
+from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
+from dspark_compiler.schedules.cuda.cache_codes import Pair
+from dspark_compiler.schedules.cuda.cache_writes import NewSlot, start_counts
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import fused, product
 from dspark_compiler.schedules.cuda.memory import load_floats, store_word
@@ -24,7 +25,6 @@ from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _WARPS = 4
 _PLAIN = CacheForm()
-Store = Callable[[Expr, Expr, Expr], None]  # of an element's number, itself and its neighbour
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,19 @@ def qkv_prologue(
 ) -> tvm.tirx.PrimFunc:
     """Kernel that reads the projection x and writes q [b,H,S,D] of ``dtype`` and the new keys and values.
 
+    It makes attention's workspace, too.
+
     Arguments: x float32 [b S, H D + G D + G Dv], [q_weight, k_weight float32 [D] with eps], [cos, sin float32
-    [b,1,S,D] with rope], k_cache [B,G,C,D], v_cache [B,G,C,Dv] of ``dtype``, then k_scratch, v_scratch [B,G,N,*] and
-    length int32 [b] if the shape has scratch, else sequence, length, count int32 [b]; [free int32 [b]], [slot_position
-    int32 [B,G,C]], q. Keys and values go where the attention of the same shape (``written_attention``) looks for them.
+    [b,1,S,D] with rope], the cache (cache_args.py) with length int32 [b] for control if the shape has scratch, else
+    sequence, length, count int32 [b]; q, workspace. Keys and values go where the attention of the same shape
+    (``written_attention``) looks for them.
 
     Raises:
-        LoweringError: a quantized cache, or head sizes that are no multiples of 8.
+        LoweringError: head sizes that are no multiples of 8.
     """
-    if form.storage.scaled or shape.head_dim % ELEMENTS or shape.value_dim % ELEMENTS:
-        raise LoweringError("--target cuda: caches are not quantized, and head sizes multiples of 8")
+    check_heads(shape)
     problem = Problem(shape, Scoring(1.0), form, dtype, dtype)
-    args = _args(shape, work, dtype, form)
+    args = _args(problem, work)
     heads = shape.heads + 2 * shape.kv_heads
 
     def body(*buffers: Buffer) -> None:
@@ -62,30 +63,27 @@ def qkv_prologue(
             number, lane = T.Bind(group * _WARPS + thread // WARP), T.Bind(thread % WARP)
             head = _Head(shape, work, tensors, (row, token), lane)
             slot = NewSlot(problem, tensors, row, token)
+            start_counts(problem, tensors, row, T.And(group == 0, token == 0), thread, _WARPS * WARP)
             kv_head = T.Bind(number - shape.heads)
-
-            def store_query(d: Expr, low: Expr, high: Expr) -> None:
-                store_word(address(tensors["q"], row, number, token, d), pack_pair(low, high, dtype))
-
-            def store_key(d: Expr, low: Expr, high: Expr) -> None:
-                with when(slot.fits):
-                    slot.store("k", kv_head, d, pack_pair(low, high, dtype))
-
             with when(number < shape.heads):
-                head.rotate("q", number * shape.head_dim, store_query)
+                for pair in head.rotate("q", number * shape.head_dim):
+                    with when(pair.inside):
+                        word = pack_pair(head.values[pair.at], head.values[pair.at + 1], dtype)
+                        store_word(address(tensors["q"], row, number, token, pair.d), word)
             with when(T.And(kv_head >= 0, kv_head < shape.kv_heads)):
-                head.rotate("k", number * shape.head_dim, store_key)
+                pairs = head.rotate("k", number * shape.head_dim)
+                slot.store_row("k", kv_head, head.values, pairs, lane)
                 slot.store_position(kv_head, T.And(slot.fits, lane == 0))
             value_head = T.Bind(kv_head - shape.kv_heads)
-            with when(T.And(T.And(value_head >= 0, value_head < shape.kv_heads), slot.fits)):
+            with when(T.And(value_head >= 0, value_head < shape.kv_heads)):
                 start = (shape.heads + shape.kv_heads) * shape.head_dim + value_head * shape.value_dim
-                head.copy(start, lambda d, low, high: slot.store("v", value_head, d, pack_pair(low, high, dtype)))
+                slot.store_row("v", value_head, head.values, head.load(start), lane)
 
     return kernel(name, args, body)
 
 
-def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> list[Arg]:
-    stored, dims = (shape.batch, shape.kv_heads), (shape.head_dim, shape.value_dim)
+def _args(problem: Problem, work: Prologue) -> list[Arg]:
+    shape = problem.shape
     columns = (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.value_dim
     table = (shape.rows, 1, shape.width, shape.head_dim)
     control = ("length",) if shape.scratch else ("sequence", "length", "count")
@@ -93,51 +91,54 @@ def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) ->
         Arg("x", (shape.rows * shape.width, columns)),
         *([Arg(f"{each}_weight", (shape.head_dim,)) for each in "qk"] if work.eps is not None else []),
         *([Arg(each, table) for each in ("cos", "sin")] if work.rope else []),
-        *(Arg(f"{each}_cache", (*stored, shape.slots, dim), dtype) for each, dim in zip("kv", dims, strict=True)),
-        *(
-            Arg(f"{each}_scratch", (*stored, shape.scratch, dim), dtype)
-            for each, dim in zip("kv", dims, strict=True)
-            if shape.scratch
-        ),
-        *(Arg(each, (shape.rows,), "int32") for each in control),
-        *([Arg("free", (shape.rows,), "int32")] if form.free else []),
-        *([Arg("slot_position", (*stored, shape.slots), "int32")] if form.slot_position else []),
-        Arg("q", (shape.rows, shape.heads, shape.width, shape.head_dim), dtype),
+        *cache_args(shape, problem.dtype, problem.form, [Arg(each, (shape.rows,), "int32") for each in control]),
+        Arg("q", (shape.rows, shape.heads, shape.width, shape.head_dim), problem.dtype),
+        Arg("workspace", workspace_shape(problem)),
     ]
 
 
 class _Head:
-    """A warp's head: lanes hold pairs of neighbours, of both halves where those turn together."""
+    """A warp's head: lanes hold pairs of neighbours, of both halves where those turn together.
+
+    Attributes:
+        values: what they hold, float32.
+    """
 
     def __init__(
         self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
     ) -> None:
         self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
         self._row = T.Bind(token[0] * shape.width + token[1])
+        self._turns = -(-shape.head_dim // (4 * WARP))
+        # Of each turn: two of the first half, two of the second.
+        self.values = registers(max(self._turns * 4, -(-shape.value_dim // (2 * WARP)) * 2))
 
-    def rotate(self, name: str, start: Expr, store: Store) -> None:
-        """Norm and rotation of the head that begins at column ``start``."""
-        half = self._shape.head_dim // 2
-        turns = -(-half // (2 * WARP))
-        # Of each turn: two of the first half, two of the second; likewise their cosines and sines.
-        values, cos, sin = registers(turns * 4), registers(turns * 4), registers(turns * 4)
-        for i in range(turns * 4):
-            T.buffer_store(values, T.float32(0.0), [i])
+    def _clear(self) -> None:
+        for i in range(int(self.values.shape[0])):
+            T.buffer_store(self.values, T.float32(0.0), [i])
+
+    def rotate(self, name: str, start: Expr) -> list[Pair]:
+        """Norm and rotation of the head that begins at column ``start``; where its elements are then."""
+        half, turns, values = self._shape.head_dim // 2, self._turns, self.values
+        cos, sin = registers(turns * 4), registers(turns * 4)  # of the same elements
+        self._clear()
         row, token = self._token
+        pairs = []
         for turn, part in product_of(range(turns), range(2)):
             d = T.Bind(turn * 2 * WARP + self._lane * 2)
-            at = turn * 4 + part * 2
-            with when(d < half):
-                load_floats(values, at, address(self._tensors["x"], self._row, start + part * half + d), 2)
+            pair = Pair(part * half + d, d < half, turn * 4 + part * 2)
+            pairs.append(pair)
+            with when(pair.inside):
+                load_floats(values, pair.at, address(self._tensors["x"], self._row, start + pair.d), 2)
                 for table, target in (("cos", cos), ("sin", sin)) if self._work.rope else ():
-                    load_floats(target, at, address(self._tensors[table], row, 0, token, part * half + d), 2)
-        scale = self._inverse_root(values)
+                    load_floats(target, pair.at, address(self._tensors[table], row, 0, token, pair.d), 2)
+        scale = self._inverse_root()
         for turn in range(turns):
-            d = T.Bind(turn * 2 * WARP + self._lane * 2)
-            with when(d < half):
+            first, second = pairs[2 * turn : 2 * turn + 2]
+            with when(first.inside):
                 scaled = [
-                    self._scaled(values[turn * 4 + part * 2 + i], scale, name, part * half + d + i)
-                    for part, i in product_of(range(2), range(2))
+                    self._scaled(values[pair.at + i], scale, name, pair.d + i)
+                    for pair, i in product_of((first, second), range(2))
                 ]
                 if self._work.rope:
                     others = (-scaled[2], -scaled[3], scaled[0], scaled[1])
@@ -145,26 +146,29 @@ class _Head:
                         T.Bind(fused(value, cos[turn * 4 + i], product(other, sin[turn * 4 + i])))
                         for i, (value, other) in enumerate(zip(scaled, others, strict=True))
                     ]
-                store(d, scaled[0], scaled[1])
-                store(d + half, scaled[2], scaled[3])
+                for i, value in enumerate(scaled):
+                    T.buffer_store(values, value, [turn * 4 + i])
+        return pairs
 
-    def copy(self, start: Expr, store: Store) -> None:
-        """A value head as it is."""
-        pair = registers(2)
-        for first in range(0, self._shape.value_dim, 2 * WARP):
-            d = T.Bind(first + self._lane * 2)
-            with when(d < self._shape.value_dim):
-                load_floats(pair, 0, address(self._tensors["x"], self._row, start + d), 2)
-                store(d, pair[0], pair[1])
+    def load(self, start: Expr) -> list[Pair]:
+        """The value head that begins at column ``start`` as it is; where its elements are then."""
+        self._clear()
+        pairs = []
+        for turn in range(-(-self._shape.value_dim // (2 * WARP))):
+            d = T.Bind(turn * 2 * WARP + self._lane * 2)
+            pairs.append(Pair(d, d < self._shape.value_dim, turn * 2))
+            with when(pairs[-1].inside):
+                load_floats(self.values, turn * 2, address(self._tensors["x"], self._row, start + d), 2)
+        return pairs
 
-    def _inverse_root(self, values: Buffer) -> Expr:
+    def _inverse_root(self) -> Expr:
         """1 / sqrt(mean of squares + eps), if there is a norm."""
         if self._work.eps is None:
             return T.float32(1.0)
         total = registers(1)
         T.buffer_store(total, T.float32(0.0), [0])
-        for i in range(int(values.shape[0])):
-            T.buffer_store(total, fused(values[i], values[i], total[0]), [0])
+        for i in range(self._turns * 4):
+            T.buffer_store(total, fused(self.values[i], self.values[i], total[0]), [0])
         for distance in (1, 2, 4, 8, 16):
             T.buffer_store(total, total[0] + from_lane(total[0], distance), [0])
         mean = fused(total[0], T.float32(1.0 / self._shape.head_dim), T.float32(self._work.eps))
@@ -172,5 +176,6 @@ class _Head:
 
     def _scaled(self, value: Expr, scale: Expr, name: str, d: Expr) -> Expr:
         if self._work.eps is None:
-            return value
+            # TVM would write a name out again as the element it stands for, which is stored over meanwhile.
+            return T.Bind(product(value, T.float32(1.0)))
         return T.Bind(product(product(value, scale), self._tensors[f"{name}_weight"][d]))

@@ -4,6 +4,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.flat import each
+from dspark_compiler.schedules.slot_shape import CacheShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
 
@@ -33,14 +34,28 @@ def write_state(name: str, shape: tuple[int, ...], dtype: str) -> tvm.tirx.PrimF
     return kernel(name, args, body)
 
 
-def read_rows(name: str, shape: tuple[int, int, int, int], dtype: str) -> tvm.tirx.PrimFunc:
-    """One sequence's keys or values as float32; arguments cache [B,G,C,D], sequence int32 [1], out [1,G,C,D]."""
+def read_rows(name: str, shape: CacheShape, dtype: str) -> tvm.tirx.PrimFunc:
+    """One sequence's keys or values as float32, those that ``shape.head_dim`` is the size of.
 
-    def body(cache: Buffer, sequence: Buffer, out: Buffer) -> None:
-        def copy(row: Expr, *at: Expr) -> None:
-            T.buffer_store(out, T.cast(cache[(sequence[0], *at)], "float32"), [row, *at])
+    Arguments: cache [B,G,C,D] of ``dtype`` or quantized, [scales [B,G,C]], sequence int32 [1], out [1,G,C,D].
+    """
 
-        each((1, *shape[1:]), copy)
+    def body(cache: Buffer, *rest: Buffer) -> None:
+        *scales, sequence, out = rest
 
-    args = [Arg("cache", shape, dtype), Arg("sequence", (1,), "int32"), Arg("out", (1, *shape[1:]))]
+        def copy(row: Expr, head: Expr, slot: Expr, d: Expr) -> None:
+            element = cache[sequence[0], head, slot, d]
+            value = shape.storage.load(element) if scales else T.cast(element, "float32")
+            for scale in scales:
+                value = value * scale[sequence[0], head, slot]
+            T.buffer_store(out, value, [row, head, slot, d])
+
+        each((1, *shape.per_slot[1:], shape.head_dim), copy)
+
+    args = [
+        Arg("cache", (*shape.per_slot, shape.head_dim), shape.stored(dtype)),
+        *shape.scale("scale"),
+        Arg("sequence", (1,), "int32"),
+        Arg("out", (1, *shape.per_slot[1:], shape.head_dim)),
+    ]
     return kernel(name, args, body)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.quantized_fragments import tile_depth
 from dspark_compiler.schedules.cuda.stream_kernel import Around, StreamKernel
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule, default_stream_schedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
@@ -25,7 +26,8 @@ def stream_linear(
     dtype: str,
     schedule: StreamSchedule | None = None,
     *,
-    zeros: bool = False,
+    group: int | None = None,
+    offsets: bool = False,
     bias: bool = False,
     residual: bool = False,
     norm_eps: float | None = None,
@@ -35,7 +37,7 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,N] = x[M,K] @ W.T (+ bias) (+ residual).
 
-    Arguments: x, packed W, [scale, [zero]], [bias], [residual], [norm weight or squares], [next norm's weight], y,
+    Arguments: x, packed W, [scale, [offset]], [bias], [residual], [norm weight or squares], [next norm's weight], y,
     [product, squares].
 
     Args:
@@ -43,7 +45,9 @@ def stream_linear(
         work: M (1 to 32), N, K (a multiple of 8) and W's stored type: "int8", "int4", "float8_e4m3fn", else ``dtype``.
         dtype: of x and of the operands of products, "bfloat16" or "float16"; sums are float32.
         schedule: how the work is cut; None for the default.
-        zeros: whether int4 has zero points.
+        group: columns of a tile of W that share a scale (``tile_group``), 0 for all of a row; None for what is usual,
+            those of a tile where codes have four bits and a row where they have eight.
+        offsets: whether groups have an offset, too.
         bias: whether float32 [N] is added.
         residual: whether float32 [M, N] is added.
         norm_eps: if given, x goes through an RMS norm first.
@@ -56,7 +60,7 @@ def stream_linear(
         ValueError: x of a norm that is not late does not fit shared memory.
     """
     y = Arg("y", (work.rows, work.features), out_dtype)
-    form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)
+    form = _form(work, dtype, group, offsets)
     cut = schedule or default_stream_schedule(work)
     around = Around(bias, residual, norm_eps, late_norm, feeds_norm)
     return StreamKernel(work, form, cut, around, y, 1, lambda sums: sums[0]).build(name)
@@ -69,14 +73,15 @@ def stream_gated_linear(
     schedule: StreamSchedule | None = None,
     *,
     activation: str,
-    zeros: bool = False,
+    group: int | None = None,
+    offsets: bool = False,
     norm_eps: float | None = None,
     late_norm: bool = False,
     out_dtype: str | None = None,
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,I] = act(x @ W[:I].T) * (x @ W[I:].T), Shazeer 2020 (arXiv 2002.05202).
 
-    Arguments: x, packed W, [scale, [zero]], [norm weight or squares], y.
+    Arguments: x, packed W, [scale, [offset]], [norm weight or squares], y.
 
     Args:
         name: name of the function.
@@ -84,17 +89,23 @@ def stream_gated_linear(
         dtype: as for ``stream_linear``.
         schedule: as for ``stream_linear``; its stripes are of y.
         activation: a key of ACTIVATIONS.
-        zeros: as for ``stream_linear``.
+        group: as for ``stream_linear``.
+        offsets: as for ``stream_linear``.
         norm_eps: as for ``stream_linear``.
         late_norm: as for ``stream_linear``.
         out_dtype: of y; None for ``dtype``.
     """
     act = ACTIVATIONS[activation]
     y = Arg("y", (work.rows, work.features // 2), out_dtype or dtype)
-    form = WeightForm(work.features, work.depth, work.weight_dtype, dtype, zeros)
+    form = _form(work, dtype, group, offsets)
     cut = schedule or default_stream_schedule(work)
     around = Around(norm_eps=norm_eps, late_norm=late_norm)
     return StreamKernel(work, form, cut, around, y, 2, lambda sums: act(sums[0]) * sums[1]).build(name)
+
+
+def _form(work: LinearWorkload, dtype: str, group: int | None, offsets: bool) -> WeightForm:
+    usual = tile_depth("int4") if work.weight_dtype == "int4" else 0
+    return WeightForm(work.features, work.depth, work.weight_dtype, dtype, usual if group is None else group, offsets)
 
 
 def _silu(x: Expr) -> Expr:

@@ -6,43 +6,41 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.fragments import TILE_ROWS
 from dspark_compiler.schedules.cuda.stream_inputs import GROUP
+from dspark_compiler.schedules.cuda.stream_outputs import Outputs
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, shared
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-# (sums of a row, one for each stripe a feature has a part in, row, feature): stores what becomes of them
-Store = Callable[[Sequence[Expr], Expr, Expr], None]
+# (sums of a row, one for each stripe a feature has a part in, which of the thread's values, row, feature): stores what
+# becomes of them
+Store = Callable[[Sequence[Expr], int, Expr, Expr], None]
 
 # Floats from one row of x to the next in a stripe's sums: lanes of a warp write to 32 different banks.
 _ROW_STEP = TILE_ROWS + 4
 
 
-def meet(sums: Sequence[Sequence[Buffer]], rows: int, stripes: int, warps: int, thread: Expr, store: Store) -> None:
+def meet(sums: Sequence[Sequence[Buffer]], outputs: Outputs, store: Store) -> None:
     """Adds the C fragments of all warps, sums[stripe][group of rows], and stores them.
 
     Args:
-        sums: of each part ``stripes`` stripes; a feature's sums are those of the same place in all parts.
-        rows: of x.
-        stripes: of the output that the block computes.
-        warps: of the block.
-        thread: of the block.
-        store: gets features from 0; 16 lanes in a row have those of one stripe and row.
+        sums: of each part ``outputs.stripes`` stripes; a feature's sums are those of the same place in all parts.
+        outputs: of the block.
+        store: gets features from 0.
     """
-    threads = warps * WARP
-    slab = shared((warps, len(sums), min(rows, GROUP), _ROW_STEP))
-    for group in range(-(-rows // GROUP)):
-        live = min(rows - group * GROUP, GROUP)
+    warps = outputs.threads // WARP
+    slab = shared((warps, len(sums), min(outputs.rows, GROUP), _ROW_STEP))
+
+    def add_up(number: int, stripe: Expr, row: Expr, place: Expr) -> None:
+        parts = range(0, len(sums), outputs.stripes)
+        totals = [_total(slab, warps, part + stripe, row % GROUP, place) for part in parts]
+        store(totals, number, row, stripe * TILE_ROWS + place)
+
+    for group in range(outputs.groups):
         if group:
             barrier()  # the sums before are read
         for stripe, column in enumerate(sums):
-            _put(column[group], slab, thread, stripe, live)
+            _put(column[group], slab, outputs.thread, stripe, outputs.live(group))
         barrier()
-        values = stripes * live * TILE_ROWS
-        for start in range(0, values, threads):
-            index = start + thread
-            with when(index < values):
-                stripe, row, place = index // (live * TILE_ROWS), index // TILE_ROWS % live, index % TILE_ROWS
-                totals = [_total(slab, warps, part + stripe, row, place) for part in range(0, len(sums), stripes)]
-                store(totals, group * GROUP + row, stripe * TILE_ROWS + place)
+        outputs.of_group(group, add_up)
 
 
 def _put(sums: Buffer, slab: Buffer, thread: Expr, stripe: int, live: int) -> None:

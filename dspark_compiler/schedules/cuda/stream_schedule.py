@@ -6,6 +6,8 @@ from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
 from dspark_compiler.schedules.cuda.quantized_fragments import BITS, tile_depth
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
+FEW_ROWS = 32  # up to so many rows a linear streams its weight
+
 _MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
 
 
@@ -39,7 +41,9 @@ def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
 def candidate_schedules(work: LinearWorkload) -> list[StreamSchedule]:
     """What is worth measuring, the default first: stripes, warps, and as much ahead as registers allow."""
     default = default_stream_schedule(work)
-    shapes = [(1, 8, 4), (1, 8, 8), (1, 16, 4), (1, 16, 2), (1, 4, 8), (1, 4, 4), (2, 8, 4), (2, 4, 4)]
+    shapes = [(1, 8, 4), (1, 8, 8), (1, 8, 2), (1, 12, 4), (1, 16, 4), (1, 16, 2), (1, 4, 8), (1, 4, 4)]
+    # Several stripes at once read the rows of x less often.
+    shapes += [(2, 16, 2), (2, 8, 4), (2, 4, 4), (4, 8, 2), (4, 4, 2)]
     every = [StreamSchedule(*shape) for shape in shapes if shape[1] <= _tiles(work)]
     return [default, *(schedule for schedule in every if schedule != default)]
 

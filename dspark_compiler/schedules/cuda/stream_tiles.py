@@ -13,8 +13,8 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.mma import multiply_add
 from dspark_compiler.schedules.cuda.stream_inputs import X_WORDS, Inputs
-from dspark_compiler.schedules.cuda.threads import address, device, registers, run
-from dspark_compiler.schedules.cuda.weight_forms import FRAGMENT_WORDS, TILE_WORDS, WeightForm, add_scaled
+from dspark_compiler.schedules.cuda.threads import registers
+from dspark_compiler.schedules.cuda.weight_forms import FRAGMENT_WORDS, TILE_WORDS, WeightForm, add_scaled, fill_ones
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _X_AHEAD = 32  # registers at most of x under way
@@ -31,12 +31,12 @@ class Worker:
 
 @dataclass(frozen=True)
 class Weights:
-    """W as stored, with int4's scales and zeros, and the stripes of 16 features a block computes."""
+    """W as stored, with the scales and offsets of tiles, and the stripes of 16 features a block computes."""
 
     form: WeightForm
     codes: Buffer
     scales: Buffer | None
-    zeros: Buffer | None
+    offsets: Buffer | None
     stripes: Sequence[Expr]
 
 
@@ -71,8 +71,12 @@ class _Stream:
         self.slots = min(ahead, self.steps)
         self._stripes = len(weights.stripes)
         self._codes = registers(self.slots * self._stripes * TILE_WORDS, "uint32")
-        self._scales = registers(self.slots * self._stripes, "uint32") if weights.scales is not None else None
-        self._zeros = registers(self.slots * self._stripes, "uint32") if weights.zeros is not None else None
+        factors = self.slots * self._stripes * self._form.groups
+        self._scales = registers(factors, "uint32") if weights.scales is not None else None
+        self._offsets = registers(factors, "uint32") if weights.offsets is not None else None
+        if weights.offsets is not None:
+            self._ones = registers(4, "uint32")
+            fill_ones(self._ones, self._form.dtype)
 
     def having(self, step: int) -> AbstractContextManager[None]:
         """Inside are only the workers that have this step."""
@@ -87,9 +91,9 @@ class _Stream:
         for j, stripe in enumerate(self._weights.stripes):
             place = slot * self._stripes + j
             self._form.load(self._codes, place * TILE_WORDS, self._weights.codes, stripe, tile, lane)
-            for ring, source in ((self._scales, self._weights.scales), (self._zeros, self._weights.zeros)):
+            for ring, source in ((self._scales, self._weights.scales), (self._offsets, self._weights.offsets)):
                 if ring is not None:
-                    _load_word(ring, place, address(source, stripe, tile, lane // 4))
+                    self._form.load_factors(ring, place * self._form.groups, source, stripe, tile, lane)
 
     def take(self, x: Inputs) -> None:
         """Takes x; asks for it as early as there are registers for it, not at all if it is near."""
@@ -140,35 +144,50 @@ class _Stream:
             self.load_inputs(step, slot)
         for j, column in enumerate(self.sums):
             place = slot * self._stripes + j
-            parts = [registers(4) for _ in column] if self._form.grouped else column
-            if self._form.grouped:
-                _clear([parts])
-            for unit in range(self._form.units):
-                a, start = self._codes, place * TILE_WORDS
-                if self._form.quantized:
-                    zeros = self._zeros[place] if self._zeros is not None else T.uint32(0)
-                    a, start = registers(FRAGMENT_WORDS, "uint32"), 0
-                    self._form.fragments(a, self._codes, place * TILE_WORDS, unit, zeros)
-                for half in range(2):
-                    for group, part in enumerate(parts):
-                        b = self._input(slot, unit, group) + 2 * half
-                        multiply_add(part, a, self._inputs, self._form.dtype, at=(0, start + 4 * half, b))
-            if self._scales is not None:
-                for acc, part in zip(column, parts, strict=True):
-                    add_scaled(acc, part, self._scales[place], self._form.dtype)
+            if self._scales is None:
+                self._add(column, slot, place, range(self._form.units))
+                continue
+            units = self._form.units // self._form.groups
+            for group in range(self._form.groups):
+                self._add_group(column, slot, place, range(group * units, (group + 1) * units), group)
+
+    def _add_group(self, column: Sequence[Buffer], slot: int, place: int, units: range, group: int) -> None:
+        """Adds the products of units that share a scale."""
+        assert self._scales is not None
+        parts, at = [registers(4) for _ in column], place * self._form.groups + group
+        _clear([parts])
+        self._add(parts, slot, place, units)
+        for acc, part in zip(column, parts, strict=True):
+            add_scaled(acc, part, self._scales[at])
+        if self._offsets is None:
+            return
+        # W's offset times the sum of x's columns, which comes out of a product with ones where it is needed.
+        totals = [registers(4) for _ in column]
+        _clear([totals])
+        for unit in units:
+            for half in range(2):
+                self._multiply(totals, self._ones, 0, slot, unit, half)
+        for acc, total in zip(column, totals, strict=True):
+            add_scaled(acc, total, self._offsets[at])
+
+    def _add(self, sums: Sequence[Buffer], slot: int, place: int, units: range) -> None:
+        """Adds the products of some units of a tile to the sums of all groups of rows."""
+        for unit in units:
+            a, start = self._codes, place * TILE_WORDS
+            if self._form.quantized:
+                a, start = registers(FRAGMENT_WORDS, "uint32"), 0
+                self._form.fragments(a, self._codes, place * TILE_WORDS, unit)
+            for half in range(2):
+                self._multiply(sums, a, start + 4 * half, slot, unit, half)
+
+    def _multiply(self, sums: Sequence[Buffer], a: Buffer, at: int, slot: int, unit: int, half: int) -> None:
+        """Adds an A fragment's products with half of a unit of x."""
+        for group, acc in enumerate(sums):
+            b = self._input(slot, unit, group) + 2 * half
+            multiply_add(acc, a, self._inputs, self._form.dtype, at=(0, at, b))
 
 
 def _clear(sums: Sequence[Sequence[Buffer]]) -> None:
     for acc in (acc for column in sums for acc in column):
         for i in range(4):
             T.buffer_store(acc, T.float32(0.0), [i])
-
-
-def _load_word(target: Buffer, at: int, pointer: Expr) -> None:
-    """Loads a uint32 that no kernel writes."""
-    source = """
-__device__ __forceinline__ void dspark_load_word(unsigned* d, const void* p) {
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(*d) : "l"(p));
-}
-"""
-    run(device("dspark_load_word", address(target, at), pointer, source=source))

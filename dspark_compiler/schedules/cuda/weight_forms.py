@@ -18,14 +18,16 @@ FRAGMENT_WORDS = 8  # uint32 of the A fragments of 32 columns
 class WeightForm:
     """W [features, depth] as ``stored``: the compute dtype itself, "int8", "int4" or "float8_e4m3fn".
 
-    int8 and float8 have a scale a row, int4 one for each 128 columns of it and, if ``zeros``, a zero point.
+    Codes have a scale, and perhaps an ``offset`` that is added, for each ``group`` columns of a row within a tile
+    (``tile_group``); with 0 a scale for all of a row.
     """
 
     features: int
     depth: int
     stored: str
     dtype: str
-    zeros: bool = False
+    group: int = 0
+    offsets: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -33,9 +35,9 @@ class WeightForm:
         return self.stored in BITS
 
     @property
-    def grouped(self) -> bool:
-        """Whether each tile has scales of its own."""
-        return self.stored == "int4"
+    def groups(self) -> int:
+        """Scales of a tile's row, 0 where a row has one."""
+        return tile_depth(self.stored) // self.group if self.group else 0
 
     @property
     def units(self) -> int:
@@ -43,14 +45,28 @@ class WeightForm:
         return tile_depth(self.stored) // TILE_DEPTH if self.quantized else 1
 
     def args(self) -> list[Arg]:
-        """The packed weight, its scales and its zeros."""
+        """The packed weight, its scales and its offsets."""
         if not self.quantized:
             return [Arg("w", fragment_shape(self.features, self.depth), self.dtype)]
         codes = Arg("w", quantized_shape(self.features, self.depth, self.stored), "uint8")
-        if not self.grouped:
+        if not self.group:
             return [codes, Arg("scale", (self.features,))]
-        groups = group_shape(self.features, self.depth)
-        return [codes, Arg("scale", groups, "uint32"), *([Arg("zero", groups, "uint32")] if self.zeros else [])]
+        shape = group_shape(self.features, self.depth, self.stored, self.group)
+        return [codes, Arg("scale", shape, "uint32"), *([Arg("offset", shape, "uint32")] if self.offsets else [])]
+
+    def load_factors(self, target: Buffer, at: int, factors: Buffer, stripe: Expr, tile: Expr, lane: Expr) -> None:
+        """Asks for the scales or offsets of a lane's two rows of a tile, which no kernel writes."""
+        count, name = self.groups, f"dspark_load_factors_{self.groups}"
+        words = ", ".join(f"%{i}" for i in range(count))
+        outs = ", ".join(f'"=r"(d[{i}])' for i in range(count))
+        width = "" if count == 1 else f".v{count}"
+        source = f"""
+__device__ __forceinline__ void {name}(unsigned* d, const void* p) {{
+  asm volatile("ld.global.nc{width}.u32 {words if count == 1 else "{" + words + "}"}, [%{count}];"
+    : {outs} : "l"(p));
+}}
+"""
+        run(device(name, address(target, at), address(factors, stripe, tile, lane // 4, 0), source=source))
 
     def load(self, target: Buffer, at: int, w: Buffer, stripe: Expr, tile: Expr, lane: Expr) -> None:
         """Asks for a lane's two pieces of a tile; nobody will read them again."""
@@ -73,37 +89,37 @@ __device__ __forceinline__ void {name}(unsigned* d, const void* p) {{
 """
         run(device(name, address(target, at), address(w, stripe, tile, place), source=source))
 
-    def fragments(self, target: Buffer, codes: Buffer, at: int, unit: int, zeros: Expr) -> None:
-        """target[0:8]: the two A fragments of a unit from the tile at ``codes[at]``, scales left out."""
+    def fragments(self, target: Buffer, codes: Buffer, at: int, unit: int) -> None:
+        """target[0:8]: the two A fragments of a unit from the tile at ``codes[at]``, scales and offsets left out."""
         kind = PTX_TYPE[self.dtype]
-        name = f"dspark_widen_{self.stored}{'_zero' if self.zeros else ''}_{kind}"
-        source = _WIDEN[self.stored](name, kind, self.zeros)
-        step = 1 if self.grouped else 2  # words of an octet
-        run(device(name, address(target), address(codes, at + unit * step), zeros, source=source))
+        name = f"dspark_widen_{self.stored}_{kind}"
+        step = 1 if self.stored == "int4" else 2  # words of an octet
+        source = _WIDEN[self.stored](name, kind)
+        run(device(name, address(target), address(codes, at + unit * step), source=source))
 
 
-def add_scaled(sums: Buffer, part: Buffer, scales: Expr, dtype: str) -> None:
-    """Adds part * scale to sums, C fragments, where the halves of ``scales`` belong to rows g and 8+g."""
-    kind = PTX_TYPE[dtype]
-    name = f"dspark_add_scaled_{kind}"
-    widen = (
-        "float low = __uint_as_float(scales << 16), high = __uint_as_float(scales & 0xffff0000u);"
-        if kind == "bf16"
-        else "float2 both = __half22float2(*(half2*)&scales); float low = both.x, high = both.y;"
-    )
-    source = f"""
-__device__ __forceinline__ void {name}(float* d, const float* part, unsigned scales) {{
-  {widen}
-  d[0] += part[0] * low; d[1] += part[1] * low; d[2] += part[2] * high; d[3] += part[3] * high;
-}}
+def fill_ones(fragment: Buffer, dtype: str) -> None:
+    """Makes all of an A fragment ones: products with it are sums of columns, in C fragments for every feature."""
+    ones = {"bfloat16": 0x3F803F80, "float16": 0x3C003C00}[dtype]
+    for i in range(4):
+        T.buffer_store(fragment, T.uint32(ones), [i])
+
+
+def add_scaled(sums: Buffer, part: Buffer, factors: Expr) -> None:
+    """Adds part * factor to sums, C fragments, where the halves of ``factors`` belong to rows g and 8+g."""
+    source = """
+__device__ __forceinline__ void dspark_add_scaled(float* d, const float* part, unsigned factors) {
+  float2 of = __half22float2(*(half2*)&factors);
+  d[0] += part[0] * of.x; d[1] += part[1] * of.x; d[2] += part[2] * of.y; d[3] += part[3] * of.y;
+}
 """
-    run(device(name, address(sums), address(part), scales, source=source))
+    run(device("dspark_add_scaled", address(sums), address(part), factors, source=source))
 
 
 def _pairs(name: str, per_half: str, body: str) -> str:
     """A device function that makes word i of both fragments, rows of half h, by ``body`` from ``per_half``'s words."""
     return f"""
-__device__ __forceinline__ void {name}(unsigned* d, const unsigned* w, unsigned zeros) {{
+__device__ __forceinline__ void {name}(unsigned* d, const unsigned* w) {{
 #pragma unroll
   for (int h = 0; h < 2; ++h) {{
     {per_half}
@@ -127,18 +143,18 @@ def _masked(name: str, a: str, mask: str, c: str) -> str:
     return f'asm("lop3.b32 %0, %1, {mask}, %2, 0xea;" : "=r"({name}) : "r"({a}), "r"({c}));'
 
 
-def _widen_int4(name: str, kind: str, zeros: bool) -> str:
-    """Codes under the exponent of 128 (1024 in fp16) count from there; 136 (1032), or that plus the zero, goes off."""
+def _widen_int4(name: str, kind: str) -> str:
+    """Codes under the exponent of 128 (1024 in fp16) count from there; 136 (1032) goes off."""
     bfloat = kind == "bf16"
     base, one, less = (
         ("0x43004300u", "0x3f803f80u", "0xc308c308u") if bfloat else ("0x64006400u", "0x3c003c00u", "0xe408e408u")
     )
-    origin = "unsigned o = __byte_perm(zeros, 0, h ? 0x3232 : 0x1010);" if zeros else f"unsigned o = {less};"
+    origin = f"unsigned o = {less};"
     body = f"unsigned v, r; {_masked('v', 'w[4 * h] >> 4 * i', '0x000f000f', base)} {_fused(kind, 'r', 'v', one, 'o')}"
     return _pairs(name, origin, body)
 
 
-def _widen_int8(name: str, kind: str, zeros: bool) -> str:
+def _widen_int8(name: str, kind: str) -> str:
     """The low 7 bits under the exponent of 128, less 128 or, where the sign bit is set, 256."""
     pick = "unsigned v = __byte_perm(w[4 * h + i / 2], {0}, i % 2 ? 0x4342 : 0x4140), r;"
     if kind == "bf16":
@@ -152,7 +168,7 @@ def _widen_int8(name: str, kind: str, zeros: bool) -> str:
     return _pairs(name, "", body)
 
 
-def _widen_float8(name: str, kind: str, zeros: bool) -> str:
+def _widen_float8(name: str, kind: str) -> str:
     """Exponent and mantissa moved into place, 2^120 (2^8 in fp16) too small for the wider exponent's bias."""
     shift, mask, factor = (4, "0x07f007f0u", "0x7b807b80u") if kind == "bf16" else (1, "0x3f803f80u", "0x5c005c00u")
     body = (

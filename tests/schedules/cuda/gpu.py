@@ -1,12 +1,15 @@
 """Kernels of tests for Nvidia GPUs: compiled where there is nvcc, run where there is a GPU."""
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 
 from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
@@ -28,14 +31,50 @@ def compile_for(functions: dict[str, tvm.tirx.PrimFunc], arch: str) -> Any:
         return tvm.compile(module, target=target(arch), tir_pipeline=register_pipeline())
 
 
-def resources(compiled: Any, arch: str, folder: Path) -> str:
-    """What ptxas says of the module's kernels."""
-    source = folder / "kernels.cu"
-    source.write_text(compiled.mod.imports[0].inspect_source(), encoding="utf-8")
-    number = arch.removeprefix("sm_")
-    command = [str(cuda_toolkit.find_nvcc()), "-cubin", "-std=c++17", "-Xptxas", "-v", "-o", str(folder / "kernels")]
-    command += [f"-gencode=arch=compute_{number},code=sm_{number}", str(source)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+@dataclass(frozen=True)
+class Report:
+    """Compiled kernels: their CUDA source, and what ptxas says of them."""
+
+    source: str
+    resources: str
+
+    @property
+    def kernels(self) -> int:
+        """How many there are."""
+        return self.resources.count("spill stores")
+
+    @property
+    def spills(self) -> bool:
+        """Whether any register of one leaves for memory."""
+        return self.resources.count("0 bytes stack frame, 0 bytes spill stores") != self.kernels
+
+
+def report_of(functions: dict[str, tvm.tirx.PrimFunc], arch: str) -> Report:
+    """Compiles as ``compile_for`` does, once, and asks ptxas for its report."""
+    found: list[Report] = []
+
+    def compile_once(code: str) -> bytes:
+        with TemporaryDirectory() as folder:
+            source, binary = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+            source.write_text(code, encoding="utf-8")
+            number = arch.removeprefix("sm_")
+            command = [str(cuda_toolkit.find_nvcc()), "-cubin", "-std=c++17", "-Xptxas", "-v", "-o", str(binary)]
+            command += [f"-gencode=arch=compute_{number},code=sm_{number}", str(source)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.append(Report(code, done.stderr))
+            return binary.read_bytes()
+
+    hook = "tvm_callback_cuda_compile"
+    if cuda_toolkit.find_nvcc() is None:
+        pytest.skip("needs nvcc")
+    cuda_toolkit.prepare()
+    usual = tvm_ffi.get_global_func(hook)
+    tvm_ffi.register_global_func(hook, compile_once, override=True)
+    try:
+        compile_for(functions, arch)
+    finally:
+        tvm_ffi.register_global_func(hook, usual, override=True)
+    return found[0]
 
 
 def gpu() -> Any:

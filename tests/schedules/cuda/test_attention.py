@@ -1,7 +1,6 @@
 """Attention on Nvidia GPUs: plans fit the chip, kernels build without spills, and are right where there is a GPU."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,18 @@ import torch
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
+from dspark_compiler.graph.reference import quantized
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cache_storage import INT8
+from dspark_compiler.schedules.cache_storage import E4M3FN, FLOAT32, INT8, Storage
 from dspark_compiler.schedules.cuda.attention import append_attention, scratch_attention, written_attention
-from dspark_compiler.schedules.cuda.attention_decode import ROUND, decode_plan
+from dspark_compiler.schedules.cuda.attention_join import join_bytes
+from dspark_compiler.schedules.cuda.attention_plan import LINES, decode_plan
 from dspark_compiler.schedules.cuda.attention_prefill import prefill_plan
 from dspark_compiler.schedules.cuda.attention_rows import Problem, row_bytes
+from dspark_compiler.schedules.cuda.attention_stages import stages_of
 from dspark_compiler.schedules.cuda.cache_writes import commit_scratch
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue, qkv_prologue
-from tests.schedules.cuda.gpu import call, compile_for, error, gpu, resources
+from tests.schedules.cuda.gpu import call, compile_for, error, gpu, report_of
 
 BLOCK_MEMORY = 227 * 1024  # bytes, of compute capability 9.0
 ARCH = "sm_90a"
@@ -40,6 +42,7 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+    storage: Storage = FLOAT32  # a byte an element, or fp16
 
     @property
     def shape(self) -> AttentionShape:
@@ -53,7 +56,15 @@ class Case:
 
     @property
     def form(self) -> CacheForm:
-        return CacheForm(free=bool(self.evicted), slot_position=bool(self.evicted))
+        return CacheForm(self.storage, free=bool(self.evicted), slot_position=bool(self.evicted))
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.shape, self.scoring, self.form, "float16", "float32")
+
+    @property
+    def out(self) -> np.ndarray:
+        return np.full((len(self.length), self.width, self.heads, self.value_dim), np.nan, np.float32)
 
     def kernel(self) -> tuple[Any, tuple[int, ...]]:
         build = scratch_attention if self.scratch else append_attention
@@ -67,6 +78,10 @@ CASES = [
     Case(2, (90,), softcap=5.0, dim=256, value_dim=256),
     Case(70, (120, 10), window=64, sinks=True, dim=96, value_dim=64),
     Case(40, (100,), scratch=40, evicted=30, window=90, dim=8, value_dim=8),
+    Case(2, (130, 30), storage=INT8, dim=128, value_dim=96),
+    Case(5, (200,), scratch=8, evicted=20, window=100, dim=24, value_dim=16, heads=12, storage=E4M3FN),
+    Case(40, (100, 7), scratch=40, window=90, softcap=5.0, storage=INT8),
+    Case(70, (120,), sinks=True, dim=64, value_dim=80, storage=E4M3FN),
 ]
 
 
@@ -82,89 +97,138 @@ def operands(case: Case) -> dict[str, np.ndarray]:
     for name, dim in (("k", shape.head_dim), ("v", shape.value_dim)):
         found[name] = normal(*new, dim).astype(np.float32)
     for place, count in (("cache", shape.slots), ("scratch", shape.scratch)):
-        if count:
-            found[f"k_{place}"] = normal(*stored, count, shape.head_dim)
-            found[f"v_{place}"] = normal(*stored, count, shape.value_dim)
+        for name, dim in (("k", shape.head_dim), ("v", shape.value_dim)) if count else ():
+            found[f"{name}_{place}"] = normal(*stored, count, dim)
     length = np.array(case.length, np.int32)
-    if not case.scratch:
-        found["sequence"] = np.arange(shape.rows, dtype=np.int32)[::-1].copy()
-    found["length"] = length
-    if not case.scratch:
-        found["count"] = np.full(shape.rows, shape.width, np.int32)
+    if case.scratch:
+        found["length"] = length
+    else:
+        sequence, count = np.arange(shape.rows, dtype=np.int32)[::-1].copy(), np.full(shape.rows, shape.width, np.int32)
+        found |= {"sequence": sequence, "length": length, "count": count}
     if case.sinks:
         found["sinks"] = random.standard_normal(shape.heads).astype(np.float32)
     if case.evicted:
         found["free"] = shape.slots - np.maximum(length - case.evicted, 0)
-        # Each head has kept its own tokens, in their order; what is in free slots says nothing.
-        positions = random.integers(0, 1000, (*stored, shape.slots)).astype(np.int32)
-        of_row = found.get("sequence", np.arange(shape.rows))
-        for row, head in np.ndindex(shape.rows, shape.kv_heads):
-            used = max(int(length[row]) - case.evicted, 0)
-            positions[of_row[row], head, :used] = np.sort(random.permutation(int(length[row]))[:used])
-        found["slot_position"] = positions
-    return found
+        found["slot_position"] = kept_positions(case, found.get("sequence", np.arange(shape.rows)))
+    return with_codes(case.storage, found) if case.storage.scaled else found
 
 
-def exact(case: Case, given: dict[str, np.ndarray]) -> np.ndarray:
-    """What the operator gives in float32."""
-    tensors = {
-        name: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a) for name, a in given.items()
-    }
+def with_codes(storage: Storage, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Caches as kernels see codes, and their scales behind all else."""
+    kind = torch.int8 if storage == INT8 else torch.float8_e4m3fn
+    found, scales = dict(tensors), {}
+    for name in [name for name in tensors if name.endswith(("_cache", "_scratch"))]:
+        codes, scale = quantized(torch.from_numpy(tensors[name].astype(np.float32)), kind)
+        found[name] = codes.view(torch.int8).numpy().view(storage.dtype)
+        scales[name.replace("_cache", "") + "_scale"] = scale.numpy()
+    return found | scales
+
+
+def kept_positions(case: Case, of_row: np.ndarray) -> np.ndarray:
+    """Each head has kept its own tokens, in their order; what is in free slots says nothing."""
+    random, shape = np.random.default_rng(case.width), case.shape
+    positions = random.integers(0, 1000, (shape.batch, shape.kv_heads, shape.slots)).astype(np.int32)
+    for row, head in np.ndindex(shape.rows, shape.kv_heads):
+        used = max(case.length[row] - case.evicted, 0)
+        positions[of_row[row], head, :used] = np.sort(random.permutation(case.length[row])[:used])
+    return positions
+
+
+def exact(case: Case, given: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """What the operator gives in float32, and its tensors afterwards."""
+    tensors = {name: as_torch(array) for name, array in given.items()}
     operator = torch.ops.dspark.scratch_attention if case.scratch else torch.ops.dspark.append_attention
     scoring = case.scoring
     rest = {"sinks": tensors.pop("sinks", None)}
-    return operator(**tensors, scale=scoring.scale, window=scoring.window, softcap=scoring.softcap, **rest).numpy()
+    out = operator(**tensors, scale=scoring.scale, window=scoring.window, softcap=scoring.softcap, **rest)
+    return out.numpy(), tensors
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"S{case.width}-D{case.dim}x{case.value_dim}")
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """As operators take it: fp16 as float32, e4m3's bits as what they are."""
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array.copy()).view(torch.float8_e4m3fn)
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array.copy())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"S{case.width}-D{case.dim}-{case.storage.dtype}")
 def test_attention_is_right(case: Case) -> None:
     gpu()
     kernel, workspace = case.kernel()
     given = operands(case)
-    out = np.full((len(case.length), case.width, case.heads, case.value_dim), np.nan, np.float32)
-    arrays = [*given.values(), out, np.full(workspace, np.nan, np.float32)]
-    found, _ = call(compile_for({"attention": kernel}, ARCH)["attention"], arrays, outputs=2)
-    assert error(found, exact(case, given)) < 1e-3
+    arrays = [*given.values(), case.out, np.full(workspace, np.nan, np.float32)]
+    *left, found, _ = call(compile_for({"attention": kernel}, ARCH)["attention"], arrays, outputs=len(arrays))
+    right, tensors = exact(case, given)
+    assert error(found, right) < 1e-3
+    for name, array in zip(given, left, strict=True):
+        if name in tensors:
+            assert torch.equal(as_torch(array), tensors[name]), name
 
 
-def test_decode_gives_the_bits_of_verify() -> None:
+@pytest.mark.parametrize("storage", [FLOAT32, INT8, E4M3FN], ids=lambda storage: storage.dtype)
+def test_decode_gives_the_bits_of_verify(storage: Storage) -> None:
     gpu()
-    case = Case(4, (200,), scratch=8, dim=128, value_dim=128)
-    given, (verify, size) = operands(case), case.kernel()
-    out = np.zeros((1, 4, case.heads, 128), np.float32)
-    arrays = [*given.values(), out, np.zeros(size, np.float32)]
-    verified, _ = call(compile_for({"attention": verify}, ARCH)["attention"], arrays, outputs=2)
-    one = Case(1, (200,), dim=128, value_dim=128)
-    decode, size = one.kernel()
-    step = operands(one) | {name: given[name][:, :, :1].copy() for name in "qkv"}
-    step |= {name: given[name] for name in ("k_cache", "v_cache")}
-    arrays = [*step.values(), out[:, :1].copy(), np.zeros(size, np.float32)]
-    decoded, _ = call(compile_for({"attention": decode}, ARCH)["attention"], arrays, outputs=2)
-    assert np.array_equal(decoded[:, 0], verified[:, 0])
+    verify = Case(8, (200,), scratch=8, dim=128, value_dim=128, storage=storage)
+    decode = Case(1, (200,), dim=128, value_dim=128, storage=storage)
+    given = operands(verify)
+    assert decode_plan(decode.problem).joined
+    assert not decode_plan(verify.problem).joined
+    step = operands(decode) | {name: given[name][:, :, :1].copy() for name in "qkv"}
+    step |= {name: given[name] for name in ("k_cache", "v_cache", "k_scale", "v_scale") if name in given}
+    outs = []
+    for case, operands_of in ((verify, given), (decode, step)):
+        kernel, workspace = case.kernel()
+        arrays = [*operands_of.values(), case.out, np.full(workspace, np.nan, np.float32)]
+        outs.append(call(compile_for({"attention": kernel}, ARCH)["attention"], arrays, outputs=2)[0])
+    assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
 
 
-def test_kernels_build_without_spills(tmp_path: Path) -> None:
-    positions = CacheForm(free=True, slot_position=True)
-    shape = AttentionShape(1, 3, 6, 2, 16, 16, 2, 500, 0)
-    scratch = AttentionShape(1, 3, 2, 2, 16, 16, 1, 500, 4)
-    kernels = {
-        "few": append_attention("few", shape, Scoring(0.125, 50, sinks=True), "bfloat16", positions)[0],
-        "many": written_attention("many", AttentionShape(1, 70, 2, 1, 16, 16, 1, 99, 0), Scoring(0.25), "float16")[0],
-        "prologue": qkv_prologue("prologue", shape, Prologue(1e-6), "bfloat16", positions),
-        "commit": commit_scratch("commit", scratch, "bfloat16", positions),
+def test_scratch_is_moved_as_it_is() -> None:
+    gpu()
+    case = Case(4, (30, 7), scratch=4, storage=E4M3FN)
+    given = {name: array for name, array in operands(case).items() if name not in "qkv"}
+    given = {name: given[name] for name in ("k_cache", "v_cache", "k_scratch", "v_scratch", "length")} | {
+        "accepted": np.array([3, 0], np.int32),
+        **{name: given[name] for name in given if name.endswith("_scale")},
     }
-    report = resources(compile_for(kernels, ARCH), ARCH, tmp_path)
-    assert report.count("0 bytes spill stores") == report.count("spill stores") == 6
+    kernel = commit_scratch("commit", case.shape, "float16", case.form)
+    arrays = list(given.values())
+    left = call(compile_for({"commit": kernel}, ARCH)["commit"], arrays, outputs=len(arrays))
+    tensors = {name: as_torch(array) for name, array in given.items()}
+    torch.ops.dspark.commit_scratch(**tensors)
+    for name, array in zip(given, left, strict=True):
+        assert torch.equal(as_torch(array), tensors[name]), name
+
+
+def test_kernels_build_without_spills() -> None:
+    positions = CacheForm(free=True, slot_position=True)
+    codes = CacheForm(INT8, free=True, slot_position=True)
+    joined = AttentionShape(1, 3, 6, 2, 16, 16, 2, 500, 0)
+    split = AttentionShape(1, 4, 10, 2, 16, 16, 1, 500, 4)
+    many = AttentionShape(1, 40, 2, 1, 16, 16, 1, 99, 0)
+    kernels = {
+        "joined": append_attention("joined", joined, Scoring(0.125, 50, sinks=True), "bfloat16", positions)[0],
+        "split": scratch_attention("split", split, Scoring(0.125), "float16", codes)[0],
+        "many": written_attention("many", many, Scoring(0.25), "float16", CacheForm(E4M3FN))[0],
+        "prologue": qkv_prologue("prologue", joined, Prologue(1e-6), "bfloat16", codes),
+        "commit": commit_scratch("commit", split, "bfloat16", codes),
+    }
+    report = report_of(kernels, ARCH)
+    assert report.kernels == 2 + 3 + 2 + 1 + 1
+    assert not report.spills
 
 
 @pytest.mark.parametrize("dim", [8, 16, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("width", [1, 4, 8, 32, 2048])
-def test_plans_fit_the_memory(dim: int, width: int) -> None:
+@pytest.mark.parametrize("storage", [FLOAT32, INT8], ids=lambda storage: storage.dtype)
+def test_plans_fit_the_memory(dim: int, width: int, storage: Storage) -> None:
     shape = AttentionShape(1, width, 32, 8, dim, dim, 1, 40960, 0)
-    problem = Problem(shape, Scoring(1.0), CacheForm(), "bfloat16", "bfloat16")
-    decode, prefill = decode_plan(problem), prefill_plan(problem)
+    problem = Problem(shape, Scoring(1.0), CacheForm(storage), "bfloat16", "bfloat16")
+    decode, prefill, stages = decode_plan(problem), prefill_plan(problem), stages_of(problem)
     rows, heads = 2 * row_bytes(dim), row_bytes(dim)
-    assert decode.stages * ROUND * rows + decode.tiles * 16 * heads <= BLOCK_MEMORY
+    ring = LINES * (decode.stages * stages.bytes + stages.opened)
+    assert ring + decode.tiles * 16 * heads <= BLOCK_MEMORY
+    assert join_bytes(problem) <= BLOCK_MEMORY
     assert prefill.stages * prefill.stretch * rows + prefill.height * heads <= BLOCK_MEMORY
     assert decode.threads <= 512
     assert decode.tiles * decode.blocks * 16 >= problem.rows
@@ -172,7 +236,7 @@ def test_plans_fit_the_memory(dim: int, width: int) -> None:
 
 def test_caches_that_are_refused() -> None:
     shape = AttentionShape(1, 1, 2, 1, 16, 16, 1, 100, 0)
-    with pytest.raises(LoweringError, match="int8"):
-        append_attention("a", shape, Scoring(1.0), "bfloat16", CacheForm(INT8))
+    with pytest.raises(LoweringError, match="lower --max-seq-len"):
+        append_attention("a", replace(shape, slots=1 << 28), Scoring(1.0), "bfloat16")
     with pytest.raises(LoweringError, match="multiples of 8"):
         append_attention("a", AttentionShape(1, 1, 2, 1, 12, 16, 1, 100, 0), Scoring(1.0), "bfloat16")

@@ -9,10 +9,9 @@ from dspark_compiler.schedules.cuda.quantized_fragments import (
     pack_bytes,
     pack_groups,
     pack_nibbles,
-    pack_zeros,
-    quantize,
     quantized_shape,
     tile_depth,
+    tile_group,
 )
 
 FEATURES, DEPTH = 40, 200
@@ -45,12 +44,9 @@ def test_bytes_of_tiles() -> None:
             assert packed[row // 16, column // depth, at].view(np.int8) == weight[row, column]
 
 
-@pytest.mark.parametrize("with_zeros", [False, True])
-def test_nibbles_of_tiles(with_zeros: bool) -> None:
-    random = np.random.default_rng(0)
-    codes = random.integers(0, 16, (FEATURES, DEPTH))
-    zeros = random.integers(0, 16, (FEATURES, 2))
-    packed = pack_nibbles(codes, zeros) if with_zeros else pack_nibbles(codes - 8)
+def test_nibbles_of_tiles() -> None:
+    codes = np.random.default_rng(0).integers(-8, 8, (FEATURES, DEPTH))
+    packed = pack_nibbles(codes)
     assert packed.shape == quantized_shape(FEATURES, DEPTH, "int4")
     words = packed.view(np.uint32)
     for row in range(FEATURES):
@@ -58,27 +54,25 @@ def test_nibbles_of_tiles(with_zeros: bool) -> None:
             word = int(words[row // 16, column // 128, octet_place(row % 16, column % 128, 4) // 4])
             element = column % 8
             code = word >> (element // 2 * 4 + element % 2 * 16) & 15
-            nothing = zeros[row, 1] if with_zeros else 8
-            assert code == (codes[row, column] if column < DEPTH else nothing)
+            assert code - 8 == (codes[row, column] if column < DEPTH else 0)
 
 
-def test_groups_lie_in_pairs_of_rows() -> None:
-    scales = np.random.default_rng(0).standard_normal((FEATURES, 2)).astype(np.float16)
-    packed = pack_groups(scales)
-    assert packed.shape == group_shape(FEATURES, DEPTH)
-    halves = packed.view(np.uint16).reshape(3, 2, 8, 2)
+@pytest.mark.parametrize(("stored", "columns", "depth"), [("int4", 128, 256), ("int4", 96, 288), ("int8", 320, 320)])
+def test_groups_lie_in_pairs_of_rows(stored: str, columns: int, depth: int) -> None:
+    group, tile = tile_group(stored, columns, depth), tile_depth(stored)
+    assert group is not None
+    scales = np.random.default_rng(0).standard_normal((FEATURES, depth // columns)).astype(np.float16)
+    packed = pack_groups(scales, group_shape(FEATURES, depth, stored, group), columns // group)
+    assert packed.shape == (3, -(-depth // tile), 8, tile // group)
     for row in range(FEATURES):
-        for group in range(2):
-            half = halves[row // 16, group, row % 8, row % 16 // 8]
-            assert half.view(np.float16) == scales[row, group]
-    zeros = np.arange(32).reshape(16, 2) % 16
-    lone = pack_zeros(zeros, "float16").view(np.uint16).view(np.float16).reshape(1, 2, 8, 2)
-    assert (lone[0].transpose(2, 1, 0).reshape(16, 2) == -1024.0 - zeros).all()
+        for column in range(depth):
+            pair = packed[row // 16, column // tile, row % 8, column % tile // group]
+            half = np.uint16(pair >> (row % 16 // 8 * 16) & 0xFFFF)
+            assert half.view(np.float16) == scales[row, column // columns]
 
 
-@pytest.mark.parametrize(("weight_dtype", "most"), [("int8", 0.01), ("int4", 0.15)])
-def test_codes_stand_for_their_weight(weight_dtype: str, most: float) -> None:
-    weight = np.random.default_rng(0).standard_normal((FEATURES, DEPTH)).astype(np.float32)
-    quantized = quantize(weight, weight_dtype)
-    scales = quantized.scales[:, None] if weight_dtype == "int8" else quantized.scales[:, np.arange(DEPTH) // 128]
-    assert np.linalg.norm(quantized.codes * scales - weight) < most * np.linalg.norm(weight)
+def test_groups_that_kernels_tell() -> None:
+    assert [tile_group("int4", columns, 1152) for columns in (32, 64, 96, 128, 384, 1152, 48)] == [
+        *(32, 64, 32, 128, 128, 128, None)
+    ]
+    assert tile_group("int8", 72, 72) == 64

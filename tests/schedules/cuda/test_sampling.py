@@ -1,7 +1,6 @@
 """Sampling on Nvidia GPUs: against the operators, which say what is right, and what the compiler makes of it."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from dspark_compiler.graph import sampling_ops  # noqa: F401 - defines torch.ops
 from dspark_compiler.schedules.cuda.accept import accept
 from dspark_compiler.schedules.cuda.draw import draw
 from dspark_compiler.schedules.cuda.token_probs import token_probs
-from tests.schedules.cuda.gpu import call, compile_for, gpu, resources
+from tests.schedules.cuda.gpu import call, compile_for, gpu, report_of
+from tests.schedules.test_accept import places, verdict
 from tests.schedules.test_token_probs import KNOBS
 
 ARCH = "sm_90a"
@@ -34,14 +34,15 @@ def distributions(*shape: int, sparse: bool = False) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
-def test_rows_stay_in_registers(tmp_path: Path) -> None:
+def test_rows_stay_in_registers() -> None:
     functions = {
         "probs": token_probs("probs", 1, 8, 50000),
         "draw": draw("draw", 1, 50000),
         "accept": accept("accept", 1, 8, 50000, drafts=7),
     }
-    report = resources(compile_for(functions, ARCH), ARCH, tmp_path)
-    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
+    report = report_of(functions, ARCH)
+    assert report.kernels == len(functions)
+    assert not report.spills
 
 
 @pytest.mark.parametrize("vocab", [1, 8, 77, 1000, 49152])
@@ -78,10 +79,11 @@ def test_accepts(extra: int, certain: bool) -> None:
         tokens, uniform = random.integers(0, vocab, (batch, width)), random.random((batch, width), dtype=np.float32)
         probs, drafts = distributions(batch, width, vocab, sparse=sparse), distributions(batch, width + extra, vocab)
         tokens[:, 1:] = probs[:, : width - 1].argmax(-1)
-        arrays = [tokens, probs, random.integers(0, width, batch).astype(np.int32), uniform]
+        arrays = [tokens, probs, random.integers(-1, width, batch).astype(np.int32), uniform]
+        arrays += places(batch)
         arrays += [] if certain else [drafts]
         kernel = compiled(accept, batch, width, vocab, drafts=0 if certain else width + extra)
-        found = call(kernel, [*arrays, np.full(batch, -7, np.int32), np.full(batch, -7, np.int64)], 2)
+        found = call(kernel, [*arrays, *verdict(batch)], 4)
         expected = dspark.accept(*(torch.from_numpy(array) for array in arrays))
         for mine, right in zip(found, expected, strict=True):
             np.testing.assert_array_equal(mine, right.numpy())
@@ -90,6 +92,6 @@ def test_accepts(extra: int, certain: bool) -> None:
 def test_where_rounding_alone_rejects_the_target_decides() -> None:
     target = np.array([[[0.5, 0.25, 0.125], [1, 0, 0]]], np.float32)
     draft = np.array([[[0.75, 0.25, 0.125]]], np.float32)
-    arrays = [np.array([[7, 0]]), target, np.ones(1, np.int32), np.array([[0.9, 0.7]], np.float32), draft]
-    found = call(compiled(accept, 1, 2, 3, drafts=1), [*arrays, np.zeros(1, np.int32), np.zeros(1, np.int64)], 2)
-    assert [int(values[0]) for values in found] == [0, 1]
+    arrays = [np.array([[7, 0]]), target, np.ones(1, np.int32), np.array([[0.9, 0.7]], np.float32), *places(1)]
+    found = call(compiled(accept, 1, 2, 3, drafts=1), [*arrays, draft, *verdict(1)], 4)
+    assert [int(values[0]) for values in found[:2]] == [1, 1]

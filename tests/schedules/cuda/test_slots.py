@@ -1,6 +1,7 @@
 """Rings, draft blocks and the freeing of cache slots on Nvidia GPUs, against the operators."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 import tvm
 
 from dspark_compiler.graph import draft_ops, pruning_ops  # noqa: F401 - define torch.ops.dspark
+from dspark_compiler.graph.reference import quantized
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.block_attention import BlockShape
+from dspark_compiler.schedules.cache_storage import E4M3FN, INT8, Storage
 from dspark_compiler.schedules.cuda import ring, slot_reads, slot_rows
 from dspark_compiler.schedules.cuda.attention_mass import attention_mass
 from dspark_compiler.schedules.cuda.block_attention import block_attention
@@ -51,15 +54,18 @@ def written(name: str, *arrays: np.ndarray | None, state: int = 0) -> np.ndarray
 
 def test_every_kernel_compiles() -> None:
     shape, cache = RowShape(2, 2, 7, 2, 9, 12), CacheShape(2, 3, 100, 16, 12)
+    quantized_cache = replace(cache, storage=INT8)
     functions = [
         ring.write_ring("f0", shape, dtype=F16),
         ring.read_ring("f1", shape, dtype=F16),
         slot_rows.append_queries("f2", shape, dtype=F16),
-        slot_reads.read_rows("f3", (2, 2, 7, 12), F16),
+        slot_reads.read_rows("f3", replace(cache, storage=E4M3FN), F16),
         select_slots("f4", cache, 2, 3),
-        compact_slots("f5", cache, dtype=F16, scored=True),
-        logit_moments("f6", cache, SCALE, heads=6, queries=10, dtype=F16),
-        attention_mass("f7", cache, Scoring(SCALE), heads=6, places=10, last=7, bounded=True, dtype=F16),
+        compact_slots("f5", quantized_cache, dtype=F16, scored=True),
+        logit_moments("f6", replace(cache, storage=E4M3FN), SCALE, heads=6, queries=10, dtype=F16),
+        attention_mass(
+            "f7", replace(cache, storage=INT8), Scoring(SCALE), heads=6, places=10, last=7, bounded=True, dtype=F16
+        ),
         block_attention("f8", BlockShape(1, 4, 2, 5, 5, 64, 64, 50, 10), SCALE, dtype=F16),
     ]
     compile_for({f"f{i}": function for i, function in enumerate(functions)}, ARCH)
@@ -113,6 +119,35 @@ def test_the_lowest_scores_go(slots: int, ties: bool) -> None:
         dspark.compact_slots(*expected, None, None)
         for mine, right in zip(move(*state), expected, strict=True):
             np.testing.assert_array_equal(mine, right.numpy())
+
+
+@pytest.mark.parametrize("storage", [INT8, E4M3FN], ids=lambda storage: storage.dtype)
+def test_quantized_slots_are_read_and_moved(storage: Storage) -> None:
+    shape, kind = CacheShape(2, 3, 100, 16, 16, storage), {INT8: torch.int8, E4M3FN: torch.float8_e4m3fn}[storage]
+    codes, scales = quantized(torch.randn(2, 3, 100, 16), kind)
+    keys, scale, seq = codes.view(torch.int8).numpy().view(storage.dtype), scales.numpy(), ints(1)
+    (*_, out) = kernel(slot_reads.read_rows, shape, dtype=F16)(keys, scale, seq, np.zeros((1, 3, 100, 16), np.float32))
+    torch.testing.assert_close(torch.from_numpy(out), dspark.read_keys(codes, scales, torch.from_numpy(seq)))
+    position = np.tile(np.arange(100, dtype=np.int32), (2, 3, 1))
+    source = np.where(np.arange(100) < 60, np.arange(100) + 40, -1).astype(np.int32) * np.ones((1, 3, 1), np.int32)
+    moved = kernel(compact_slots, shape, dtype=F16, scored=False)(keys, keys, position, source, seq, scale, scale)
+    for found, given in zip(moved, (keys, keys, position, source, seq, scale, scale), strict=True):
+        expected = given.copy()
+        if given.shape[:1] == (2,):
+            expected[1, :, :60] = given[1, :, 40:]
+        np.testing.assert_array_equal(found, expected)
+    queries, length = half(1, 6, 10, 16).astype(np.float32), ints(40)
+    (*_, out) = kernel(logit_moments, shape, SCALE, heads=6, queries=10, dtype=F16)(
+        queries, keys, scale, seq, length, np.full((2, 6, 100), np.nan, np.float32)
+    )
+    given = (torch.from_numpy(queries), codes, scales, torch.from_numpy(seq), torch.from_numpy(length))
+    np.testing.assert_allclose(out, dspark.logit_moments(*given, SCALE).numpy(), rtol=1e-4, atol=1e-5)
+    run = kernel(attention_mass, shape, Scoring(SCALE), heads=6, places=10, last=7, bounded=False, dtype=F16)
+    ring_of, control = half(2, 6, 10, 16).astype(np.float32), (seq, ints(60), ints(0))
+    (*_, out) = run(ring_of, keys, scale, position, *control, np.full((1, 6, 100), np.nan, np.float32))
+    given = map(torch.from_numpy, (position, *control))
+    expected = dspark.attention_mass(torch.from_numpy(ring_of), codes, scales, *given, None, 7, SCALE, 0, 0.0, None)
+    np.testing.assert_allclose(out, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_scores_of_slots() -> None:

@@ -1,18 +1,15 @@
 """Linears of few rows for Nvidia GPUs: what the compiler makes of them, and what comes out."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dspark_compiler.schedules.cuda.fragments import pack_fragments
 from dspark_compiler.schedules.cuda.late_norm import late_norm_input, late_norm_parts
 from dspark_compiler.schedules.cuda.quantized_fragments import (
-    GROUP_DEPTH,
+    group_shape,
     pack_bytes,
     pack_groups,
     pack_nibbles,
-    pack_zeros,
 )
 from dspark_compiler.schedules.cuda.stream_linear import stream_gated_linear, stream_linear
 from dspark_compiler.schedules.cuda.stream_schedule import (
@@ -21,25 +18,30 @@ from dspark_compiler.schedules.cuda.stream_schedule import (
     default_stream_schedule,
 )
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from tests.schedules.cuda.gpu import call, compile_for, error, gpu, resources
+from tests.schedules.cuda.gpu import call, compile_for, error, gpu, report_of
 
 ARCH = "sm_90a"
 EPSILON = 1e-6
 FORMS = ("bfloat16", "int8", "int4", "float8_e4m3fn")
+# What codes are, the columns that share a scale, and whether there are offsets.
+CODES = [("int8", 0, False), ("int4", 128, False), ("int4", 32, True), ("int4", 64, False), ("int8", 32, True)]
 
 
-def test_weights_come_16_bytes_at_a_time_and_no_register_leaves(tmp_path: Path) -> None:
+def test_weights_come_16_bytes_at_a_time_and_no_register_leaves() -> None:
     functions = {
         form: stream_linear(form, LinearWorkload(8, 2560, 4096, form), "bfloat16", residual=True) for form in FORMS
     }
+    for stored, group, offsets in CODES[2:]:
+        name, work = f"{stored}_{group}", LinearWorkload(8, 256, 4096, stored)
+        functions[name] = stream_linear(name, work, "bfloat16", group=group, offsets=offsets)
     gated = LinearWorkload(1, 19456, 2560, "bfloat16", gated=True)
     functions["gated"] = stream_gated_linear("gated", gated, "bfloat16", activation="silu", norm_eps=EPSILON)
-    compiled = compile_for(functions, ARCH)
-    report = resources(compiled, ARCH, tmp_path)
-    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(functions)
-    source = compiled.mod.imports[0].inspect_source()
-    assert source.count("dspark_await_previous();") == len(functions)
-    assert source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4  # two forms of a tile, two halves each
+    report = report_of(functions, ARCH)
+    assert report.kernels == len(functions)
+    assert not report.spills
+    assert report.source.count("dspark_await_previous();") == len(functions)
+    # Two forms of a tile, two halves each.
+    assert report.source.count("ld.global.nc.L1::no_allocate.L2::256B.v4.u32") == 4
 
 
 def test_schedules_do_not_depend_on_the_rows() -> None:
@@ -83,40 +85,38 @@ def test_products_are_right() -> None:
 def test_quantized_products_are_right() -> None:
     gpu()
     random = np.random.default_rng()
-    forms = {"int8": False, "int4": False, "zeros": True}
-    functions = {
-        f"{form}{i}": stream_linear(
-            f"{form}{i}", LinearWorkload(rows, features, depth, "int4" if zeros else form), "float16", zeros=zeros
-        )
-        for form, zeros in forms.items()
-        for i, (rows, features, depth, _, _) in enumerate(SHAPES)
-    }
+    cases = [(i, form) for i in range(len(SHAPES)) for form in CODES if SHAPES[i][2] % (form[1] or 1) == 0]
+    functions = {}
+    for at, (i, (stored, group, offsets)) in enumerate(cases):
+        work = LinearWorkload(*SHAPES[i][:3], stored)
+        functions[f"f{at}"] = stream_linear(f"f{at}", work, "float16", group=group, offsets=offsets)
     compiled = compile_for(functions, ARCH)
-    for i, (rows, features, depth, _, _) in enumerate(SHAPES):
+    for at, (i, form) in enumerate(cases):
+        rows, features, depth = SHAPES[i][:3]
         x = random.standard_normal((rows, depth)).astype(np.float16)
-        for form, zeros in forms.items():
-            weight, exact = _quantized(random, features, depth, form, zeros)
-            y = np.full((rows, features), np.nan, np.float32)
-            (found,) = call(compiled[f"{form}{i}"], [x, *weight, y])
-            assert error(found, x.astype(float) @ exact.T) < 1e-5, (form, i)
+        weight, exact = _quantized(random, features, depth, *form)
+        y = np.full((rows, features), np.nan, np.float32)
+        (found,) = call(compiled[f"f{at}"], [x, *weight, y])
+        assert error(found, x.astype(float) @ exact.T) < 1e-5, (form, i)
 
 
 def _quantized(
-    random: np.random.Generator, features: int, depth: int, form: str, zeros: bool
+    random: np.random.Generator, features: int, depth: int, stored: str, group: int, offsets: bool
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """A packed weight with its scales and zeros, and what it stands for."""
-    if form == "int8":
-        codes = random.integers(-128, 128, (features, depth)).astype(np.int8)
+    """A packed weight with its scales and offsets, and what it stands for."""
+    low, high = (-8, 8) if stored == "int4" else (-128, 128)
+    codes = random.integers(low, high, (features, depth)).astype(np.int8)
+    packed = pack_nibbles(codes) if stored == "int4" else pack_bytes(codes)
+    if not group:
         scale = random.uniform(0.5, 1, features).astype(np.float32)
-        return [pack_bytes(codes), scale], codes * scale[:, None].astype(float)
-    groups = -(-depth // GROUP_DEPTH)
-    zero = random.integers(0, 16, (features, groups)) * zeros
-    codes = random.integers(0, 16, (features, depth)) - 8 * (not zeros)
-    scale = random.uniform(0.5, 1, (features, groups)).astype(np.float16)
-    packed = [pack_nibbles(codes, zero if zeros else None), pack_groups(scale)]
-    spread = np.arange(depth) // GROUP_DEPTH
-    exact = (codes - zero[:, spread]) * scale.astype(float)[:, spread]
-    return packed + ([pack_zeros(zero, "float16")] if zeros else []), exact
+        return [packed, scale], codes * scale[:, None].astype(float)
+    factors = random.uniform(0.5, 1, (2, features, depth // group)).astype(np.float16)
+    scale, offset = (np.repeat(values, group, 1).astype(float) for values in factors)
+    shape = group_shape(features, depth, stored, group)
+    return [
+        packed,
+        *(pack_groups(values, shape) for values in factors[: 1 + offsets]),
+    ], codes * scale + offsets * offset
 
 
 @pytest.mark.parametrize("rows", [1, 8, 16])
@@ -155,14 +155,19 @@ def _fed(rows: int, depth: int) -> list[np.ndarray]:
     return [np.full(shape, np.nan, dtype) for shape, dtype in shapes]
 
 
-def test_rows_do_not_depend_on_their_number() -> None:
+def test_rows_do_not_depend_on_their_number_or_the_cut() -> None:
     gpu()
     random = np.random.default_rng()
     x = random.standard_normal((24, 1536)).astype(np.float16)
     packed = pack_fragments(random.standard_normal((576, 1536)).astype(np.float16))
+    # Cuts that share the depth among as many warps sum in the same order, so each number of rows may have its own.
     counts = (1, 5, 8, 16, 24)
-    works = {f"f{rows}": LinearWorkload(rows, 576, 1536, "float16") for rows in counts}
-    compiled = compile_for({name: stream_linear(name, work, "float16") for name, work in works.items()}, ARCH)
+    cuts = [StreamSchedule(*cut) for cut in ((1, 8, 4), (2, 8, 4), (1, 8, 8), (1, 8, 2), (2, 8, 2))]
+    functions = {
+        f"f{rows}": stream_linear(f"f{rows}", LinearWorkload(rows, 576, 1536, "float16"), "float16", cut)
+        for rows, cut in zip(counts, cuts, strict=True)
+    }
+    compiled = compile_for(functions, ARCH)
     results = [
         call(compiled[f"f{rows}"], [x[:rows], packed, np.full((rows, 576), np.nan, np.float32)])[0] for rows in counts
     ]

@@ -1,0 +1,1 @@
+"""Models of real shapes whose weights are made where they are measured."""

@@ -1,0 +1,29 @@
+"""What a rule for a call may use."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
+from dspark_compiler.backends.vulkan.scope import View
+from dspark_compiler.backends.vulkan.values import Value
+
+Side = Callable[[], Value]
+
+
+class Emitter(Protocol):
+    """The expressions of a kernel, as the rules for calls see them."""
+
+    do: Arithmetic
+    ordered_buffers: bool  # whether barriers have to order accesses to buffers, too
+
+    def value(self, expr: Any) -> Value:
+        """The value of an expression."""
+
+    def pointer(self, load: Any) -> tuple[int, View]:
+        """A pointer to the element that a load of one number would read."""
+
+    def choose(self, condition: Value, sides: tuple[Side, Side], like: Any) -> Value:
+        """Only the side that holds is computed, the first where the condition does; ``like`` has the type of both."""
+
+
+Rule = Callable[[Emitter, Any], Value | None]

@@ -1,0 +1,180 @@
+"""Where a kernel's buffers lie: behind an address, in the work group's memory, or private to an invocation.
+
+Contiguous elements move in accesses of up to 16 bytes, as far as the index is known to be aligned.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
+from dspark_compiler.backends.vulkan.spirv import numbers
+from dspark_compiler.backends.vulkan.spirv.numbers import Op, Storage
+from dspark_compiler.backends.vulkan.spirv.types import (
+    INT32,
+    UINT8,
+    UINT32,
+    Scalar,
+    array_behind_address,
+    pointer_type,
+    type_id,
+)
+from dspark_compiler.backends.vulkan.values import Value
+
+_ACCESS = 16  # bytes at once
+_WORD = 4
+Index = Callable[[int], Value]  # n -> the index in units of n elements
+
+
+class Memory(Protocol):
+    """Elements that can be read, written and updated atomically."""
+
+    def load(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
+        """``lanes`` elements from an index on that is a multiple of ``aligned``, a power of two."""
+
+    def store(self, value: Value, index: Index, aligned: int) -> None:
+        """The opposite."""
+
+    def pointer(self, scalar: Scalar, index: Index) -> int:
+        """The id of a pointer to one element."""
+
+
+@dataclass
+class Usage:
+    """What a kernel does with one of its arguments."""
+
+    reads: bool = False
+    writes: bool = False
+
+    def __str__(self) -> str:
+        return ("r" if self.reads else "") + ("w" if self.writes else "") or "r"
+
+
+class DeviceMemory:
+    """A buffer argument: elements of any type behind a 64-bit address."""
+
+    def __init__(self, arithmetic: Arithmetic, address: int, usage: Usage) -> None:
+        self._do = arithmetic
+        self._address = address
+        self._usage = usage
+        self._views: dict[tuple[Scalar, int], int] = {}
+
+    def load(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
+        """See Memory."""
+        if scalar.is_bool:
+            return self._do.convert(self.load(UINT8, lanes, index, aligned), scalar)
+        self._usage.reads = True
+        each, unit, count = _access(scalar, lanes, aligned)
+        pieces = []
+        for begin in range(0, lanes, each):
+            pointer = self._element(unit, count, index(each), begin // each)
+            operands = (numbers.ALIGNED, unit.size * count)
+            loaded = self._do.body.emit(Op.LOAD, self._do.type(unit, count), pointer, *operands)
+            pieces.append(self._do.bitcast(Value(unit, count, (loaded,)), scalar, each))
+        return self._do.join(pieces)
+
+    def store(self, value: Value, index: Index, aligned: int) -> None:
+        """See Memory."""
+        if value.scalar.is_bool:
+            value = self._do.convert(value, UINT8)
+        self._usage.writes = True
+        each, unit, count = _access(value.scalar, value.lanes, aligned)
+        for begin in range(0, value.lanes, each):
+            piece = self._do.bitcast(self._do.piece(value, begin, each), unit, count)
+            pointer = self._element(unit, count, index(each), begin // each)
+            self._do.body.emit_void(Op.STORE, pointer, piece.id, numbers.ALIGNED, unit.size * count)
+
+    def pointer(self, scalar: Scalar, index: Index) -> int:
+        """See Memory."""
+        self._usage.reads = self._usage.writes = True
+        return self._element(scalar, 1, index(1), 0)
+
+    def _element(self, unit: Scalar, count: int, index: Value, offset: int) -> int:
+        base = self._view(unit, count)
+        kind = pointer_type(self._do.module, Storage.PHYSICAL_STORAGE_BUFFER, self._do.type(unit, count))
+        if offset:
+            index = self._do.binary("Add", index, self._do.constant(index.scalar, offset))
+        first = self._do.constant(INT32, 0)
+        return self._do.body.emit(Op.ACCESS_CHAIN, kind, base, first.id, index.id)
+
+    def _view(self, unit: Scalar, count: int) -> int:
+        """The address as a pointer to vectors of ``count``."""
+        if (unit, count) not in self._views:
+            kind = array_behind_address(self._do.module, unit, count)
+            self._views[unit, count] = self._do.body.at_entry(
+                lambda: self._do.body.emit(Op.BITCAST, kind, self._address)
+            )
+        return self._views[unit, count]
+
+
+class ChipMemory:
+    """An array on the chip, shared by a work group or private: vectors of ``width`` elements of one type."""
+
+    def __init__(
+        self, arithmetic: Arithmetic, storage: Storage, scalar: Scalar, length: int, width: int, volatile: bool
+    ) -> None:
+        self._do = arithmetic
+        self._storage, self._scalar, self._width = storage, scalar, width
+        self._operands = (numbers.VOLATILE,) if volatile else ()
+        self.bytes = scalar.size * length
+        module = arithmetic.module
+        count = arithmetic.constant(UINT32, -(-length // width))
+        array = module.declare(Op.TYPE_ARRAY, type_id(module, scalar, width), count.id)
+        pointer = pointer_type(module, storage, array)
+        if storage is Storage.FUNCTION:
+            self._variable = arithmetic.body.variable(pointer)
+        else:
+            self._variable = module.declare_variable(pointer, storage)
+
+    def load(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
+        """See Memory."""
+        self._check(scalar)
+        each = self._width if aligned % self._width == 0 and lanes % self._width == 0 else 1
+        kind = self._do.type(scalar, each)
+        pieces = []
+        for begin in range(0, lanes, each):
+            pointer = self._element(each, index, begin)
+            pieces.append(Value(scalar, each, (self._do.body.emit(Op.LOAD, kind, pointer, *self._operands),)))
+        return self._do.join(pieces)
+
+    def store(self, value: Value, index: Index, aligned: int) -> None:
+        """See Memory."""
+        self._check(value.scalar)
+        each = self._width if aligned % self._width == 0 and value.lanes % self._width == 0 else 1
+        for begin in range(0, value.lanes, each):
+            piece = self._do.piece(value, begin, each)
+            self._do.body.emit_void(Op.STORE, self._element(each, index, begin), piece.id, *self._operands)
+
+    def pointer(self, scalar: Scalar, index: Index) -> int:
+        """See Memory."""
+        self._check(scalar)
+        return self._element(1, index, 0)
+
+    def _element(self, each: int, index: Index, begin: int) -> int:
+        kind = pointer_type(self._do.module, self._storage, self._do.type(self._scalar, each))
+        position = index(each)
+        if begin:
+            position = self._do.binary("Add", position, self._do.constant(position.scalar, begin // each))
+        chain = [position.id]
+        if each < self._width:
+            bits = self._do.constant(position.scalar, self._width.bit_length() - 1)
+            inside = self._do.binary("BitwiseAnd", position, self._do.constant(position.scalar, self._width - 1))
+            chain = [self._do.binary("RShift", position, bits).id, inside.id]
+        return self._do.body.emit(Op.ACCESS_CHAIN, kind, self._variable, *chain)
+
+    def _check(self, scalar: Scalar) -> None:
+        if scalar != self._scalar:
+            raise ValueError(f"an array of {self._scalar} is accessed as {scalar}")
+
+
+def _access(scalar: Scalar, lanes: int, aligned: int) -> tuple[int, Scalar, int]:
+    """Elements an access takes, and the vector it is made as: types below 4 bytes travel as words."""
+    each = max(1, min(lanes, _ACCESS // scalar.size, aligned))
+    each = 1 << each.bit_length() - 1
+    while lanes % each:
+        each //= 2
+    if scalar.size >= _WORD or each == 1:
+        return each, scalar, each
+    if each * scalar.size < _WORD:
+        return 1, scalar, 1
+    return each, UINT32, each * scalar.size // _WORD

@@ -1,0 +1,76 @@
+"""Barriers and atomic operations."""
+
+from typing import Any
+
+from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
+from dspark_compiler.backends.vulkan.memory import ChipMemory
+from dspark_compiler.backends.vulkan.spirv import numbers
+from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
+from dspark_compiler.backends.vulkan.spirv.types import UINT32
+from dspark_compiler.backends.vulkan.values import Value
+
+# Scope of each barrier TIR knows within a work group.
+_BARRIERS = {"shared": Scope.WORKGROUP, "shared.dyn": Scope.WORKGROUP, "warp": Scope.SUBGROUP}
+# Instructions for floats, signed and unsigned integers.
+_ATOMICS: dict[str, tuple[Op | None, Op, Op]] = {
+    "add": (Op.ATOMIC_F_ADD_EXT, Op.ATOMIC_I_ADD, Op.ATOMIC_I_ADD),
+    "max": (None, Op.ATOMIC_S_MAX, Op.ATOMIC_U_MAX),
+    "min": (None, Op.ATOMIC_S_MIN, Op.ATOMIC_U_MIN),
+    "and": (None, Op.ATOMIC_AND, Op.ATOMIC_AND),
+    "or": (None, Op.ATOMIC_OR, Op.ATOMIC_OR),
+    "xor": (None, Op.ATOMIC_XOR, Op.ATOMIC_XOR),
+    "exchange": (Op.ATOMIC_EXCHANGE, Op.ATOMIC_EXCHANGE, Op.ATOMIC_EXCHANGE),
+}
+
+
+def barrier(emitter: Emitter, call: Any) -> None:
+    """tvm_storage_sync(scope): all that was written before is seen after, by those who meet here."""
+    name = str(call.args[0].value)
+    if name not in _BARRIERS:
+        raise ValueError(f"a barrier of scope {name} reaches beyond a work group; split the kernel")
+    do, scope = emitter.do, _BARRIERS[name]
+    if scope is Scope.SUBGROUP:
+        do.module.require(Capability.GROUP_NON_UNIFORM)
+    semantics = numbers.ACQUIRE_RELEASE | numbers.WORKGROUP_MEMORY
+    if emitter.ordered_buffers:
+        semantics |= numbers.UNIFORM_MEMORY
+    who = do.constant(UINT32, scope).id
+    do.body.emit_void(Op.CONTROL_BARRIER, who, who, do.constant(UINT32, semantics).id)
+
+
+def atomic(name: str) -> Rule:
+    """dspark_atomic_NAME(address_of(buffer[i]), value): what was there before; orders nothing else."""
+
+    def rule(emitter: Emitter, call: Any) -> Value:
+        address, operand = call.args[-2:]
+        value = emitter.value(operand)
+        floating, signed, unsigned = _ATOMICS[name]
+        op = floating if value.scalar.is_float else signed if value.scalar.signed else unsigned
+        if op is None:
+            raise ValueError(f"no atomic {name} on {value.scalar}")
+        return _emit(emitter, op, _target(address), value)
+
+    return rule
+
+
+def _target(address: Any) -> Any:
+    """The load whose element an address_of names."""
+    inner = getattr(address, "args", [None])[0]
+    if type(inner).__name__ != "TensorLoad":
+        raise ValueError(f"an atomic operation on {address} instead of the address of an element")
+    return inner
+
+
+def _emit(emitter: Emitter, op: Op, load: Any, value: Value) -> Value:
+    do = emitter.do
+    pointer, view = emitter.pointer(load)
+    if view.scalar != value.scalar:
+        raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
+    if op is Op.ATOMIC_F_ADD_EXT:
+        do.module.require(Capability.ATOMIC_FLOAT32_ADD_EXT, "SPV_EXT_shader_atomic_float_add")
+    if value.scalar.bits == 64:
+        do.module.require(Capability.INT64_ATOMICS)
+    scope = Scope.WORKGROUP if isinstance(view.memory, ChipMemory) else Scope.DEVICE
+    relaxed = do.constant(UINT32, 0).id
+    result = do.body.emit(op, do.type(value.scalar), pointer, do.constant(UINT32, scope).id, relaxed, value.id)
+    return Value(value.scalar, 1, (result,))

@@ -1,0 +1,1 @@
+"""Kernel templates for Vulkan devices of any maker: TIR with bound threads."""

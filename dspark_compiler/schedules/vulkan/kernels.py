@@ -1,0 +1,20 @@
+"""The kernel templates for Vulkan that converters of all targets call, by name."""
+
+from collections.abc import Callable, Mapping
+
+import tvm
+
+from dspark_compiler.schedules.vulkan import norm, rows
+from dspark_compiler.schedules.vulkan.rope import rope
+
+Template = Callable[..., tvm.tirx.PrimFunc]
+
+_TEMPLATES: tuple[Template, ...] = (
+    *(norm.rms_norm, norm.layer_norm, rope),
+    *(rows.packed_embedding, rows.row_embedding, rows.last_row),
+)
+
+
+def vulkan_kernels() -> Mapping[str, Template]:
+    """Templates by name."""
+    return {template.__name__: template for template in _TEMPLATES}

@@ -1,0 +1,94 @@
+"""Grids, work groups, and what their invocations do together.
+
+Kernels count on one thing of a device's subgroups: that eight invocations in a row, from a multiple of eight on, lie
+in the same one. Such eight are a team here. All else that a work group does together goes through its shared memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.tir import Buffer, Expr
+
+TEAM = 8
+
+
+@contextmanager
+def launch(grid: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
+    """Emits one kernel launch; yields the work group's indices, x first, and the index of the thread in it.
+
+    A function may launch several kernels, one after the other.
+    """
+    with ExitStack() as stack:
+        axes = [
+            stack.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
+            for axis, extent in zip("xyz", grid, strict=False)
+        ]
+        yield (*axes, stack.enter_context(T.launch_thread("threadIdx.x", threads)))
+
+
+def registers(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
+    """An array private to a thread; index it with constants, or it leaves the registers."""
+    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local")
+
+
+def shared(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
+    """An array of the work group's."""
+    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="shared")
+
+
+def barrier() -> None:
+    """All threads of the work group get here before one goes on, and see what was written."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def team_sum(value: Expr) -> Expr:
+    """The sum over a team, the same bits in all of it."""
+    return _over_team(value, lambda a, b: a + b)
+
+
+def team_max(value: Expr) -> Expr:
+    """The greatest of a team."""
+    return _over_team(value, T.max)
+
+
+def group_sum(value: Expr, thread: Expr, threads: int) -> Expr:
+    """The sum over a work group of ``threads``; all of it has to get here."""
+    return _over_group(value, thread, threads, team_sum, lambda a, b: a + b)
+
+
+def group_max(value: Expr, thread: Expr, threads: int) -> Expr:
+    """The greatest of a work group, likewise."""
+    return _over_group(value, thread, threads, team_max, T.max)
+
+
+def _over_team(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    value, distance = T.Bind(value), TEAM // 2
+    while distance:
+        other = T.tvm_warp_shuffle_xor(T.uint32(0), value, T.int32(distance), T.int32(TEAM), T.int32(TEAM))
+        value, distance = T.Bind(combine(value, other)), distance // 2
+    return value
+
+
+def _over_group(
+    value: Expr,
+    thread: Expr,
+    threads: int,
+    over_team: Callable[[Expr], Expr],
+    combine: Callable[[Expr, Expr], Expr],
+) -> Expr:
+    value = over_team(value)
+    teams = threads // TEAM
+    if teams == 1:
+        return value
+    parts = shared(teams)
+    barrier()  # what an earlier reduction left there has been read
+    with T.If(thread % TEAM == 0), T.Then():
+        T.buffer_store(parts, value, [thread // TEAM])
+    barrier()
+    total = parts[0]
+    for team in range(1, teams):
+        total = T.Bind(combine(total, parts[team]))
+    return T.Bind(total)

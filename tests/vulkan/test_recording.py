@@ -1,0 +1,115 @@
+"""Recordings: remembered instead of run, replayed in order with everything else."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.vulkan.device import function
+from tests.vulkan.kernels import axpy, described, load
+from tests.vulkan.test_launch import SIZE, on_device, run
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Any:
+    return load((described(), axpy()))["axpy"]
+
+
+def recorded(work: Any) -> int:
+    function("begin_recording")(0)
+    work()
+    return function("end_recording")(0)
+
+
+def test_nothing_runs_before_it_is_replayed(kernel: Any) -> None:
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b, c = on_device(x), on_device(np.zeros_like(x)), on_device(np.zeros_like(x))
+
+    def step() -> None:
+        run(kernel, a, b, 1.0)
+        run(kernel, b, c, 1.0)
+
+    recording = recorded(step)
+    np.testing.assert_array_equal(c.numpy(), 0)
+    for _ in range(3):
+        function("replay")(0, recording)
+    np.testing.assert_array_equal(b.numpy(), 3 * x)
+    np.testing.assert_array_equal(c.numpy(), 6 * x)  # 1 + 2 + 3: each replay sees what the last one wrote
+    run(kernel, a, b, 1.0)
+    function("replay")(0, recording)
+    np.testing.assert_array_equal(c.numpy(), 11 * x)
+    function("forget")(0, recording)
+    with pytest.raises(RuntimeError, match="a recording that does not exist"):
+        function("replay")(0, recording)
+
+
+def test_arguments_by_address_stay_with_the_recording() -> None:
+    kernel = load((described(by_address=True), axpy(by_address=True)))["axpy"]
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b = on_device(x), on_device(np.zeros_like(x))
+    recording = recorded(lambda: [run(kernel, a, b, float(i % 5)) for i in range(1500)])
+    for _ in range(2):
+        function("replay")(0, recording)
+        run(kernel, a, b, 0.0)
+    np.testing.assert_array_equal(b.numpy(), 2 * x * 300 * sum(range(5)))
+    function("forget")(0, recording)
+
+
+def test_a_recording_outlives_its_module() -> None:
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b = on_device(x), on_device(np.zeros_like(x))
+    recording = recorded(lambda: run(load((described(), axpy()))["axpy"], a, b, 1.0))
+    function("replay")(0, recording)
+    np.testing.assert_array_equal(b.numpy(), x)
+    function("forget")(0, recording)
+
+
+def test_recordings_do_not_nest_and_can_be_abandoned(kernel: Any) -> None:
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b = on_device(x), on_device(np.zeros_like(x))
+    function("begin_recording")(0)
+    run(kernel, a, b, 1.0)
+    with pytest.raises(RuntimeError, match="commands are being recorded already"):
+        function("begin_recording")(0)
+    with pytest.raises(RuntimeError, match="a copy to the host cannot be recorded"):
+        b.numpy()
+    function("abandon_recording")(0)
+    np.testing.assert_array_equal(b.numpy(), 0)
+    with pytest.raises(RuntimeError, match="no commands are being recorded"):
+        function("end_recording")(0)
+
+
+def test_marks_and_copies_through_mapped_memory(kernel: Any) -> None:
+    """What a step does: numbers to the device, a recording, results back, the next step before they are read."""
+    size = 4 * SIZE
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b = on_device(x), on_device(np.zeros_like(x))
+    host = [function("allocate_host")(0, size) for _ in range(4)]
+    views = [np.ctypeslib.as_array((ctypes.c_float * SIZE).from_address(place)) for place in host]
+    recording = recorded(lambda: run(kernel, a, b, 1.0))
+    marks = []
+    for step in range(2):
+        views[step][:] = 10 + step
+        function("copy")(0, a.data_ptr(), host[step], size)
+        function("replay")(0, recording)
+        function("copy")(0, host[2 + step], b.data_ptr(), size)
+        marks.append(function("mark")(0))
+    assert marks[0] < marks[1]
+    for step, expected in enumerate((10, 21)):
+        function("wait")(0, marks[step])
+        np.testing.assert_array_equal(views[2 + step], expected)
+    function("zero")(0, b.data_ptr(), size)
+    function("zero")(0, b.data_ptr(), 0)
+    function("copy_rows")(0, b.data_ptr() + 4, 40, a.data_ptr(), 8, 8, 3)
+    expected = np.zeros(SIZE, np.float32)
+    for row in range(3):
+        expected[1 + 10 * row : 3 + 10 * row] = 11
+    np.testing.assert_array_equal(b.numpy(), expected)
+    first, last = function("stamp")(0), function("stamp")(0)
+    assert 0 <= function("seconds")(0, first, last) < 1
+    with pytest.raises(RuntimeError, match="a time that is not remembered"):
+        function("seconds")(0, first, last + 1)
+    function("forget")(0, recording)
+    for place in host:
+        function("release")(0, place)
