@@ -61,7 +61,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
     args = (
         "m --target cpu --arch x86-64-v3 -o out --dtype bfloat16 --max-seq-len 77 --max-batch 3 --prefill-widths 4,32"
     )
-    args += " --kv-budget 60 --kv-policy kvzap --kv-weights w.safetensors --heads h"
+    args += " --kv-budget 60 --kv-policy kvzap --kv-weights w.safetensors --heads h --quantize-heads fp8"
     args += " --max-quality-loss 0.25 --quantize int4-g128-awq --calibration text.txt"
     args += " --kv-dtype int8 --verify-width 5 --tune-trials 9 --dump-ir ir --no-check"
     assert CliRunner().invoke(cli.compile_main, args.split()).exit_code == 0
@@ -77,6 +77,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         quantize="int4-g128-awq",
         calibration=Path("text.txt"),
         heads=Path("h"),
+        quantize_heads="fp8",
         max_quality_loss=0.25,
         max_seq_len=77,
         max_batch=3,
