@@ -5,7 +5,7 @@
     python benchmarks/tune_shapes.py RECORDS --report              # what is on record, without measuring
 
 What is in RECORDS is not measured again: interrupting it costs the shape at hand. The records that ship are made by
-the first line with ``dspark_compiler/schedules/records``.
+the first line with ``dspark_compiler/schedules/records`` and ``--rows 1,8,16,32``.
 """
 
 import argparse
@@ -84,19 +84,21 @@ SHAPES = {
 }
 
 
-def workloads(shapes: Sequence[Shape], forms: Sequence[str]) -> dict[LinearWorkload, float]:
+def workloads(
+    shapes: Sequence[Shape], forms: Sequence[str] = tuple(BITS), rows: Sequence[int] = _LAYER_ROWS
+) -> dict[LinearWorkload, float]:
     """What the models compute, and how much memory a step reads for it."""
     found: dict[LinearWorkload, float] = {}
     for shape in shapes:
         head = LinearWorkload(1, shape.vocabulary, shape.hidden)
         for form in forms:
-            cases = [(work, calls, rows) for work, calls in shape.linears() for rows in _LAYER_ROWS]
+            cases = [(work, calls, count) for work, calls in shape.linears() for count in _LAYER_ROWS]
             if form != "int4":  # heads keep 8 bits
-                cases += [(head, 1, rows) for rows in _HEAD_ROWS]
-            for work, calls, rows in cases:
-                if form != "bfloat16" and rows > _STREAMED:
+                cases += [(head, 1, count) for count in _HEAD_ROWS]
+            for work, calls, count in cases:
+                if count not in rows or (form != "bfloat16" and count > _STREAMED):
                     continue
-                made = LinearWorkload(rows, work.features, work.depth, form, work.gated)
+                made = LinearWorkload(count, work.features, work.depth, form, work.gated)
                 read = calls * work.features * work.depth * BITS[form] / 8
                 found[made] = found.get(made, 0.0) + read
     return found
@@ -155,10 +157,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("records", type=Path, metavar="RECORDS", help="folder the records are kept in")
     parser.add_argument("--models", default=",".join(SHAPES), help="names or paths of config.json, by commas")
     parser.add_argument("--forms", default=",".join(BITS), help="how weights are stored, by commas")
+    parser.add_argument("--rows", default=",".join(map(str, _LAYER_ROWS)), help="of the input, by commas")
     parser.add_argument("--arch", help="such as sm_90a; default: this machine's")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
-    works = workloads([Shape.named(name) for name in options.models.split(",")], options.forms.split(","))
+    shapes = [Shape.named(name) for name in options.models.split(",")]
+    works = workloads(shapes, options.forms.split(","), [int(rows) for rows in options.rows.split(",")])
     if not options.report:
         began = time.perf_counter()
         measured = measure(works, options.records, options.arch)

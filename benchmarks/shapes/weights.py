@@ -67,12 +67,11 @@ def write_filled(artifact: Artifact, output: Path, params: Iterator[tuple[str, n
 
 def _arrays(artifact: Artifact) -> Iterator[tuple[str, np.ndarray]]:
     block = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(_SPREAD)
+    made: dict[str, np.ndarray] = {}
     for name, info in artifact.manifest.params.items():
         kind = np.dtype(ml_dtypes.bfloat16) if info.dtype == "bfloat16" else np.dtype(info.dtype)
-        numbers = (
-            block.astype(kind) if kind.kind == "f" or info.dtype == "bfloat16" else block.view(np.uint8).view(kind)
-        )
-        size = math.prod(info.shape)
-        array = np.resize(numbers, size).reshape(info.shape)
+        if info.dtype not in made:
+            made[info.dtype] = block.astype(kind) if kind.kind in "fV" else block.view(np.uint8).view(kind)
+        array = np.resize(made[info.dtype], math.prod(info.shape)).reshape(info.shape)
         assert array.nbytes == nbytes(info)
         yield name, array

@@ -24,8 +24,8 @@ class Backend(Protocol):
         """The tvm.target.Target."""
 
     @property
-    def linears(self) -> LinearSpace:
-        """The schedules of packed products."""
+    def linears(self) -> LinearSpace | None:
+        """The schedules of packed products; None where there is nothing to choose."""
 
     def layouts(self, dtype: str) -> Layouts:
         """How weights and states lie where ``dtype`` is computed with."""

@@ -33,14 +33,14 @@ class TargetLowering:
         find_fusions: what kernels of an entry point do besides their own operator.
         lower_epilogue: for a linear with what is done to its output.
         kernels: the templates that converters of all targets call, by name.
-        linears: the schedules of packed products.
+        linears: the schedules of packed products; None where there is nothing to choose.
     """
 
     converters: Mapping[str, Converter]
     find_fusions: Callable[[EntryPoint, LayoutPlan], Epilogues]
     lower_epilogue: EpilogueLowering
     kernels: Mapping[str, KernelTemplate]
-    linears: LinearSpace
+    linears: LinearSpace | None = None
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -105,12 +105,6 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the first
         fresh tensor, or the first state as written where there is none.
         """
-        return self.call_writing(kernel, args, written, outs)[0]
-
-    def call_writing(
-        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], outs: Sequence[PhysicalTensor]
-    ) -> list[Any]:
-        """Likewise; returns all fresh tensors, then the states as written."""
         types = [relax.TensorType(out.shape, out.dtype) for out in outs] + [args[i].ty for i in written]
         indices = [*[-1] * len(outs), *written]
         call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
@@ -123,10 +117,16 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             state = self._state_of[args[i]]
             self.env[state] = value
             self._state_of[value] = state
-        return results
+        return results[0]
 
     def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
-        """The kernel that the target's template of that name makes."""
+        """The kernel that the target's template of that name makes.
+
+        Raises:
+            LoweringError: the target has none.
+        """
+        if name not in self._target.kernels:
+            raise LoweringError(f"the operator {name} has no kernel for this target in this version")
         return self._target.kernels[name](*args, **options)
 
     def kernel(self, function: tvm.tirx.PrimFunc) -> Any:
@@ -138,6 +138,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
 
     def linear_schedule(self, work: LinearWorkload) -> Schedule:
         """How to cut a packed product: as the records say, else the default."""
+        assert self._target.linears is not None
         return choose_schedule(work, self._target.linears, self._records)
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:

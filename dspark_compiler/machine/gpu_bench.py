@@ -14,6 +14,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.machine.gpu_kernels import Library, compile_kernels, reason, run_kernels
 from dspark_compiler.schedules.bench import Build, Run, Sample
 
+_SPARED = 2  # cores for this process and the one that runs kernels
 _COMPILE_LIMIT, _RUN_LIMIT = 600.0, 120.0  # seconds for the kernels of a task
 
 
@@ -36,7 +37,8 @@ class GpuBench:
         self._target = target
         self._pending: list[Prepared] = []
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._compilers = PopenPoolExecutor(len(os.sched_getaffinity(0)), _COMPILE_LIMIT, **quiet)
+        cores = len(os.sched_getaffinity(0))
+        self._compilers = PopenPoolExecutor(max(1, cores - _SPARED), _COMPILE_LIMIT, **quiet)
         self._runner = PopenWorker(**quiet)
 
     def __enter__(self) -> "GpuBench":

@@ -124,7 +124,7 @@ class _Memory:
                 described[names[turn][i]] = TensorInfo(operand.shape, str(operand.values.dtype))
         described["output"] = TensorInfo(sample.expected.shape, sample.dtype)
         self._context = context
-        self._slab = Slab(context.cuda, described, FIRST_GPU)
+        self._slab = Slab(context.cuda, described, context.where)
         self._output = np.empty(sample.expected.shape, np.dtype(sample.dtype))
         for i, operand in enumerate(sample.operands):
             for name in dict.fromkeys(row[i] for row in names):
@@ -164,7 +164,7 @@ def _times(
     context: CudaContext, functions: Sequence[Callable[..., Any]], arguments: Sequence[Sequence[Any]]
 ) -> list[float]:
     """Seconds a call of each kernel, the median over rounds in which their graphs are replayed in turns."""
-    cuda, stream = context.cuda, context.stream
+    cuda, stream = _runtime(), context.stream
     calls = max(len(arguments), _LEAST_CALLS)
     graphs = []
     for function in functions:
@@ -176,6 +176,7 @@ def _times(
     times: list[list[float]] = [[] for _ in graphs]
     for _ in range(1 + _ROUNDS):
         for graph, found in zip(graphs, times, strict=True):
+            cuda.launch(graph, stream)  # keeps the GPU busy until the next is there, or that would be waited for, too
             cuda.record(first, stream)
             cuda.launch(graph, stream)
             cuda.record(last, stream)
@@ -189,8 +190,13 @@ def _times(
 @cache
 def _context() -> CudaContext:
     """This process' context; nothing is given back to other work while it is kept."""
+    return CudaContext(_runtime(), FIRST_GPU)
+
+
+@cache
+def _runtime() -> CudaRuntime:
     cuda_toolkit.prepare()
-    return CudaContext(CudaRuntime(ctypes.CDLL("libcudart.so.13")), FIRST_GPU)
+    return CudaRuntime(ctypes.CDLL("libcudart.so.13"))
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

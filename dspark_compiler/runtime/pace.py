@@ -119,7 +119,8 @@ class Pace:
         else:
             values = LateSurvivals(confidences, available, self._temperatures)
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
-            width = self._costs.width(max(admitted, default=0))
+            # A capacity that earlier rounds of more sequences promised may be more than there is now.
+            width = self._costs.width(min(max(admitted, default=0), max(available, default=0)))
         return [min(count, width - 1) for count in available]
 
     def drafted(self, records: Sequence[RoundRecord]) -> None:

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.runtime.cuda_device import CudaDevice
+from dspark_compiler.runtime.cuda_device import CudaDevice, Fill
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 
 _DLPACK_TYPE = 7
 
 
 class VulkanDevice(CudaDevice):
-    """See Device."""
+    """See Device and CudaDevice."""
 
-    def __init__(self, vulkan: VulkanRuntime, index: int) -> None:
-        super().__init__(vulkan, (_DLPACK_TYPE, index))
+    def __init__(self, vulkan: VulkanRuntime, index: int, fill: Fill | None = None) -> None:
+        super().__init__(vulkan, (_DLPACK_TYPE, index), fill)
         self.largest = vulkan.largest
         self._vulkan = vulkan
 
@@ -27,10 +27,12 @@ class VulkanDevice(CudaDevice):
         self.epoch += self._vulkan.given_back() > before
 
 
-def open_vulkan(artifact: Artifact) -> VulkanDevice:
+def open_vulkan(artifact: Artifact, fill: Fill | None = None) -> VulkanDevice:
     """The device the artifact was opened for; the artifact's libraries are loaded.
+
+    ``fill`` takes the place of the artifact's weights.
 
     Raises:
         DeviceError: it cannot be used.
     """
-    return VulkanDevice(VulkanRuntime(artifact.device), artifact.device)
+    return VulkanDevice(VulkanRuntime(artifact.device), artifact.device, fill)

@@ -42,12 +42,13 @@ def apply_schedules(module: tvm.IRModule, target: Any, isa: VectorIsa, records: 
         return default_rules(isa)(result)
 
 
-def export_records(module: tvm.IRModule, records: Records, linears: LinearSpace, folder: Path) -> None:
+def export_records(module: tvm.IRModule, records: Records, linears: LinearSpace | None, folder: Path) -> None:
     """Writes the records that concern a lowered module below ``folder``, for its artifact; nothing if there are none.
 
     Raises:
         InputError: a file of records that cannot be read or written.
     """
-    works = (workload_of(function) for function in module.functions.values() if isinstance(function, tvm.tirx.PrimFunc))
+    tags = (workload_of(function) for function in module.functions.values() if isinstance(function, tvm.tirx.PrimFunc))
+    works = set() if linears is None else {linears.key(work) for work in tags if work is not None}
     keys = [function_key(function) for _, function in searchable(module)]
-    records.export(folder, sorted({linears.key(work) for work in works if work is not None}, key=str), keys)
+    records.export(folder, sorted(works, key=str), keys)

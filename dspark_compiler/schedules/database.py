@@ -22,10 +22,16 @@ from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 from dspark_compiler.schedules.linear_space import Schedule
+from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
 
 _FORMAT = 1
 _TEMPLATES, _SEARCHED = "templates.jsonl", "searched.jsonl"
-_KINDS: dict[str, type[Schedule]] = {"linear": LinearSchedule, "stream": StreamSchedule, "tile": TileSchedule}
+_KINDS: dict[str, type[Schedule]] = {
+    "linear": LinearSchedule,
+    "stream": StreamSchedule,
+    "tile": TileSchedule,
+    "row": RowSchedule,
+}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 

@@ -9,8 +9,9 @@ from dspark_compiler.schedules.bench import Sample
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
+from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
 
-Schedule = LinearSchedule | StreamSchedule | TileSchedule
+Schedule = LinearSchedule | StreamSchedule | TileSchedule | RowSchedule
 
 
 class LinearSpace(Protocol):

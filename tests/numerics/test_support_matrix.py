@@ -15,7 +15,7 @@ Written by `make golden` from the families and the tiny models that the tests co
 of random weights that goes from disk through the compiler to the torch-free runtime. Its greedy tokens equal those of
 eager transformers, its logits are within the tolerances of `tests/tolerances.py`, and a verified row equals a decoded
 one bit for bit. A model type that is not listed is tried all the same, and refused with the module or operator that
-stopped it.
+stopped it. The same models come in as ONNX, too, where torch.onnx can export them: [onnx.md](onnx.md).
 
 ## Families, target cpu
 
@@ -32,7 +32,8 @@ _TARGETS = """
 | cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
 | cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
 | cuda, later architectures | compile; not yet run on hardware |
-| rocm, vulkan | not available in this version |
+| vulkan | compiles without a device and runs on Vulkan 1.2; tested on Mesa's lavapipe; [vulkan.md](vulkan.md) |
+| rocm | not available in this version |
 
 ## Weights
 
@@ -45,8 +46,8 @@ _TARGETS = """
 
 | `--kv-dtype` | stored as | arithmetic |
 |---|---|---|
-| float32 | float32 | float32 |
-| int8, float8_e4m3 | a byte an element, a float32 scale for each token and key/value head | float32 |
+| float32 (cpu); the weights' type (cuda) | as named | float32; on GPUs sums alone |
+| int8, float8_e4m3 | a byte an element, a float32 scale for each token and key/value head | likewise; codes are exact in what GPUs multiply |
 """
 
 

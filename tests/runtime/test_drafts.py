@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_compiler.runtime.drafts import GramIndex, PromptLookup
+from dspark_compiler.runtime.rounds import Anchors
 from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
 from dspark_compiler.runtime.sequence import SequenceState
 
@@ -43,7 +44,8 @@ def test_each_sequence_has_its_own_text() -> None:
         SequenceState(row, prompt, SamplingParams(), room=50, eos_ids=frozenset(), tokenizer=None)
         for row, prompt in ((0, [1, 2, 1]), (2, [4, 5, 6]))
     ]
-    nothing = np.zeros((3, 2), np.float32), SamplingInputs.greedy(3)
+    unknown = Anchors(None, None, None)  # what is looked up is in the text
+    nothing = unknown, np.zeros((3, 2), np.float32), SamplingInputs.greedy(3)
     for sequence in made:
         sequence.take(9)
     drafts = lookup.propose(made, *nothing)

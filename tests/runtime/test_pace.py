@@ -9,7 +9,7 @@ from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.pace import Acceptance, Pace
 from dspark_compiler.runtime.rounds import RoundRecord
-from dspark_compiler.runtime.scheduler import admit
+from dspark_compiler.runtime.scheduler import AsyncScheduler, admit
 
 GAMMA = 7
 COSTS = RoundCosts(StepTimes(10.0, 3.0, (StepTime(4, 13.0), StepTime(8, 19.0))))
@@ -173,3 +173,12 @@ def test_what_paid_by_the_table_is_parked_where_it_does_not_here() -> None:
     before = len(simulation.drafts)
     simulation.run(400, lambda tokens, count: 1)
     assert len(simulation.drafts) - before < 10
+
+
+def test_one_sequence_after_two_verifies_no_more_than_it_has() -> None:
+    """What two rounds before, of two sequences, made worth while is more than one sequence can draft."""
+    pace = Pace(RoundCosts(StepTimes(1.0, 0.0, (StepTime(4, 1.01), StepTime(8, 1.02)))), GAMMA, (), AsyncScheduler())
+    sure = np.full(GAMMA, 9.0, np.float32)
+    for _ in range(2):
+        assert pace.lengths([GAMMA, GAMMA], [sure, sure]) == [GAMMA, GAMMA]
+    assert pace.lengths([GAMMA], [sure]) == [GAMMA]

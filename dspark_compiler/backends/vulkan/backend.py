@@ -16,9 +16,11 @@ from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.vulkan.build import register
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.errors import InputError, LoweringError
+from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.tune import TuningStep
+from dspark_compiler.schedules.tune import TuningStep, tune
 from dspark_compiler.schedules.vulkan.layouts import RowLayouts
+from dspark_compiler.schedules.vulkan.row_linears import RowLinears
 from dspark_compiler.schedules.vulkan.rules import vulkan_rules
 from dspark_compiler.vulkan_runtime import library
 
@@ -62,6 +64,11 @@ class VulkanBackend:
         }
         return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
 
+    @property
+    def linears(self) -> RowLinears:
+        """See Backend."""
+        return RowLinears()
+
     def layouts(self, dtype: str) -> RowLayouts:
         """Weights row by row."""
         return RowLayouts(dtype)
@@ -76,9 +83,11 @@ class VulkanBackend:
             # Before the rules, which would make kernels of what is only another view.
             return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), vulkan_rules()])(module)
 
-    def tune(self, module: Any, records: Records, trials: int, progress: Callable[[TuningStep], None]) -> int:
-        """See Backend."""
-        raise InputError("--tune-trials: nothing is measured for --target vulkan yet")
+    def tune(
+        self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
+    ) -> int:
+        """See Backend; functions without a template are left to the rules."""
+        return tune(module, self.linears, bench, records, trials=trials, progress=progress)
 
     def build(self, module: Any, library: Path) -> None:
         """See Backend."""

@@ -1,9 +1,8 @@
 """An ONNX decoder as a function of token ids and positions, which torch can trace."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -11,15 +10,30 @@ from torch import Tensor
 
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.onnx.attention import canonicalize_attention
-from dspark_compiler.frontend.onnx.evaluate import Values, call, evaluate, needed, plain, require
+from dspark_compiler.frontend.onnx.evaluate import evaluate, require
 from dspark_compiler.frontend.onnx.fusions import fuse
 from dspark_compiler.frontend.onnx.graph import drop_unused
 from dspark_compiler.frontend.onnx.inputs import Inputs, find_inputs
-from dspark_compiler.frontend.onnx.operators import Operator
+from dspark_compiler.frontend.onnx.operators.base import CONTRIB, key_of
 from dspark_compiler.frontend.onnx.places import require_places_do_not_matter
 from dspark_compiler.frontend.onnx.positions import Call, read_positions, worked_out
-from dspark_compiler.frontend.onnx.types import read
-from dspark_compiler.frontend.retrace import Traced, trace
+from dspark_compiler.frontend.onnx.quantized import PackedWeight, dequantize_linears
+from dspark_compiler.frontend.onnx.rotations import share_tables
+from dspark_compiler.frontend.onnx.tables import keep_whole_tables
+from dspark_compiler.frontend.onnx.ties import tie_heads
+from dspark_compiler.frontend.onnx.tracing import Tracing
+from dspark_compiler.frontend.retrace import Traced
+from dspark_compiler.quantization.weight import QuantizedWeight
+
+# Operators that are rewritten before anything is run.
+_REWRITTEN = frozenset(
+    {
+        ("", "Attention"),
+        (CONTRIB, "GroupQueryAttention"),
+        (CONTRIB, "MultiHeadAttention"),
+        (CONTRIB, "MatMulNBits"),
+    }
+)
 
 _ROUNDED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.UINT8)  # the last: codes of quantized weights
 
@@ -40,6 +54,7 @@ class Decoder:
         vocab_size: V.
         hidden_size: the width of the token embedding.
         positions_table: rows of the smallest table that positions look up, None where they are computed.
+        quantized: weights that were codes, by the names of the numbers these stand for.
         exact: whether the file's numbers are float32, so that who runs it as it is does not round otherwise than we do.
     """
 
@@ -53,9 +68,17 @@ class Decoder:
     hidden_size: int
     positions_table: int | None
     exact: bool
+    quantized: Mapping[str, PackedWeight]
 
-    def trace(self, batch: int, width: int) -> Traced:
+    def stored_weights(self) -> dict[str, QuantizedWeight]:
+        """The quantized weights of the file by their names, as codes and scales."""
+        found = ((name, packed.stored()) for name, packed in self.quantized.items())
+        return {name: weight for name, weight in found if weight is not None}
+
+    def trace(self, batch: int, width: int, weights: dict[str, Tensor]) -> Traced:
         """The graph for ``batch`` rows of ``width`` tokens, in torch operators.
+
+        ``weights`` are those read already, by name; what is read is added, so that traces share them.
 
         Raises:
             UnsupportedModelError: a node that cannot be run for these lengths, by name.
@@ -64,7 +87,7 @@ class Decoder:
         unknown = torch.empty(batch, width, dtype=torch.int64, device="meta")
         feeds = self.inputs.feeds(batch, width) | {self.positions: unknown}
         values = evaluate(feeds, [logits])
-        return _Trace(self, values).run(batch, width)
+        return Tracing(self.graph, (self.inputs.ids, self.positions), values, weights).run(batch, width)
 
 
 def decoder_of(model: ir.Model, where: Path) -> Decoder:
@@ -77,8 +100,11 @@ def decoder_of(model: ir.Model, where: Path) -> Decoder:
     inputs = find_inputs(graph, where)
     exact = not any(value.dtype in _ROUNDED for value in graph.initializers.values())
     _keep_logits(graph, where)
+    _require_known_operators(graph)
     positions = ir.val("positions", ir.DataType.INT64, ["batch", "tokens"])
     graph.inputs.append(positions)
+    quantized = dequantize_linears(graph)
+    keep_whole_tables(graph)
     attentions = canonicalize_attention(graph, inputs, positions)
     if attentions.layers == 0:
         raise UnsupportedModelError(
@@ -87,7 +113,10 @@ def decoder_of(model: ir.Model, where: Path) -> Decoder:
     shared = read_positions(graph, inputs, positions)
     drop_unused(graph)
     require_places_do_not_matter(graph, inputs, positions)
+    share_tables(graph)
+    tie_heads(graph)
     fuse(model)
+    drop_unused(graph)
     return Decoder(
         graph,
         inputs,
@@ -99,7 +128,15 @@ def decoder_of(model: ir.Model, where: Path) -> Decoder:
         hidden_size=min(_rows_looked_up(graph, inputs.ids, axis=1), default=0),
         positions_table=min(_rows_looked_up(graph, positions, axis=0), default=None),
         exact=exact,
+        quantized=quantized,
     )
+
+
+def _require_known_operators(graph: ir.Graph) -> None:
+    """Refuses the first operator that nothing here can do with, before anything is worked out."""
+    for node in graph:
+        if key_of(node) not in _REWRITTEN:
+            require(node)
 
 
 def _vocab_size(graph: ir.Graph, inputs: Inputs, positions: ir.Value) -> int:
@@ -138,68 +175,3 @@ def _keep_logits(graph: ir.Graph, where: Path) -> None:
         )
     graph.outputs[:] = [logits]
     drop_unused(graph)
-
-
-class _Trace:
-    """One tracing: what is known stays out of it, weights and other constants become arguments."""
-
-    def __init__(self, decoder: Decoder, values: Values) -> None:
-        self._decoder, self._values = decoder, values
-        logits = decoder.graph.outputs[0]
-        unknown = [value for value in needed([logits], {}) if values[value].is_meta]
-        self._nodes = list(dict.fromkeys(node for value in unknown if (node := value.producer()) is not None))
-        self._operators = [require(node) for node in self._nodes]
-        self._arguments = self._constants()
-
-    def run(self, batch: int, width: int) -> Traced:
-        names = ["input_ids", "positions"]
-        example = torch.zeros(batch, width, dtype=torch.int64)
-        constants = [self._tensor(value) for value in self._arguments]
-        traced = trace(self._forward, [example, example.clone(), *constants])
-        refs = [*((name, None) for name in names), *zip(self._names(), constants, strict=True)]
-        return Traced(traced, tuple(refs))
-
-    def _constants(self) -> list[ir.Value]:
-        """What the nodes read that is not worked out in the trace, except for numbers and shapes."""
-        made = {output for node in self._nodes for output in node.outputs}
-        made |= {self._decoder.inputs.ids, self._decoder.positions}
-        found: dict[ir.Value, None] = {}
-        for node, operator in zip(self._nodes, self._operators, strict=True):
-            for place, value in enumerate(node.inputs):
-                if value is not None and value not in made and self._as_number(node, operator, place) is None:
-                    found[value] = None
-        return list(found)
-
-    def _forward(self, ids: Tensor, positions: Tensor, *constants: Tensor) -> tuple[Tensor]:
-        decoder = self._decoder
-        values: dict[ir.Value, Any] = dict(zip(self._arguments, constants, strict=True))
-        values[decoder.inputs.ids], values[decoder.positions] = ids, positions
-        for node, operator in zip(self._nodes, self._operators, strict=True):
-            inputs = [
-                None if value is None else values[value] if number is None else number
-                for place, value in enumerate(node.inputs)
-                for number in (self._as_number(node, operator, place),)
-            ]
-            values.update(zip(node.outputs, call(node, operator, inputs), strict=False))
-        return (values[decoder.graph.outputs[0]],)
-
-    def _as_number(self, node: ir.Node, operator: Operator, place: int) -> Any:
-        """A number or a list in place of a tensor, where the operator takes one; None for a tensor."""
-        value = node.inputs[place]
-        if value is None:
-            return None
-        known = self._values[value]
-        if place in operator.static:
-            return plain(node, known)
-        other = None if not operator.numbers or place != 1 else node.inputs[0]
-        if other is None or known.is_meta or known.numel() != 1 or known.ndim > self._values[other].ndim:
-            return None
-        return known.item() if known.dtype == self._values[other].dtype else None
-
-    def _tensor(self, value: ir.Value) -> Tensor:
-        if value.const_value is not None and value.producer() is None:
-            return read(value.const_value)
-        return self._values[value]
-
-    def _names(self) -> Sequence[str]:
-        return [value.name or f"constant_{place}" for place, value in enumerate(self._arguments)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dspark_compiler.config import NGRAM, CompileConfig
@@ -79,7 +80,7 @@ class LoadedOnnx(LoadedModel):
 
     def stored_weights(self) -> dict[str, QuantizedWeight]:
         """See LoadedModel."""
-        return {}
+        return self.decoder.stored_weights()
 
 
 class _TraceableOnnx:
@@ -89,6 +90,7 @@ class _TraceableOnnx:
         self.name = name
         self.num_layers = decoder.layers
         self._decoder = decoder
+        self._weights: dict[str, Tensor] = {}  # read once for all entry points, and held no longer than that
 
     @contextmanager
     def scope(self, config: CompileConfig) -> Iterator[None]:
@@ -118,10 +120,11 @@ class _TraceableOnnx:
             )
         with quiet():
             yield
+        self._weights.clear()
 
     def trace(self, batch: int, width: int) -> Traced:
         """See Traceable."""
-        return self._decoder.trace(batch, width)
+        return self._decoder.trace(batch, width, self._weights)
 
 
 def onnx_file_of(folder: Path) -> Path | None:

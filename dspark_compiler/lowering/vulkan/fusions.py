@@ -10,8 +10,7 @@ from dspark_compiler.lowering.epilogues import Epilogues, find_epilogues
 from dspark_compiler.lowering.layout import LayoutPlan
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, shape_of
-
-FEW_ROWS = 16  # up to so many rows a linear streams its weight, and does the norm of what it reads
+from dspark_compiler.schedules.vulkan.row_schedule import FEW_ROWS
 
 _RMS_NORM = torch.ops.dspark.rms_norm.default
 

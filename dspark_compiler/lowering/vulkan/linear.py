@@ -12,8 +12,9 @@ from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
-from dspark_compiler.lowering.vulkan.fusions import FEW_ROWS, absorbed_norm
+from dspark_compiler.lowering.vulkan.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
 from dspark_compiler.schedules.vulkan.stream_linear import Options, stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
 
@@ -53,8 +54,10 @@ def _linear(
     args = [importer.reshape(env[x], (rows, depth)), env[call.weight], *(env[weight] for weight in norm_weight)]
     args += [] if call.bias is None else [env[call.bias]]
     args += [] if residual is None else [importer.reshape(env[residual], (rows, features))]
-    build = stream_linear if rows <= FEW_ROWS else tile_linear
-    kernel = build(_name(work, features, options), work, options)
+    name, schedule = _name(work, features, options), importer.linear_schedule(work)
+    assert isinstance(schedule, RowSchedule)
+    tiled = schedule.splits == 0
+    kernel = tile_linear(name, work, options) if tiled else stream_linear(name, work, schedule, options)
     value = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
     return importer.reshape(value, shape_of(node))
 

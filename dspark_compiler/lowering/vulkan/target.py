@@ -8,6 +8,7 @@ from dspark_compiler.lowering.vulkan.attention import append_attention, commit_s
 from dspark_compiler.lowering.vulkan.fusions import find_fusions
 from dspark_compiler.lowering.vulkan.linear import linear, lower_epilogue
 from dspark_compiler.schedules.vulkan.kernels import vulkan_kernels
+from dspark_compiler.schedules.vulkan.row_linears import RowLinears
 
 
 def vulkan_lowering() -> TargetLowering:
@@ -19,4 +20,4 @@ def vulkan_lowering() -> TargetLowering:
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, find_fusions, lower_epilogue, vulkan_kernels())
+    return TargetLowering(converters, find_fusions, lower_epilogue, vulkan_kernels(), RowLinears())

@@ -87,10 +87,10 @@ def _weight(rng: np.random.Generator, features: int, work: LinearWorkload) -> tu
     if stored == "int4":
         codes = rng.integers(-8, 8, size)
         group = tile_depth(stored)
-        shape = group_shape(features, work.depth, stored, group)
-        scales = (rng.uniform(0.1, 0.3, (features, shape[1])) / work.depth**0.5).astype(np.float16)
+        scales = (rng.uniform(0.1, 0.3, (features, -(-work.depth // group))) / work.depth**0.5).astype(np.float16)
         spread = scales.astype(np.float64)[:, np.arange(work.depth) // group]
-        return codes * spread, [pack_nibbles(codes), pack_groups(scales, shape)]
+        packed = pack_groups(scales, group_shape(features, work.depth, stored, group))
+        return codes * spread, [pack_nibbles(codes), packed]
     scales = rng.uniform(0.5, 1.5, features).astype(np.float32)
     if stored == "int8":
         codes, scales = rng.integers(-127, 128, size).astype(np.int8), scales / (64 * work.depth**0.5)

@@ -42,6 +42,17 @@ def scratch_attention(
     return _attention(name, _problem(shape, scoring, dtype, form), ("length",))
 
 
+def written_attention(
+    name: str, shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm
+) -> tuple[tvm.tirx.PrimFunc, Workspace]:
+    """Either kind of attention where the call's keys and values are stored already (qkv_prologue.py).
+
+    Arguments: as of ``scratch_attention`` if the shape has scratch, else of ``append_attention``, without k and v.
+    """
+    control = ("length",) if shape.scratch else ("sequence", "length", "count")
+    return _attention(name, _problem(shape, scoring, dtype, form), control, writes=False)
+
+
 def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm) -> Problem:
     if form.storage.scaled:
         raise LoweringError(f"--target vulkan: no attention over a cache of {form.storage.dtype} yet")
@@ -52,14 +63,17 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
     return Problem(shape, scoring, form, dtype)
 
 
-def _attention(name: str, problem: Problem, control: tuple[str, ...]) -> tuple[tvm.tirx.PrimFunc, Workspace]:
+def _attention(
+    name: str, problem: Problem, control: tuple[str, ...], *, writes: bool = True
+) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     split = chunks_of(problem) > 1
     workspace = (partial_size(problem) if split else 1,)
-    args = [*_args(problem, control), Arg("workspace", workspace)]
+    args = [*_args(problem, control, writes=writes), Arg("workspace", workspace)]
 
     def body(*buffers: Buffer) -> None:
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
-        write_new(problem, tensors)
+        if writes:
+            write_new(problem, tensors)
         attend(problem, tensors)
         if split:
             combine(problem, tensors)
@@ -67,14 +81,13 @@ def _attention(name: str, problem: Problem, control: tuple[str, ...]) -> tuple[t
     return kernel(name, args, body), workspace
 
 
-def _args(problem: Problem, control: tuple[str, ...]) -> list[Arg]:
+def _args(problem: Problem, control: tuple[str, ...], *, writes: bool) -> list[Arg]:
     """The operator's tensors in its order, then out."""
     shape, scoring = problem.shape, problem.scoring
     new = (shape.rows, shape.kv_heads, shape.width)
     return [
         Arg("q", (shape.rows, shape.heads, shape.width, shape.head_dim)),
-        Arg("k", (*new, shape.head_dim)),
-        Arg("v", (*new, shape.value_dim)),
+        *([Arg("k", (*new, shape.head_dim)), Arg("v", (*new, shape.value_dim))] if writes else []),
         *cache_args(shape, problem.dtype),
         *scratch_args(shape, problem.dtype),
         *(Arg(each, (shape.rows,), "int32") for each in control),

@@ -78,23 +78,41 @@ def used_slots(tensors: Tensors, shape: AttentionShape, row: Expr, length: Expr)
     return length if free is None else T.Bind(T.min(length, shape.slots - free[row]))
 
 
+class NewSlot:
+    """Where a new token's key and value go: to the next live slots, or to scratch where the call has one."""
+
+    def __init__(self, problem: Problem, tensors: Tensors, row: Expr, token: Expr) -> None:
+        self._problem, self._tensors, self._token = problem, tensors, token
+        self._span = span_of(problem, tensors, row)
+        self._kind = "scratch" if problem.shape.scratch else "cache"
+        self._slot = T.Bind(token if problem.shape.scratch else self._span.used + token)
+        self.fits = self._span.used + token < self._span.end
+        """Whether the token is stored at all: it is one of the call's, and there is room for it."""
+
+    def store(self, name: str, head: Expr, d: Expr, value: Expr) -> None:
+        """Stores element d of "k" or "v"."""
+        target = self._tensors[f"{name}_{self._kind}"]
+        T.buffer_store(target, narrow(value, self._problem.dtype), [self._span.sequence, head, self._slot, d])
+
+    def store_position(self, head: Expr, condition: Expr) -> None:
+        """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
+        positions = self._tensors.get("slot_position")
+        if positions is not None and self._kind == "cache":
+            with when(condition):
+                T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
+
+
 def write_new(problem: Problem, tensors: Tensors) -> None:
-    """Launches the writing of "k" and "v" [b,G,S,*] to the next live slots, or to scratch where the call has one."""
+    """Launches the writing of "k" and "v" [b,G,S,*] to where new tokens go."""
     shape = problem.shape
-    kind = "scratch" if shape.scratch else "cache"
 
     def put(row: Expr, head: Expr, token: Expr, d: Expr) -> None:
-        span = span_of(problem, tensors, row)
-        slot = T.Bind(token if shape.scratch else span.used + token)
-        with when(span.used + token < span.end):
+        slot = NewSlot(problem, tensors, row, token)
+        with when(slot.fits):
             for name, dim in (("k", shape.head_dim), ("v", shape.value_dim)):
                 with when(d < dim):
-                    value = narrow(tensors[name][row, head, token, d], problem.dtype)
-                    T.buffer_store(tensors[f"{name}_{kind}"], value, [span.sequence, head, slot, d])
-            positions = None if shape.scratch else tensors.get("slot_position")
-            if positions is not None:
-                with when(d == 0):
-                    T.buffer_store(positions, span.length + token, [span.sequence, head, slot])
+                    slot.store(name, head, d, tensors[name][row, head, token, d])
+            slot.store_position(head, d == 0)
 
     each((shape.rows, shape.kv_heads, shape.width, max(shape.head_dim, shape.value_dim)), put)
 

@@ -16,19 +16,18 @@ from dataclasses import dataclass
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 from dspark_compiler.schedules.vulkan.activations import ACTIVATIONS
 from dspark_compiler.schedules.vulkan.layouts import padded_depth
+from dspark_compiler.schedules.vulkan.row_schedule import MOST_SPLITS, RowSchedule
 from dspark_compiler.schedules.vulkan.stored import elements_at_once, load, widen
 from dspark_compiler.schedules.vulkan.threads import TEAM, barrier, launch, registers, shared, team_sum
 
 MOST_ROWS = 8  # of x that a launch takes at once
 
-_THREADS = 128
-_TEAMS = _THREADS // TEAM
-_BUSY = 1 << 17  # threads that keep a large device's memory busy
-_FEWEST_STEPS = 2  # accesses a thread makes along a row at least
+_TEAMS = MOST_SPLITS
+_THREADS = _TEAMS * TEAM
 _IN_FLIGHT = 8  # accesses a thread has under way
 _LONGEST = 256  # multiplications written out one after the other
 
@@ -46,7 +45,9 @@ class Options:
 PLAIN = Options()
 
 
-def stream_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
+def stream_linear(
+    name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN
+) -> tvm.tirx.PrimFunc:
     """Kernel for y = norm(x) @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 
     Arguments: x float32 [rows, depth], W [features, depth padded] of ``work.weight_dtype``, [norm weight [depth]],
@@ -65,21 +66,29 @@ def stream_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         for first in range(0, work.rows, MOST_ROWS):
-            _Launch(work, options, of, first, min(MOST_ROWS, work.rows - first)).emit()
+            _Launch(work, schedule, options, of, first, min(MOST_ROWS, work.rows - first)).emit()
 
-    return kernel(name, args, body)
+    return tag(kernel(name, args, body), work)
 
 
 class _Launch:
     """One launch: rows first..first+count of x by the whole weight."""
 
-    def __init__(self, work: LinearWorkload, options: Options, of: dict[str, Buffer], first: int, count: int) -> None:
+    def __init__(
+        self,
+        work: LinearWorkload,
+        schedule: RowSchedule,
+        options: Options,
+        of: dict[str, Buffer],
+        first: int,
+        count: int,
+    ) -> None:
         self._work, self._options, self._of = work, options, of
         self._first, self._count = first, count
         self._each = elements_at_once(work.weight_dtype)
         self._accesses = padded_depth(work.depth, work.weight_dtype) // self._each  # along a row
         self._features = of["y"].shape[1]
-        self._splits = depth_splits(work)
+        self._splits = schedule.splits
         self._outputs = 1 if count == 1 else 2  # features a team makes
         self._lines = self._outputs * (2 if options.activation else 1)  # rows of the weight it reads for them
 
@@ -213,12 +222,3 @@ class _Launch:
                     if self._options.residual:
                         value = value + self._of["residual"][self._first + m, feature]
                     T.buffer_store(self._of["y"], value, [self._first + m, feature])
-
-
-def depth_splits(work: LinearWorkload) -> int:
-    """Teams that share a row of a weight, a power of two up to a work group; a matter of the weight alone."""
-    accesses = padded_depth(work.depth, work.weight_dtype) // elements_at_once(work.weight_dtype)
-    splits = 1
-    while splits < _TEAMS and work.features * TEAM * splits < _BUSY and accesses >= 2 * splits * TEAM * _FEWEST_STEPS:
-        splits *= 2
-    return splits

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 from dspark_compiler.schedules.vulkan.activations import ACTIVATIONS
 from dspark_compiler.schedules.vulkan.layouts import padded_depth
@@ -42,7 +42,7 @@ def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tv
     def body(*buffers: Buffer) -> None:
         _Tile(work, options, features, dict(zip((arg.name for arg in args), buffers, strict=True))).emit()
 
-    return kernel(name, args, body)
+    return tag(kernel(name, args, body), work)
 
 
 class _Tile:

@@ -1,6 +1,5 @@
 """Decoders read from ONNX, run by torch, beside ONNX Runtime on the file itself."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,9 @@ def read(path: Path) -> Decoder:
 
 def logits(decoder: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
     """[b,S,V] of the traced graph."""
-    traced = decoder.trace(*ids.shape)
+    traced = decoder.trace(*ids.shape, {})
     inputs = {"input_ids": ids, "positions": positions}
-    with torch.no_grad(), nullcontext():
+    with torch.no_grad():
         (found,) = fx.Interpreter(traced.graph).run(*(inputs[n] if t is None else t for n, t in traced.refs))
     return found
 

@@ -124,6 +124,9 @@ _CONTRIBUTED: dict[str, Operator] = {
 # What the rewrites of this package leave in the graph.
 _OURS: dict[str, Operator] = {
     "Attention": Operator(networks.attention),
+    "Gelu": Operator(arithmetic.gelu),
+    "Linear": Operator(functional.linear),
+    "Rotary": Operator(rotary.rotary),
     "Rsqrt": Operator(torch.rsqrt),
     "Silu": Operator(functional.silu),
 }
