@@ -3,6 +3,7 @@
 import statistics
 
 from dspark_compiler.artifact import Artifact
+from dspark_compiler.bench.vulkan_reads import VulkanReads
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import load_cudart, load_libraries
@@ -49,7 +50,7 @@ class CopyBandwidth:
         return best
 
 
-def of_artifact(artifact: Artifact) -> CopyBandwidth:
+def of_artifact(artifact: Artifact) -> CopyBandwidth | VulkanReads:
     """By the artifact's own runtime library, on the device it was opened for.
 
     Raises:
@@ -59,4 +60,4 @@ def of_artifact(artifact: Artifact) -> CopyBandwidth:
     if artifact.manifest.target.kind == "cuda":
         return CopyBandwidth(CudaRuntime(load_cudart(artifact), artifact.device))
     load_libraries(artifact)
-    return CopyBandwidth(VulkanRuntime(artifact.device))
+    return VulkanReads(VulkanRuntime(artifact.device), artifact.device)
