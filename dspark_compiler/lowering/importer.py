@@ -126,7 +126,13 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         return results
 
     def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
-        """The kernel that the target's template of that name makes."""
+        """The kernel that the target's template of that name makes.
+
+        Raises:
+            LoweringError: the target has none.
+        """
+        if name not in self._target.kernels:
+            raise LoweringError(f"the operator {name} has no kernel for this target in this version")
         return self._target.kernels[name](*args, **options)
 
     def kernel(self, function: tvm.tirx.PrimFunc) -> Any:

@@ -20,7 +20,7 @@ from dspark_compiler.artifact import TensorInfo
 from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.cuda_context import CUDA, CudaContext
+from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
 from dspark_compiler.runtime.cuda_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
 from dspark_compiler.schedules.bench import Build, Run, Sample
@@ -190,7 +190,7 @@ def _times(
 @cache
 def _context() -> CudaContext:
     """This process' context; nothing is given back to other work while it is kept."""
-    return CudaContext(_runtime(), (CUDA, 0))
+    return CudaContext(_runtime(), FIRST_GPU)
 
 
 @cache

@@ -32,7 +32,8 @@ _TARGETS = """
 | cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
 | cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
 | cuda, later architectures | compile; not yet run on hardware |
-| rocm, vulkan | not available in this version |
+| vulkan | compiles without a device and runs on Vulkan 1.2; tested on Mesa's lavapipe; [vulkan.md](vulkan.md) |
+| rocm | not available in this version |
 
 ## Weights
 

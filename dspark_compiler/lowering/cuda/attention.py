@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
-from dspark_compiler.lowering.cuda.operands import compute_dtype, out_dtype, rows_of
+from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
@@ -62,7 +62,9 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
     out = PhysicalTensor(shape_of(node), stored)
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
-        kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form, out_dtype=stored)
+        kernel, workspace = kernels.written_attention(
+            name + "_written", shape, scoring, dtype, form, out_dtype=stored, arch=arch_of(importer.plan)
+        )
         q, space = _store_projected(node, importer, found, shape, form, sizes, PhysicalTensor(workspace, "float32"))
         reading = [name for name in tensors if name not in ("q", "k", "v")]
         return importer.call(kernel, [q, *(importer.env[tensors[name]] for name in reading), space], out)

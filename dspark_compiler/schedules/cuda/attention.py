@@ -73,15 +73,16 @@ def written_attention(
     *,
     in_dtype: str | None = None,
     out_dtype: str | None = None,
+    arch: str | None = None,
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     """Either kind of attention where the call's keys and values are stored already (qkv_prologue.py).
 
     Arguments: as of ``scratch_attention`` if the shape has scratch, else of ``append_attention``, without k and v, and
-    with the workspace that qkv_prologue.py made before out.
+    with the workspace that qkv_prologue.py made before out. ``arch`` is that of ``attend_rows``.
     """
     problem = _problem(shape, scoring, dtype, form, out_dtype)
     control = ("length",) if shape.scratch else ("sequence", "length", "count")
-    return _attention(name, problem, in_dtype or dtype, control, writes=False)
+    return _attention(name, problem, in_dtype or dtype, control, writes=False, arch=arch)
 
 
 def workspace_shape(problem: Problem) -> Workspace:
@@ -100,7 +101,7 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
 
 
 def _attention(
-    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool
+    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool, arch: str | None = None
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     workspace = Arg("workspace", workspace_shape(problem))
     shape = problem.shape
@@ -119,7 +120,7 @@ def _attention(
             widen_slots(problem, tensors)
             attend_rows(problem, Tensors(tensors.of | {"widened": tensors["workspace"]}))
         else:
-            attend_rows(problem, tensors)
+            attend_rows(problem, tensors, arch)
 
     return kernel(name, args, body), workspace.shape
 

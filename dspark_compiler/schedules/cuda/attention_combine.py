@@ -44,8 +44,8 @@ class _Row:
     def emit(self) -> None:
         problem, (row, head, m), dim = self._problem, self._place, self._dim
         all_sums, all_totals = shared((SUMS, dim)), shared(SUMS)
-        await_previous()
         release_next()
+        await_previous()
         span, token = span_of(problem, self._tensors, row), T.Bind(m // problem.shape.group)
         cut = self._plan.chunking(span)
         self._first = cut.chunk_of(span.first_visible(problem, token))

@@ -42,8 +42,8 @@ def attend_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None
     # Two blocks of 256 threads or fewer fit where a thread keeps to 128 registers.
     resident = 2 if plan.threads == 256 and shape.head_dim + shape.value_dim <= 256 else 1
     with launch(grid, plan.threads) as (head_block, chunk, row, thread), resident_blocks(resident):
-        await_previous()
         release_next()
+        await_previous()
         span = span_of(problem, tensors, row)
         head, first = T.Bind(head_block // plan.blocks), T.Bind(head_block % plan.blocks * (plan.tiles * 16))
         size = plan.chunking(span).size

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import tvm
 
-from dspark_compiler.schedules.vulkan import norm, rows
+from dspark_compiler.schedules.vulkan import experts, norm, rows
 from dspark_compiler.schedules.vulkan.rope import rope
 
 Template = Callable[..., tvm.tirx.PrimFunc]
@@ -12,6 +12,7 @@ Template = Callable[..., tvm.tirx.PrimFunc]
 _TEMPLATES: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope),
     *(rows.packed_embedding, rows.row_embedding, rows.last_row),
+    *(experts.topk, experts.expert_linear),
 )
 
 
