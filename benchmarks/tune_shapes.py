@@ -5,7 +5,7 @@
     python benchmarks/tune_shapes.py RECORDS --report              # what is on record, without measuring
 
 What is in RECORDS is not measured again: interrupting it costs the shape at hand. The records that ship are made by
-the first line with ``dspark_compiler/schedules/records``.
+the first line with ``dspark_compiler/schedules/records`` and ``--rows 1,8,16,32``.
 """
 
 import argparse

@@ -165,6 +165,58 @@ def grouped(packed: bool = False, **options: Any) -> Callable[[Writer], None]:
     return write
 
 
+def quantized(bits: int, zeros: bool) -> Callable[[Writer], None]:
+    """onnxruntime-genai's int4 models: norms of sums, and linears of codes; the last block of a row may be short."""
+
+    def write(w: Writer) -> None:
+        ids, mask = w.input("input_ids", ["batch", "tokens"]), w.input("attention_mask", ["batch", "total"])
+        counted = w.op("ReduceSum", mask, w.ints(1), keepdims=0)
+        lengths = w.op("Cast", w.op("Sub", counted, w.ints(1)), to=TensorProto.INT32)
+        total = w.op("Cast", w.op("Gather", w.op("Shape", mask), w.constant(np.int64(1)), axis=0), to=TensorProto.INT32)
+        cos, sin = tables(w)
+
+        def linear(x: str, name: str, depth: int, features: int, block: int = 16) -> str:
+            blocks = -(-depth // block)
+            random = np.random.default_rng(len(name))
+            codes = w.constant(
+                random.integers(0, 256, (features, blocks, block * bits // 8), np.uint8), f"{name}.codes"
+            )
+            spread = (depth**-0.5 / (1 << (bits - 2)) * random.uniform(0.5, 1, (features * blocks))).astype(np.float32)
+            points = []
+            if zeros:
+                points = [
+                    w.constant(random.integers(0, 256, features * -(-blocks * bits // 8), np.uint8), f"{name}.zeros")
+                ]
+            scales = w.constant(spread, f"{name}.scales")
+            return w.contrib(  # type: ignore[no-any-return]
+                "MatMulNBits", x, codes, scales, *points, K=depth, N=features, bits=bits, block_size=block
+            )
+
+        x = w.op("Gather", w.weight("embed", VOCAB, HIDDEN), ids, axis=0)
+        y = contrib_norm(w, x, "0.norm1")
+        for i in range(LAYERS):
+            q, k, v = (linear(y, f"{i}.{p}", HIDDEN, n * SIZE) for p, n in (("q", HEADS), ("k", GROUPS), ("v", GROUPS)))
+            out = w.contrib(
+                "GroupQueryAttention",
+                *(q, k, v, *w.past(i), lengths, total, cos, sin),
+                outputs=3,
+                num_heads=HEADS,
+                kv_num_heads=GROUPS,
+                do_rotary=1,
+            )[0]
+            weights = [w.weight(f"{i}.norm{n}", HIDDEN, centre=1.0) for n in (2, 3)]
+            options = {"outputs": 4, "epsilon": 1e-6}
+            mixed = linear(out, f"{i}.o", HEADS * SIZE, HIDDEN, 32)
+            y, _, _, x = w.contrib("SkipSimplifiedLayerNormalization", x, mixed, weights[0], **options)
+            gate, up = (linear(y, f"{i}.{part}", HIDDEN, INNER) for part in ("gate", "up"))
+            hidden = w.op("Mul", w.contrib("QuickGelu", gate, alpha=1.0), up)
+            down = linear(hidden, f"{i}.down", INNER, HIDDEN, 32)  # 48 columns: a block and a half
+            y, _, _, x = w.contrib("SkipSimplifiedLayerNormalization", x, down, weights[1], **options)
+        w.output(w.op("MatMul", y, w.weight("head", HIDDEN, VOCAB)), "logits", ["batch", "tokens", VOCAB])
+
+    return write
+
+
 def multi_head(w: Writer) -> None:
     """ONNX Runtime's optimized graphs: RotaryEmbedding, MultiHeadAttention with as many keys as queries."""
     ids, positions = w.input("input_ids", ["batch", "tokens"]), w.input("position_ids", ["batch", "tokens"])
@@ -278,6 +330,9 @@ DIALECTS: dict[str, tuple[int, Callable[[Writer], None]]] = {
     "grouped": (18, grouped()),
     "grouped-packed-window": (18, grouped(packed=True, local_window_size=5, softcap=3.0)),
     "grouped-interleaved": (18, grouped(rotary_interleaved=1, scale=0.3)),
+    "four-bits": (18, quantized(4, zeros=False)),
+    "four-bits-zeros": (18, quantized(4, zeros=True)),
+    "eight-bits": (18, quantized(8, zeros=True)),
     "multi-head": (18, multi_head),
     "standard": (23, standard()),
     "standard-flat": (23, standard(rank=3)),

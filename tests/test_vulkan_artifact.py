@@ -1,5 +1,9 @@
 """An artifact for Vulkan devices, from a checkpoint on disk to tokens: eager's, and verify's bits are decode's."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,8 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.engine import load
 from dspark_compiler.runtime.executor import Executor
 from tests.tiny_models import TINY
-from tests.vulkan.device import need_vulkan
+from tests.vulkan.device import environment, need_vulkan
+from tests.vulkan.drivers import failing_loader, two_devices
 
 _NEW = 24
 
@@ -80,3 +85,41 @@ def test_weights_of_two_bytes(name: str, dtype: str, tmp_path: Path) -> None:
 def test_an_architecture_is_not_asked_for() -> None:
     with pytest.raises(InputError, match="--arch sm_90a: the vulkan target compiles for all devices alike"):
         create_backend("vulkan", "sm_90a")
+
+
+def _generate(artifact: Path, folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``dspark generate`` in a process of its own."""
+    (folder / "ids.json").write_text(json.dumps(_prompt(6)))
+    command = ["generate", str(artifact), "--prompt-ids", str(folder / "ids.json"), "--max-new-tokens", str(_NEW)]
+    command += ["--json", *options]
+    return subprocess.run(
+        [sys.executable, "-m", "dspark_compiler", *command],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_second_device_gives_the_same_tokens_and_a_third_is_not_there(artifact: Path, tmp_path: Path) -> None:
+    params = SamplingParams(max_new_tokens=_NEW)
+    (expected,) = load(artifact).complete([_prompt(6)], params)
+    done = _generate(artifact, tmp_path, "--device", "1", **two_devices(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["tokens"] == list(expected.tokens)
+    done = _generate(artifact, tmp_path, "--device", "2", **two_devices(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: --device 2: there is none of this number; this machine has 0: .*, 1: .*\n", done.stderr
+    )
+
+
+def test_a_device_lost_in_the_middle_of_a_generation_is_one_line(artifact: Path, tmp_path: Path) -> None:
+    variables = failing_loader(tmp_path)
+    (tmp_path / "lost").write_text("20")
+    done = _generate(artifact, tmp_path, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    wanted = (
+        r"error: Vulkan device 0 \(.+\): .*the device as lost \(VK_ERROR_DEVICE_LOST\), with all that was on it; .*\n"
+    )
+    assert re.fullmatch(wanted, done.stderr)

@@ -105,12 +105,6 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the first
         fresh tensor, or the first state as written where there is none.
         """
-        return self.call_writing(kernel, args, written, outs)[0]
-
-    def call_writing(
-        self, kernel: tvm.tirx.PrimFunc, args: Sequence[Any], written: Sequence[int], outs: Sequence[PhysicalTensor]
-    ) -> list[Any]:
-        """Likewise; returns all fresh tensors, then the states as written."""
         types = [relax.TensorType(out.shape, out.dtype) for out in outs] + [args[i].ty for i in written]
         indices = [*[-1] * len(outs), *written]
         call = relax.op.call_tir_inplace(self.kernel(kernel), list(args), indices, types)
@@ -123,7 +117,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             state = self._state_of[args[i]]
             self.env[state] = value
             self._state_of[value] = state
-        return results
+        return results[0]
 
     def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
         """The kernel that the target's template of that name makes.

@@ -15,7 +15,7 @@ Written by `make golden` from the families and the tiny models that the tests co
 of random weights that goes from disk through the compiler to the torch-free runtime. Its greedy tokens equal those of
 eager transformers, its logits are within the tolerances of `tests/tolerances.py`, and a verified row equals a decoded
 one bit for bit. A model type that is not listed is tried all the same, and refused with the module or operator that
-stopped it.
+stopped it. The same models come in as ONNX, too, where torch.onnx can export them: [onnx.md](onnx.md).
 
 ## Families, target cpu
 

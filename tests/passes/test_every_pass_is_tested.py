@@ -18,6 +18,7 @@ _EVERYTHING = (
     CompileConfig(max_seq_len=80, quantize="int4-g128-awq"),
     CompileConfig(max_seq_len=80, quantize="keep"),
     CompileConfig(target="cuda", max_seq_len=80, quantize="int8"),
+    CompileConfig(max_seq_len=80, heads=Path("heads"), quantize_heads="int8"),
 )
 _MODULES = sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 

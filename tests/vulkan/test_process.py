@@ -1,13 +1,12 @@
 """What shows only in a process of its own: several devices, failing drivers, the pipeline cache, and how it ends."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.vulkan.bare import process
-from tests.vulkan.device import LAVAPIPE
+from tests.vulkan.drivers import failing_loader, two_devices
 
 _TWO = """
 assert function("count")() == 2
@@ -62,81 +61,13 @@ np.testing.assert_array_equal(pairs[1][1].read(), 3 * x)
 function("release")(0, pairs[0][0].address)
 """
 
-# Stands in for Vulkan's loader: with the file "lost" the queue that submits next is lost, with "full" memory is out.
-_SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-typedef void (*Function)(void);
-typedef Function (*Find)(void*, const char*);
-typedef int (*Submit)(void*, unsigned, const void*, void*);
-typedef int (*Allocate)(void*, const void*, const void*, void*);
-static Find find_device;
-static Submit submit;
-static Allocate allocate;
-static void* lost;
-static int Wanted(const char* what) {
-  char path[4096];
-  snprintf(path, sizeof(path), "%s/%s", getenv("SHIM_FOLDER"), what);
-  return access(path, F_OK) == 0;
-}
-static int AllocateMemory(void* device, const void* info, const void* callbacks, void* memory) {
-  return Wanted("full") ? -2 : allocate(device, info, callbacks, memory);
-}
-static int QueueSubmit(void* queue, unsigned count, const void* infos, void* fence) {
-  if (lost == NULL && Wanted("lost")) lost = queue;
-  return queue == lost ? -4 : submit(queue, count, infos, fence);
-}
-static Function FindDevice(void* device, const char* name) {
-  Function found = find_device(device, name);
-  if (strcmp(name, "vkQueueSubmit") == 0) {
-    submit = (Submit)found;
-    return (Function)QueueSubmit;
-  }
-  if (strcmp(name, "vkAllocateMemory") == 0) {
-    allocate = (Allocate)found;
-    return (Function)AllocateMemory;
-  }
-  return found;
-}
-Function vkGetInstanceProcAddr(void* instance, const char* name) {
-  static Find find;
-  if (find == NULL) find = (Find)dlsym(dlopen(getenv("REAL_LOADER"), RTLD_NOW), "vkGetInstanceProcAddr");
-  Function found = find(instance, name);
-  if (strcmp(name, "vkGetDeviceProcAddr") != 0) return found;
-  find_device = (Find)found;
-  return (Function)FindDevice;
-}
-"""
-
-
-def two_devices(folder: Path) -> dict[str, str]:
-    """Variables that let a process see two devices: lavapipe's driver under two names."""
-    if not LAVAPIPE.exists():
-        pytest.skip("needs lavapipe (Debian: mesa-vulkan-drivers)")
-    second = folder / "second.json"
-    second.write_text(LAVAPIPE.read_text())
-    both = f"{LAVAPIPE}:{second}"
-    return {"VK_DRIVER_FILES": both, "VK_ICD_FILENAMES": both}
-
 
 def test_two_devices(tmp_path: Path) -> None:
     process(_TWO, **two_devices(tmp_path))
 
 
 def test_a_failing_device_says_so_and_the_other_goes_on(tmp_path: Path) -> None:
-    loader = next(Path("/usr/lib").rglob("libvulkan.so.1"), None)
-    if loader is None:
-        pytest.skip("needs libvulkan.so.1 in /usr/lib")
-    (tmp_path / "shim.c").write_text(_SHIM)
-    shim = tmp_path / "lib" / "libvulkan.so.1"
-    shim.parent.mkdir()
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"], check=True)
-    variables = {"SHIM_FOLDER": str(tmp_path), "REAL_LOADER": str(loader), "LD_LIBRARY_PATH": str(shim.parent)}
-    full, *lost = process(_FAILING, tmp_path, **variables, **two_devices(tmp_path))
+    full, *lost = process(_FAILING, tmp_path, **failing_loader(tmp_path), **two_devices(tmp_path))
     device = r"^Vulkan device 0 \(.+, .+\): "
     memory = r"104\.8 MB were asked for, \d+\.\d MB of \d+\.\d MB are free$"
     assert re.search(device + "vkAllocateMemory: VK_ERROR_OUT_OF_DEVICE_MEMORY; " + memory, full)

@@ -1,5 +1,6 @@
 """Reads an ``.onnx`` file: whole, of an opset that is known, its weights left on disk."""
 
+import re
 from pathlib import Path
 
 import onnx
@@ -45,7 +46,21 @@ def read_model(path: Path) -> ir.Model:
             passes.TopologicalSortPass(),
             passes.CommonSubexpressionEliminationPass(),
         )(model)
+    _rename(model.graph)
     return model
+
+
+def _rename(graph: ir.Graph) -> None:
+    """Gives constants names that can be a variable's but for dots: exporters use slashes, colons and bare numbers."""
+    taken: set[str] = set()
+    for name, value in list(graph.initializers.items()):
+        plain = re.sub(r"[^\w.]+", "_", name).strip("_.") or "constant"
+        plain = f"weight_{plain}" if plain[0].isdigit() else plain
+        while plain.replace(".", "_") in taken:
+            plain += "_"
+        taken.add(plain.replace(".", "_"))
+        if plain != name:
+            value.name = plain
 
 
 def _check_external(graph: ir.Graph, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Small sums of operators that have one of their own in torch become that one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -12,7 +13,10 @@ _ROOT_HALF, _ROOT_TWO, _ROOT_TWO_OVER_PI, _CUBE = 0.7071067811865476, 1.41421356
 
 def fuse(model: ir.Model) -> None:
     """Rewrites the model's graph in place: 1/sqrt, silu, both forms of gelu."""
-    _RULES.apply_to_model(model)
+    present = {node.op_type for node in model.graph}
+    rules = [rule for needs, found in _RULES.items() if needs in present for rule in found]
+    if rules:
+        pattern.RewriteRuleSet(rules, commute=True).apply_to_model(model)
 
 
 def _rsqrt(op: Any, x: Any) -> Any:
@@ -27,21 +31,31 @@ def _silu(op: Any, x: Any) -> Any:
     return op.Mul(x, op.Sigmoid(x))
 
 
-def _gelu_of_half(op: Any, x: Any) -> Any:
-    return op.Mul(op.Mul(x, 0.5), op.Add(op.Erf(op.Div(x, _ROOT_TWO)), 1.0))
+def _erf(op: Any, x: Any) -> Any:
+    return op.Erf(op.Div(x, _ROOT_TWO))
 
 
-def _gelu_of_half_times(op: Any, x: Any) -> Any:
-    return op.Mul(op.Mul(x, 0.5), op.Add(op.Erf(op.Mul(x, _ROOT_HALF)), 1.0))
+def _erf_of_product(op: Any, x: Any) -> Any:
+    return op.Erf(op.Mul(x, _ROOT_HALF))
 
 
-def _half_of_gelu(op: Any, x: Any) -> Any:
-    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, _ROOT_TWO)), 1.0)), 0.5)
+def _tanh(op: Any, x: Any) -> Any:
+    return op.Tanh(op.Mul(op.Add(x, op.Mul(op.Pow(x, 3.0), _CUBE)), _ROOT_TWO_OVER_PI))
 
 
-def _tanh_gelu(op: Any, x: Any) -> Any:
-    cube = op.Mul(op.Pow(x, 3.0), _CUBE)
-    return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(op.Mul(op.Add(x, cube), _ROOT_TWO_OVER_PI)), 1.0))
+def _gelus(inner: Callable[[Any, Any], Any], new: Callable[[Any, Any], Any]) -> list[pattern.RewriteRule]:
+    """x/2 (1 + inner), with the half wherever exporters put it."""
+
+    def half_of_x(op: Any, x: Any) -> Any:
+        return op.Mul(op.Mul(x, 0.5), op.Add(inner(op, x), 1.0))
+
+    def half_of_sum(op: Any, x: Any) -> Any:
+        return op.Mul(x, op.Mul(op.Add(inner(op, x), 1.0), 0.5))
+
+    def half_of_all(op: Any, x: Any) -> Any:
+        return op.Mul(op.Mul(x, op.Add(inner(op, x), 1.0)), 0.5)
+
+    return [pattern.RewriteRule(form, new) for form in (half_of_x, half_of_sum, half_of_all)]
 
 
 def _new_rsqrt(op: Any, x: Any) -> Any:
@@ -60,15 +74,11 @@ def _new_tanh_gelu(op: Any, x: Any) -> Any:
     return op.Gelu(x, approximate="tanh", _domain=OURS)
 
 
-_RULES = pattern.RewriteRuleSet(
-    [
-        pattern.RewriteRule(_rsqrt, _new_rsqrt),
-        pattern.RewriteRule(_one_over_sqrt, _new_rsqrt),
-        pattern.RewriteRule(_silu, _new_silu),
-        pattern.RewriteRule(_gelu_of_half, _new_gelu),
-        pattern.RewriteRule(_gelu_of_half_times, _new_gelu),
-        pattern.RewriteRule(_half_of_gelu, _new_gelu),
-        pattern.RewriteRule(_tanh_gelu, _new_tanh_gelu),
-    ],
-    commute=True,
-)
+# By an operator that a graph must have for the rules to apply.
+_RULES: dict[str, list[pattern.RewriteRule]] = {
+    "Reciprocal": [pattern.RewriteRule(_rsqrt, _new_rsqrt)],
+    "Sqrt": [pattern.RewriteRule(_one_over_sqrt, _new_rsqrt)],
+    "Sigmoid": [pattern.RewriteRule(_silu, _new_silu)],
+    "Erf": [*_gelus(_erf, _new_gelu), *_gelus(_erf_of_product, _new_gelu)],
+    "Tanh": _gelus(_tanh, _new_tanh_gelu),
+}

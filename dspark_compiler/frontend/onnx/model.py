@@ -17,7 +17,7 @@ from dspark_compiler.frontend.onnx.inputs import Inputs, find_inputs
 from dspark_compiler.frontend.onnx.operators.base import CONTRIB, key_of
 from dspark_compiler.frontend.onnx.places import require_places_do_not_matter
 from dspark_compiler.frontend.onnx.positions import Call, read_positions, worked_out
-from dspark_compiler.frontend.onnx.quantized import dequantize_linears, stored_weight
+from dspark_compiler.frontend.onnx.quantized import PackedWeight, dequantize_linears
 from dspark_compiler.frontend.onnx.rotations import share_tables
 from dspark_compiler.frontend.onnx.tables import keep_whole_tables
 from dspark_compiler.frontend.onnx.ties import tie_heads
@@ -54,7 +54,7 @@ class Decoder:
         vocab_size: V.
         hidden_size: the width of the token embedding.
         positions_table: rows of the smallest table that positions look up, None where they are computed.
-        quantized: nodes whose weights were codes, by the names of the numbers these stand for.
+        quantized: weights that were codes, by the names of the numbers these stand for.
         exact: whether the file's numbers are float32, so that who runs it as it is does not round otherwise than we do.
     """
 
@@ -68,11 +68,11 @@ class Decoder:
     hidden_size: int
     positions_table: int | None
     exact: bool
-    quantized: Mapping[str, ir.Node]
+    quantized: Mapping[str, PackedWeight]
 
     def stored_weights(self) -> dict[str, QuantizedWeight]:
         """The quantized weights of the file by their names, as codes and scales."""
-        found = ((name, stored_weight(node)) for name, node in self.quantized.items())
+        found = ((name, packed.stored()) for name, packed in self.quantized.items())
         return {name: weight for name, weight in found if weight is not None}
 
     def trace(self, batch: int, width: int, weights: dict[str, Tensor]) -> Traced:

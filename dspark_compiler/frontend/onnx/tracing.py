@@ -83,4 +83,8 @@ class Tracing:
         return self._weights[name]
 
     def _names(self) -> Sequence[str]:
-        return [value.name or f"constant_{place}" for place, value in enumerate(self._arguments)]
+        """Those of constants in the file; what was worked out is numbered."""
+        return [
+            f"constant_{place}" if value.name is None or value.producer() is not None else value.name
+            for place, value in enumerate(self._arguments)
+        ]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
-from dspark_compiler.lowering.cuda.operands import compute_dtype, out_dtype, rows_of
+from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
@@ -62,10 +62,13 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
     out = PhysicalTensor(shape_of(node), stored)
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
-        kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form, out_dtype=stored)
-        q, space = _store_projected(node, importer, found, shape, form, sizes, PhysicalTensor(workspace, "float32"))
+        kernel, workspace = kernels.written_attention(
+            name + "_written", shape, scoring, dtype, form, out_dtype=stored, arch=arch_of(importer.plan)
+        )
+        q = _store_projected(node, importer, found, shape, form, sizes)
         reading = [name for name in tensors if name not in ("q", "k", "v")]
-        return importer.call(kernel, [q, *(importer.env[tensors[name]] for name in reading), space], out)
+        args = [q, *(importer.env[tensors[name]] for name in reading)]
+        return importer.call_many(kernel, args, [out, PhysicalTensor(workspace, "float32")])[0]
     build = kernels.append_attention if kind == "append_attention" else kernels.scratch_attention
     kernel, workspace = build(name, shape, scoring, dtype, form, out_dtype=stored)
     args = [importer.env[value] for value in tensors.values()]
@@ -79,12 +82,8 @@ def _store_projected(
     shape: AttentionShape,
     form: CacheForm,
     sizes: str,
-    workspace: PhysicalTensor,
-) -> tuple[Any, Any]:
-    """Queries [b,H,S,D] as attention reads them, and its workspace.
-
-    Keys and values are in the cache, or in scratch, afterwards.
-    """
+) -> Any:
+    """Queries [b,H,S,D] as attention reads them; keys and values are in the cache, or in scratch, afterwards."""
     tensors, dtype = tensor_args(node), compute_dtype(importer.plan)
     work = Prologue(found.eps, rope=found.tables is not None)
     name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
@@ -95,5 +94,4 @@ def _store_projected(
     written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
     args += [importer.env[tensors[name]] for name in stored]
     queries = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), dtype)
-    q, space, *_ = importer.call_writing(kernel, args, written, [queries, workspace])
-    return q, space
+    return importer.call_inplace(kernel, args, written, queries)

@@ -1,8 +1,10 @@
 """Copies into shared memory that run beside the threads, and the barriers that tell when they are done.
 
-cp.async (sm_80, PTX ISA "cp.async") moves 16 bytes a thread and is waited for by its thread; cp.async.bulk (sm_90)
-moves a contiguous piece and counts its bytes on an mbarrier (PTX ISA "mbarrier"), eight bytes of shared memory.
+cp.async (sm_80, PTX ISA "cp.async") moves 16 bytes a thread and is waited for by its thread; the copy engine
+(tensor_maps.py) counts bytes on an mbarrier (PTX ISA "mbarrier"), eight bytes of shared memory.
 """
+
+from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.threads import device, run
 from dspark_compiler.schedules.tir import Expr
@@ -70,15 +72,15 @@ __device__ __forceinline__ void dspark_arrive(void* bar) {{
     run(device("dspark_arrive", barrier, source=source))
 
 
-def expect_bytes(barrier: Expr, count: Expr) -> None:
-    """The barrier's phase waits for ``count`` more bytes of bulk copies; not an arrival."""
+def arrive_expecting(barrier: Expr, count: int) -> None:
+    """One arrival, and ``count`` more bytes of copies that the barrier's phase waits for."""
     source = f"""
-__device__ __forceinline__ void dspark_expect_bytes(void* bar, int count) {{
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
+__device__ __forceinline__ void dspark_arrive_expecting(void* bar, int count) {{
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
     :: "r"({_SHARED}(bar)), "r"(count) : "memory");
 }}
 """
-    run(device("dspark_expect_bytes", barrier, count, source=source))
+    run(device("dspark_arrive_expecting", barrier, T.int32(count), source=source))
 
 
 def wait_phase(barrier: Expr, parity: Expr) -> None:
@@ -92,14 +94,3 @@ __device__ __forceinline__ void dspark_wait_phase(void* bar, int parity) {{
 }}
 """
     run(device("dspark_wait_phase", barrier, parity, source=source))
-
-
-def copy_bulk(target: Expr, source: Expr, count: int, barrier: Expr) -> None:
-    """Starts copying ``count`` bytes, a multiple of 16, from global to shared memory; they count on ``barrier``."""
-    source_code = f"""
-__device__ __forceinline__ void dspark_copy_bulk(void* to, const void* from, int count, void* bar) {{
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-    :: "r"({_SHARED}(to)), "l"(from), "r"(count), "r"({_SHARED}(bar)) : "memory");
-}}
-"""
-    run(device("dspark_copy_bulk", target, source, count, barrier, source=source_code))

@@ -10,7 +10,7 @@ from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda.attention_combine import combine_chunks
 from dspark_compiler.schedules.cuda.attention_decode import attend_chunks
-from dspark_compiler.schedules.cuda.attention_plan import decode_plan, is_split, partial_count
+from dspark_compiler.schedules.cuda.attention_plan import is_split, partial_sizes
 from dspark_compiler.schedules.cuda.attention_prefill import attend_rows
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
 from dspark_compiler.schedules.cuda.attention_widen import widen_slots, widened_words
@@ -73,21 +73,22 @@ def written_attention(
     *,
     in_dtype: str | None = None,
     out_dtype: str | None = None,
+    arch: str | None = None,
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     """Either kind of attention where the call's keys and values are stored already (qkv_prologue.py).
 
-    Arguments: as of ``scratch_attention`` if the shape has scratch, else of ``append_attention``, without k and v, and
-    with the workspace that qkv_prologue.py made before out.
+    Arguments: as of ``scratch_attention`` if the shape has scratch, else of ``append_attention``, without k and v.
+    ``arch`` is that of ``attend_rows``.
     """
     problem = _problem(shape, scoring, dtype, form, out_dtype)
     control = ("length",) if shape.scratch else ("sequence", "length", "count")
-    return _attention(name, problem, in_dtype or dtype, control, writes=False)
+    return _attention(name, problem, in_dtype or dtype, control, writes=False, arch=arch)
 
 
-def workspace_shape(problem: Problem) -> Workspace:
+def _workspace_shape(problem: Problem) -> Workspace:
     """Shape of the float32 workspace of a call."""
     if is_split(problem):
-        return (partial_count(problem),)
+        return (sum(partial_sizes(problem)),)
     return (widened_words(problem) if problem.form.storage.scaled else 1,)
 
 
@@ -100,12 +101,12 @@ def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheFor
 
 
 def _attention(
-    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool
+    name: str, problem: Problem, in_dtype: str, control: tuple[str, ...], *, writes: bool, arch: str | None = None
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
-    workspace = Arg("workspace", workspace_shape(problem))
+    workspace = Arg("workspace", _workspace_shape(problem))
     shape = problem.shape
     out = Arg("out", (shape.rows, shape.width, shape.heads, shape.value_dim), problem.out_dtype)
-    args = [*_args(problem, in_dtype, control, writes=writes), *((out, workspace) if writes else (workspace, out))]
+    args = [*_args(problem, in_dtype, control, writes=writes), out, workspace]
 
     def body(*buffers: Buffer) -> None:
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
@@ -113,13 +114,12 @@ def _attention(
             write_new(problem, tensors)
         if is_split(problem):
             attend_chunks(problem, tensors, tensors["workspace"])
-            if not decode_plan(problem).joined:
-                combine_chunks(problem, tensors, tensors["workspace"])
+            combine_chunks(problem, tensors, tensors["workspace"])
         elif problem.form.storage.scaled:
             widen_slots(problem, tensors)
             attend_rows(problem, Tensors(tensors.of | {"widened": tensors["workspace"]}))
         else:
-            attend_rows(problem, tensors)
+            attend_rows(problem, tensors, arch)
 
     return kernel(name, args, body), workspace.shape
 

@@ -1,11 +1,7 @@
-"""Adds up the chunks of attention_decode.py: a block for every query row, its warps take every eighth chunk each.
-
-For calls of more query rows than one block can join (attention_join.py, whose arithmetic this is).
-"""
+"""Adds up the chunks of attention_decode.py: a block for every query row, its warps take every eighth chunk each."""
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.attention_join import SUMS, added
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, rate_of, weight_of
 from dspark_compiler.schedules.cuda.attention_plan import decode_plan, partial_sizes
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
@@ -17,13 +13,14 @@ from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launc
 from dspark_compiler.schedules.cuda.warps import from_lane, reduce_float
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-_TOGETHER = WARP // SUMS  # chunks of a warp among those whose maxima its lanes hold
+_SUMS = 8  # of every eighth chunk each
+_TOGETHER = WARP // _SUMS  # chunks of a warp among those whose maxima its lanes hold
 
 
 def combine_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
     """Launches the second kernel: out[row, token, head] from the workspace; 0 where a row sees no slot."""
     shape = problem.shape
-    with launch((problem.rows, shape.kv_heads, shape.rows), SUMS * WARP) as (m, head, row, thread):
+    with launch((problem.rows, shape.kv_heads, shape.rows), _SUMS * WARP) as (m, head, row, thread):
         _Row(problem, tensors, workspace, (row, head, m), thread).emit()
 
 
@@ -43,9 +40,9 @@ class _Row:
 
     def emit(self) -> None:
         problem, (row, head, m), dim = self._problem, self._place, self._dim
-        all_sums, all_totals = shared((SUMS, dim)), shared(SUMS)
-        await_previous()
+        all_sums, all_totals = shared((_SUMS, dim)), shared(_SUMS)
         release_next()
+        await_previous()
         span, token = span_of(problem, self._tensors, row), T.Bind(m // problem.shape.group)
         cut = self._plan.chunking(span)
         self._first = cut.chunk_of(span.first_visible(problem, token))
@@ -61,8 +58,8 @@ class _Row:
             T.buffer_store(all_totals, self._total[0], [self._warp])
         barrier()
         with when(self._thread * 2 < dim):
-            inverse = out.inverse(added([all_totals[w] for w in range(SUMS)]), T.float32(1.0), maximum)
-            low, high = (added([all_sums[w, self._thread * 2 + i] for w in range(SUMS)]) for i in range(2))
+            inverse = out.inverse(_added([all_totals[w] for w in range(_SUMS)]), T.float32(1.0), maximum)
+            low, high = (_added([all_sums[w, self._thread * 2 + i] for w in range(_SUMS)]) for i in range(2))
             out.store(self._thread * 2, low * inverse, high * inverse)
 
     def _partial(self, chunk: Expr) -> Expr:
@@ -96,9 +93,9 @@ class _Row:
             weight = weight_of(self._ratios[turn * 2], maximum, T.float32(rate_of(self._problem)))
             with when(T.And(turn * WARP < self._end, (turn + 1) * WARP > self._first)):
                 for n in range(_TOGETHER):  # loads are under way together
-                    self._load(turn * WARP + n * SUMS + self._warp, n * self._quads)
+                    self._load(turn * WARP + n * _SUMS + self._warp, n * self._quads)
                 for n in range(_TOGETHER):
-                    mine, lane = n * self._quads * 4, n * SUMS + self._warp
+                    mine, lane = n * self._quads * 4, n * _SUMS + self._warp
                     own = from_lane(weight, lane, "float32")
                     total = from_lane(self._ratios[turn * 2 + 1], lane, "float32")
                     T.buffer_store(self._total, fused(total, own, self._total[0]), [0])
@@ -116,3 +113,11 @@ class _Row:
                 with when(d < self._dim):
                     place = address(self._workspace, self._partial(chunk) * self._dim + d)
                     load_floats(self._given, (at + quad) * 4, place, 4)
+
+
+def _added(values: list[Expr]) -> Expr:
+    """Their sum, one after the other."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return T.Bind(total)

@@ -1,4 +1,4 @@
-"""Attention of few tokens, split along the slots: each block takes a chunk of them, and then chunks are added up.
+"""Attention of few tokens, split along the slots: each block takes a chunk of them, a second kernel adds the chunks up.
 
 A block's warps are four lines by up to four tiles of 16 query rows: line w takes slots 16w to 16w + 15 of every 64 and
 streams them through a ring of its own in shared memory (cp.async), so that warps wait for nobody but those that share a
@@ -10,7 +10,6 @@ result is bit for bit the same from decode and verify but where the chunks doubl
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
-from dspark_compiler.schedules.cuda.attention_join import chunks_of, join_bytes, join_chunks
 from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
 from dspark_compiler.schedules.cuda.attention_plan import LINES, ROUND, decode_plan, partial_sizes
 from dspark_compiler.schedules.cuda.attention_rows import (
@@ -33,28 +32,22 @@ from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 
 def attend_chunks(problem: Problem, tensors: Tensors, workspace: Buffer) -> None:
-    """Launches the kernel that leaves a chunk's sums, maximum and total of each query row in the workspace.
-
-    Where the plan says so the last block of a head goes on and writes out.
-    """
+    """Launches the first kernel: a chunk's sums, maximum and total per query row, to the workspace."""
     plan, shape = decode_plan(problem), problem.shape
     grid = (shape.kv_heads * plan.blocks, plan.chunks, shape.rows)
     # Two blocks of 256 threads or fewer fit where a thread keeps to 128 registers.
     resident = 2 if plan.threads == 256 and shape.head_dim + shape.value_dim <= 256 else 1
     with launch(grid, plan.threads) as (head_block, chunk, row, thread), resident_blocks(resident):
-        await_previous()
         release_next()
+        await_previous()
         span = span_of(problem, tensors, row)
         head, first = T.Bind(head_block // plan.blocks), T.Bind(head_block % plan.blocks * (plan.tiles * 16))
         size = plan.chunking(span).size
         begin = T.Bind(chunk * size)
         end = T.Bind(T.min(begin + size, span.end))
-        chunks = chunks_of(plan, span, span.first_visible(problem, first // shape.group))
-        with when(T.And(chunk >= chunks.first, chunk < chunks.end)):
-            block = _Chunk(problem, tensors, span, (row, head, first), (chunk, begin, end), thread)
-            memory = block.emit(workspace)
-            if plan.joined:
-                join_chunks(problem, tensors, workspace, (row, head), chunks, (memory, thread))
+        visible = span.first_visible(problem, first // shape.group)
+        with when(T.And(begin < span.end, visible < end)):
+            _Chunk(problem, tensors, span, (row, head, first), (chunk, begin, end), thread).emit(workspace)
 
 
 class _Chunk:
@@ -79,14 +72,9 @@ class _Chunk:
         self._worker = (self._tile * WARP + self._lane, WARP * self._plan.tiles)
         self._rows = SlotRows(problem, tensors, span, place[1])
 
-    def emit(self, workspace: Buffer) -> Buffer:
-        """Returns the block's shared memory, of no more use to it once all its threads are here."""
+    def emit(self, workspace: Buffer) -> None:
         plan, shape = self._plan, self._problem.shape
-        size = max(
-            self._queries + plan.tiles * 16 * self._key_row,
-            plan.tiles * lines_bytes(shape.value_dim, LINES),
-            join_bytes(self._problem),
-        )
+        size = max(self._queries + plan.tiles * 16 * self._key_row, plan.tiles * lines_bytes(shape.value_dim, LINES))
         memory = shared(size, "uint8", dynamic=True)
         warp = WarpTile(
             (shape.head_dim, shape.value_dim), self._problem.scoring, self._problem.dtype, memory, self._lane, 1, STEP
@@ -121,7 +109,6 @@ class _Chunk:
         wait_copies(0)
         barrier()
         self._store(warp, memory, workspace)
-        return memory
 
     def _meet(self) -> None:
         """The warps of a line: what they copied is there, and the oldest stage is free again."""

@@ -28,11 +28,6 @@ class DecodePlan:
     stages: int  # of a line's ring
 
     @property
-    def joined(self) -> bool:
-        """Whether a head's last block adds the chunks up; of more rows than one tile that is too much for a block."""
-        return self.tiles == self.blocks == 1
-
-    @property
     def threads(self) -> int:
         """Threads a block."""
         return LINES * self.tiles * WARP
@@ -93,8 +88,3 @@ def partial_sizes(problem: Problem) -> tuple[int, int]:
     """Float32 in the workspace: sums [b, G, chunks, rows, Dv], then (maximum, total) [b, G, chunks, rows, 2]."""
     rows = problem.shape.rows * problem.shape.kv_heads * decode_plan(problem).chunks * problem.rows
     return rows * problem.shape.value_dim, rows * 2
-
-
-def partial_count(problem: Problem) -> int:
-    """Float32 in the workspace of a split call: those, then an int32 [b, G] of the chunks that are done."""
-    return sum(partial_sizes(problem)) + problem.shape.rows * problem.shape.kv_heads

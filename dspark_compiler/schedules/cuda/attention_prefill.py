@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
-from dspark_compiler.schedules.cuda.attention_output import OutputRow, weight_of
 from dspark_compiler.schedules.cuda.attention_rows import (
     Problem,
     QueryRows,
@@ -20,9 +19,12 @@ from dspark_compiler.schedules.cuda.attention_rows import (
     row_bytes,
     span_of,
 )
+from dspark_compiler.schedules.cuda.attention_tiles import hide_unseen, store_rows
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
+from dspark_compiler.schedules.cuda.attention_warpgroups import attend_in_warpgroups, fits_warpgroups
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
+from dspark_compiler.schedules.cuda.tile_schedule import has_wgmma
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _MULTIPROCESSORS = 132  # of an H100 or H200
@@ -57,8 +59,14 @@ def prefill_plan(problem: Problem) -> PrefillPlan:
     return large if blocks >= _MULTIPROCESSORS and shape.head_dim <= 128 else PrefillPlan(tiles=tiles)
 
 
-def attend_rows(problem: Problem, tensors: Tensors) -> None:
-    """Launches the kernel that writes out [b,S,H,Dv]; 0 for tokens past the call's count."""
+def attend_rows(problem: Problem, tensors: Tensors, arch: str | None = None) -> None:
+    """Launches the kernel that writes out [b,S,H,Dv]; 0 for tokens past the call's count.
+
+    ``arch`` is "sm_90a" or its like; None: nothing beyond sm_80 is made use of.
+    """
+    if arch is not None and has_wgmma(arch) and fits_warpgroups(problem, tensors):
+        attend_in_warpgroups(problem, tensors)
+        return
     shape = problem.shape
     plan = prefill_plan(problem)
     blocks = -(-problem.rows // plan.height)
@@ -110,9 +118,13 @@ class _Rows:
             self._fetch(memory, step + (plan.stages - 1), start, steps)
             keys = T.Bind(step % plan.stages * self._stage)
             slot = T.Bind(start + step * stretch)
-            warp.add(own_queries, keys, keys + stretch * self._key_row, lambda tile: self._mask(tile, slot))
+
+            def mask(tile: WarpTile, slot: Expr = slot) -> None:
+                hide_unseen(problem, span, self._slots, tile, self._warp_row, slot)
+
+            warp.add(own_queries, keys, keys + stretch * self._key_row, mask)
         warp.finish()
-        self._store(warp)
+        store_rows(problem, self._tensors, self._place[:2], warp, self._warp_row, T.int32(problem.rows))
 
     def _fetch(self, memory: Buffer, step: Expr, start: Expr, steps: Expr) -> None:
         """Starts the copies of a step, if there is one; a group either way."""
@@ -131,42 +143,3 @@ class _Rows:
         with T.serial(0, plan.stages * self._stage // plan.threads) as turn:
             T.buffer_store(memory, T.uint8(0), [turn * plan.threads + self._thread])
         barrier()
-
-    def _mask(self, tile: WarpTile, slot: Expr) -> None:
-        """Hides what rows do not see, where a stretch has any of it."""
-        problem, span = self._problem, self._span
-        window, group = problem.scoring.window, problem.shape.group
-        tokens = [
-            T.Bind((self._warp_row + self._lane // 4 + 8 * half) // group) for half in range(2 * self._plan.tiles)
-        ]
-
-        def visible(number: Expr, half: int) -> Expr:
-            own = span.used + tokens[half]
-            seen = T.And(slot + number <= own, slot + number < span.end)
-            if not window:
-                return seen
-            if not problem.form.slot_position:
-                return T.And(seen, slot + number > own - window)
-            return T.And(seen, self._slots.position(slot + number) > span.length + tokens[half] - window)
-
-        needed = slot + (self._plan.stretch - 1) > T.min(span.used + self._warp_row // group, span.end - 1)
-        if window:
-            last = span.used + (self._warp_row + (self._plan.tiles * 16 - 1)) // group
-            needed = T.Or(needed, slot <= last - window) if not problem.form.slot_position else T.int32(1) == 1
-        with when(needed):
-            tile.hide(visible)
-
-    def _store(self, warp: WarpTile) -> None:
-        problem, (row, head, _) = self._problem, self._place
-        for half in range(2 * self._plan.tiles):
-            m = T.Bind(self._warp_row + self._lane // 4 + 8 * half)
-            with when(m < problem.rows):
-                out = OutputRow(problem, self._tensors, row, head, m)
-                peak = out.peak(warp.maxima[half])
-                weight = weight_of(warp.maxima[half], peak, T.float32(warp.rate))
-                inverse = T.Bind(out.inverse(warp.totals[half], weight, peak) * weight)
-                for output in range(warp.outputs):
-                    d = output * 8 + self._lane % 4 * 2
-                    at = ((half // 2) * warp.outputs + output) * 4 + half % 2 * 2
-                    with when(d < problem.shape.value_dim):
-                        out.store(d, warp.sums[at] * inverse, warp.sums[at + 1] * inverse)

@@ -18,7 +18,7 @@ from dspark_compiler.schedules.cuda.attention_rows import PIECE, padded, row_byt
 from dspark_compiler.schedules.cuda.floats import fused, power_of_two, product, quick_tanh
 from dspark_compiler.schedules.cuda.memory import load_float
 from dspark_compiler.schedules.cuda.mma import multiply_add, pack_pair
-from dspark_compiler.schedules.cuda.threads import address, registers
+from dspark_compiler.schedules.cuda.threads import address, device, registers, run
 from dspark_compiler.schedules.cuda.warp import from_lane, load_matrices
 from dspark_compiler.schedules.tir import Buffer, Expr
 
@@ -116,6 +116,21 @@ class WarpTile:
                     seen = visible(column * 8 + self.lane % 4 * 2 + i % 2, tile * 2 + i // 2)
                     T.buffer_store(self._scores, T.Select(seen, self._scores[at], T.float32(HIDDEN)), [at])
 
+    def hide_outside(self, half: int, low: Expr, high: Expr) -> None:
+        """Hides the scores of rows 8 half + g of the stretch's slots before ``low`` and behind ``high``, int32."""
+        name = f"dspark_hide_outside_{self.columns}"
+        source = f"""
+__device__ __forceinline__ void {name}(float* s, int low, int high) {{
+  #pragma unroll
+  for (int i = 0; i < {2 * self.columns}; ++i) {{
+    int slot = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2, at = i / 2 * 4 + i % 2;
+    s[at] = slot < low || slot > high ? __int_as_float(0xff800000) : s[at];
+  }}
+}}
+"""
+        first = half // 2 * self.columns * 4 + half % 2 * 2
+        run(device(name, address(self._scores, first), low, high, source=source))
+
     def finish(self) -> None:
         """Adds up the totals of a row's four threads."""
         for i in range(self.tiles * 2):
@@ -173,6 +188,10 @@ class WarpTile:
             T.buffer_store(self._scores, cap * quick_tanh(value), [i])
 
     def _softmax(self) -> None:
+        self._rescale(self._weigh())
+
+    def _weigh(self) -> list[Expr]:
+        """Scores become weights relative to the new maxima; returns what earlier sums have to be multiplied with."""
         scores, rate, decays = self._scores, T.float32(self.rate), []
         for half in range(self.tiles * 2):
             first = half // 2 * self.columns * 4 + half % 2 * 2
@@ -188,6 +207,9 @@ class WarpTile:
                 T.buffer_store(scores, power_of_two(fused(scores[at], rate, -base)), [at])
             weight = reduce(lambda a, b: a + b, (scores[at] for at in mine))
             T.buffer_store(self.totals, fused(self.totals[half], decays[half], weight), [half])
+        return decays
+
+    def _rescale(self, decays: list[Expr]) -> None:
         for at in range(self.tiles * self.outputs * 4):
             decay = decays[at // (self.outputs * 4) * 2 + at % 4 // 2]
             T.buffer_store(self.sums, product(self.sums[at], decay), [at])

@@ -6,8 +6,6 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
-from dspark_compiler.schedules.cuda.attention_join import clear_counts
-from dspark_compiler.schedules.cuda.attention_plan import decode_plan, is_split
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
 from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads, scale_name
 from dspark_compiler.schedules.cuda.cache_codes import Pair, store_codes
@@ -59,13 +57,6 @@ class NewSlot:
                 T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
 
 
-def start_counts(problem: Problem, tensors: Tensors, row: Expr, first: Expr, thread: Expr, threads: int) -> None:
-    """What attention counts begins at 0; one block of each of the call's rows is ``first``."""
-    if is_split(problem) and decode_plan(problem).joined:
-        with when(first):
-            clear_counts(problem, tensors["workspace"], row, thread, threads)
-
-
 def write_new(problem: Problem, tensors: Tensors) -> None:
     """Launches the writing of "k" and "v" [b,G,S,*] to where new tokens go."""
     shape, coded = problem.shape, problem.form.storage.scaled
@@ -73,7 +64,6 @@ def write_new(problem: Problem, tensors: Tensors) -> None:
     with launch((shape.width, shape.kv_heads, shape.rows), threads) as (token, head, row, thread):
         await_previous()
         release_next()
-        start_counts(problem, tensors, row, T.And(token == 0, head == 0), thread, threads)
         slot = NewSlot(problem, tensors, row, token)
 
         def put(name: str, d: Expr) -> None:

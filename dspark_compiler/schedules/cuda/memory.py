@@ -1,5 +1,7 @@
 """Loads, stores and copies of some bytes. Loads are never moved before ``await_previous``."""
 
+from collections.abc import Sequence
+
 from dspark_compiler.schedules.cuda.mma import PTX_TYPE
 from dspark_compiler.schedules.cuda.threads import address, device, run
 from dspark_compiler.schedules.tir import Buffer, Expr
@@ -37,6 +39,16 @@ __device__ __forceinline__ void dspark_store_pair(void* p, float low, float high
     run(device("dspark_store_pair", pointer, low, high, source=source))
 
 
+def store_quad(pointer: Expr, values: Sequence[Expr]) -> None:
+    """Stores four float32 side by side; the pointer is a multiple of 16."""
+    source = """
+__device__ __forceinline__ void dspark_store_quad(void* p, float a, float b, float c, float d) {
+  *(float4*)p = make_float4(a, b, c, d);
+}
+"""
+    run(device("dspark_store_quad", pointer, *values, source=source))
+
+
 def store_word(pointer: Expr, word: Expr) -> None:
     """Stores a uint32, often two 2-byte floats; the pointer is a multiple of 4."""
     source = "__device__ __forceinline__ void dspark_store_word(void* p, unsigned word) { *(unsigned*)p = word; }\n"
@@ -53,12 +65,6 @@ def store_float(pointer: Expr, value: Expr) -> None:
     """Stores a float32."""
     source = "__device__ __forceinline__ void dspark_store_float(void* p, float value) { *(float*)p = value; }\n"
     run(device("dspark_store_float", pointer, value, source=source))
-
-
-def store_int(pointer: Expr, value: Expr) -> None:
-    """Stores an int32."""
-    source = "__device__ __forceinline__ void dspark_store_int(void* p, int value) { *(int*)p = value; }\n"
-    run(device("dspark_store_int", pointer, value, source=source))
 
 
 def copy_word(target: Expr, pointer: Expr) -> None:
@@ -113,3 +119,11 @@ __device__ __forceinline__ unsigned dspark_load_pair_{kind}(const void* p) {{
 }}
 """
     return device(f"dspark_load_pair_{kind}", pointer, source=source, returns="uint32")
+
+
+def clear16(pointer: Expr) -> None:
+    """Stores 16 bytes of zeros; the pointer is a multiple of 16."""
+    source = """
+__device__ __forceinline__ void dspark_clear16(void* p) { *(uint4*)p = make_uint4(0, 0, 0, 0); }
+"""
+    run(device("dspark_clear16", pointer, source=source))

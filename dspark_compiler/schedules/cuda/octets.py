@@ -1,7 +1,5 @@
 """Eight codes made 2-byte floats, 16 bytes, by one thread."""
 
-from tvm.tirx.script.builder import ir as T
-
 from dspark_compiler.schedules.cuda.mma import PTX_TYPE
 from dspark_compiler.schedules.cuda.threads import device, run
 from dspark_compiler.schedules.tir import Expr
@@ -25,18 +23,20 @@ def widen_octet(stored: str, dtype: str, target: Expr, source: Expr, scale: Expr
 
     ``source`` points to the codes, in the order of quantized_fragments.py.
     """
-    name = f"dspark_octet_{stored}_{PTX_TYPE[dtype]}"
-    kind, make = ("__nv_bfloat162", "__floats2bfloat162_rn") if dtype == "bfloat16" else ("half2", "__floats2half2_rn")
+    kind = PTX_TYPE[dtype]
+    name = f"dspark_octet_{stored}_{kind}" + ("" if offset is None else "_offset")
+    # Nothing is added where there is no offset: a product of -0 stays one.
+    more, plus = ("", "") if offset is None else (", float offset", " + offset")
     code = f"""
-__device__ __forceinline__ void {name}(void* out, const void* codes, float scale, float offset) {{
+__device__ __forceinline__ void {name}(void* out, const void* codes, float scale{more}) {{
   {_LOAD[stored]}
   float f[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) f[i] = {_CODE[stored]} * scale + offset;
-  {kind} pairs[4];
+  for (int i = 0; i < 8; ++i) f[i] = {_CODE[stored]} * scale{plus};
+  unsigned d[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) pairs[i] = {make}(f[2 * i], f[2 * i + 1]);
-  *(uint4*)out = *(uint4*)pairs;
+  for (int i = 0; i < 4; ++i) asm("cvt.rn.{kind}x2.f32 %0, %1, %2;" : "=r"(d[i]) : "f"(f[2 * i + 1]), "f"(f[2 * i]));
+  *(uint4*)out = make_uint4(d[0], d[1], d[2], d[3]);
 }}
 """
-    run(device(name, target, source, scale, T.float32(0.0) if offset is None else offset, source=code))
+    run(device(name, target, source, scale, *([] if offset is None else [offset]), source=code))

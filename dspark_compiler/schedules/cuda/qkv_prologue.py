@@ -10,11 +10,10 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.attention import workspace_shape
 from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
 from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
 from dspark_compiler.schedules.cuda.cache_codes import Pair
-from dspark_compiler.schedules.cuda.cache_writes import NewSlot, start_counts
+from dspark_compiler.schedules.cuda.cache_writes import NewSlot
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import fused, product
 from dspark_compiler.schedules.cuda.memory import load_floats, store_word
@@ -40,11 +39,9 @@ def qkv_prologue(
 ) -> tvm.tirx.PrimFunc:
     """Kernel that reads the projection x and writes q [b,H,S,D] of ``dtype`` and the new keys and values.
 
-    It makes attention's workspace, too.
-
     Arguments: x float32 [b S, H D + G D + G Dv], [q_weight, k_weight float32 [D] with eps], [cos, sin float32
     [b,1,S,D] with rope], the cache (cache_args.py) with length int32 [b] for control if the shape has scratch, else
-    sequence, length, count int32 [b]; q, workspace. Keys and values go where the attention of the same shape
+    sequence, length, count int32 [b]; q. Keys and values go where the attention of the same shape
     (``written_attention``) looks for them.
 
     Raises:
@@ -63,7 +60,6 @@ def qkv_prologue(
             number, lane = T.Bind(group * _WARPS + thread // WARP), T.Bind(thread % WARP)
             head = _Head(shape, work, tensors, (row, token), lane)
             slot = NewSlot(problem, tensors, row, token)
-            start_counts(problem, tensors, row, T.And(group == 0, token == 0), thread, _WARPS * WARP)
             kv_head = T.Bind(number - shape.heads)
             with when(number < shape.heads):
                 for pair in head.rotate("q", number * shape.head_dim):
@@ -93,7 +89,6 @@ def _args(problem: Problem, work: Prologue) -> list[Arg]:
         *([Arg(each, table) for each in ("cos", "sin")] if work.rope else []),
         *cache_args(shape, problem.dtype, problem.form, [Arg(each, (shape.rows,), "int32") for each in control]),
         Arg("q", (shape.rows, shape.heads, shape.width, shape.head_dim), problem.dtype),
-        Arg("workspace", workspace_shape(problem)),
     ]
 
 

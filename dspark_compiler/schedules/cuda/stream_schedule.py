@@ -9,6 +9,7 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 FEW_ROWS = 32  # up to so many rows a linear streams its weight
 
 _MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
+_ONE_WAVE = 2 * 132  # and those whose blocks all start at once
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,20 @@ def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
     """The schedule without a record.
 
     Where there are many stripes, several blocks of few warps share a multiprocessor, one of them starting while others
-    stream. Few stripes have to be taken by as many warps as can be kept at it, all of a stripe under way at once.
+    stream. Few stripes have to be taken by as many warps as can be kept at it, all of a stripe under way at once; or,
+    where every block finds room from the start, by half as many that look twice as far ahead.
     """
     tiles, quantized = _tiles(work), work.weight_dtype in BITS
-    if -(-work.features // TILE_ROWS) // (1 + work.gated) >= _MANY:
+    stripes = -(-work.features // TILE_ROWS) // (1 + work.gated)
+    if stripes >= _MANY:
         if quantized:
             return StreamSchedule(1, 8 if tiles >= 40 else 4, 4)
-        return StreamSchedule(1, 8, 4) if tiles >= 128 else StreamSchedule(1, 4, 8)
+        if tiles >= 128:
+            return StreamSchedule(1, 8, 4)
+        return StreamSchedule(2, 8, 4) if work.gated and tiles >= 64 else StreamSchedule(1, 4, 8)
     if quantized:
         return StreamSchedule(1, 16 if tiles >= 64 else 8, 4)
-    if tiles < 32 or tiles >= 256:
+    if tiles < 32 or tiles >= (128 if stripes <= _ONE_WAVE else 256):
         return StreamSchedule(1, 8, 4 if tiles < 32 else 8)
     return StreamSchedule(1, 16, 4 if tiles >= 128 else 2)
 

@@ -1,13 +1,16 @@
 """What becomes of a tile's sums: bias and residual added, or gate and up joined, rounded and stored."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.memory import store_pair, store_word
+from dspark_compiler.schedules.cuda.memory import store_pair, store_quad, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import address, device, registers, run
+from dspark_compiler.schedules.cuda.warp import swap_pairs
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, when
 
@@ -30,6 +33,11 @@ class TileOutput:
         """Columns of y."""
         return self.work.features // 2 if self.activation else self.work.features
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether ``store_wide`` serves."""
+        return self.out_dtype == "float32" and self.features % 4 == 0
+
     def args(self) -> list[Arg]:
         """The kernel's arguments behind x and w: [bias], [residual], y."""
         bias = [Arg("bias", (self.features,))] if self.bias else []
@@ -50,32 +58,58 @@ class TileOutput:
         width = 2 if self.features % 2 == 0 else 1
         for half in range(2):
             with when(row + 8 * half < self.work.rows):
-                for j in range(columns // 8):
-                    for i in range(0, 2, width):
-                        at, place = 4 * j + 2 * half + i, column + 8 * j + i
-                        if self.features % columns == 0:
-                            self._store(sums, at, buffers, row + 8 * half, place, width, columns)
+                for j, i in product(range(columns // 8), range(0, 2, width)):
+                    at, place = 4 * j + 2 * half + i, (row + 8 * half, column + 8 * j + i)
+                    with nullcontext() if self.features % columns == 0 else when(place[1] < self.features):
+                        values = self.values(sums, at, buffers, place, columns, width)
+                        if width == 2:
+                            self.put_pair(address(buffers[-1], *place), values)
                         else:
-                            with when(place < self.features):
-                                self._store(sums, at, buffers, row + 8 * half, place, width, columns)
+                            T.buffer_store(buffers[-1], T.cast(values[0], self.out_dtype), place)
 
-    def _store(
-        self, sums: Buffer, at: int, buffers: Sequence[Buffer], row: Expr, column: Expr, width: int, columns: int
-    ) -> None:
+    def store_wide(self, sums: Buffer, buffers: Sequence[Buffer], row: Expr, column: Expr, columns: int) -> None:
+        """Stores as ``store`` does, four columns at once: neighbouring lanes swap what they have of two eights.
+
+        For float32 rows of a multiple of four elements; ``columns`` are a multiple of 16.
+        """
+        # Odd lanes get the second eight's: 8 columns further on, from two before their own.
+        start = column + T.bitwise_and(column // 2, 1) * 6
+        for half, j in product(range(2), range(0, columns // 8, 2)):
+            quad, place = registers(4), (row + 8 * half, start + 8 * j)
+            swap_pairs(quad, *(v for k in range(2) for v in self._summed(sums, 4 * (j + k) + 2 * half, 2, columns)))
+            inside = place[0] < self.work.rows
+            with when(inside if self.features % columns == 0 else T.And(inside, place[1] < self.features)):
+                values = self._with_extras([quad[i] for i in range(4)], buffers, place)
+                store_quad(address(buffers[-1], *place), values)
+
+    def values(
+        self, sums: Buffer, at: int, buffers: Sequence[Buffer], place: tuple[Expr, Expr], columns: int, width: int = 2
+    ) -> list[Expr]:
+        """What y holds from ``place`` on, of sums[at] and its neighbour; the rest is as of ``store``.
+
+        ``width`` is 2 where rows of y begin at multiples of two, else 1: without the neighbour.
+        """
+        return self._with_extras(self._summed(sums, at, width, columns), buffers, place)
+
+    def _summed(self, sums: Buffer, at: int, width: int, columns: int) -> list[Expr]:
         values = [sums[at + i] for i in range(width)]
-        if self.activation:
-            values = [_activate(v, self.activation) * sums[at + i + columns // 2] for i, v in enumerate(values)]
+        if not self.activation:
+            return values
+        return [_activate(v, self.activation) * sums[at + i + columns // 2] for i, v in enumerate(values)]
+
+    def _with_extras(self, values: list[Expr], buffers: Sequence[Buffer], place: tuple[Expr, Expr]) -> list[Expr]:
         if self.bias:
-            values = [v + b for v, b in zip(values, _load(buffers[0], (column,), width), strict=True)]
+            values = [v + b for v, b in zip(values, _load(buffers[0], place[1:], len(values)), strict=True)]
         if self.residual:
-            values = [v + r for v, r in zip(values, _load(buffers[-2], (row, column), width), strict=True)]
-        y = buffers[-1]
-        if width == 1:
-            T.buffer_store(y, T.cast(values[0], self.out_dtype), [row, column])
-        elif self.out_dtype == "float32":
-            store_pair(address(y, row, column), values[0], values[1])
+            values = [v + r for v, r in zip(values, _load(buffers[-2], place, len(values)), strict=True)]
+        return values
+
+    def put_pair(self, pointer: Expr, values: Sequence[Expr]) -> None:
+        """Stores two values as y has them, to any memory; the pointer is a multiple of their size."""
+        if self.out_dtype == "float32":
+            store_pair(pointer, values[0], values[1])
         else:
-            store_word(address(y, row, column), pack_pair(values[0], values[1], self.out_dtype))
+            store_word(pointer, pack_pair(values[0], values[1], self.out_dtype))
 
 
 def _activate(value: Expr, activation: str) -> Expr:
@@ -90,11 +124,11 @@ __device__ __forceinline__ float dspark_{activation}(float x) {{
 def _load(buffer: Buffer, index: tuple[Expr, ...], width: int) -> list[Expr]:
     if width == 1:
         return [buffer[index]]
-    pair = registers(2)
-    source = """
-__device__ __forceinline__ void dspark_load_pair(float* d, const void* p) {
-  float2 v = *(const float2*)p; d[0] = v.x; d[1] = v.y;
-}
+    held = registers(width)
+    source = f"""
+__device__ __forceinline__ void dspark_load_{width}_floats(float* d, const void* p) {{
+  float{width} v = *(const float{width}*)p; {" ".join(f"d[{i}] = v.{name};" for i, name in enumerate("xyzw"[:width]))}
+}}
 """
-    run(device("dspark_load_pair", address(pair), address(buffer, *index), source=source))
-    return [pair[0], pair[1]]
+    run(device(f"dspark_load_{width}_floats", address(held), address(buffer, *index), source=source))
+    return [held[i] for i in range(width)]

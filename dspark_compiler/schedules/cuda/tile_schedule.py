@@ -7,10 +7,10 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
 # H100 and H200 (SXM); only the choice of a default rests on these.
 MULTIPROCESSORS = 132
-_L2_BYTES_PER_CLOCK = 4096  # over all multiprocessors
+_L2_BYTES_PER_CLOCK = 8192  # over all multiprocessors
 _L1_BYTES_PER_CLOCK = 64  # what one multiprocessor can take
 _START_CLOCKS = 3000  # filling the stages and storing the tile, while nothing is multiplied
-_STAGE_BYTES = 200 << 10
+_BLOCK_BYTES = 227 << 10  # of shared memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ def _padded(work: LinearWorkload) -> int:
 def _tiles(work: LinearWorkload) -> list[TileSchedule]:
     widths = [n for n in (32, 64, 96, 128, 160, 192, 224, 256) if n <= _padded(work)] or [_padded(work)]
     heights = [rows for rows in (64, 128) if rows == 64 or work.rows > 64]
-    return [TileSchedule(m, n, min(8, _STAGE_BYTES // ((m + n) * 128))) for m in heights for n in widths]
+    return [TileSchedule(m, n, _stages(m, n)) for m in heights for n in widths]
+
+
+def _stages(rows: int, features: int) -> int:
+    """As many as fit beside barriers and what tile_slabs.py needs, up to eight."""
+    return min(8, (_BLOCK_BYTES - 1024 - rows * 256) // ((rows + features) * 128))
 
 
 def _clocks(work: LinearWorkload, tile: TileSchedule) -> float:

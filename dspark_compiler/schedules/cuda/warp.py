@@ -32,6 +32,18 @@ __device__ __forceinline__ void {name}(unsigned* d, const void* p) {{
     run(device(name, address(target, at), pointer, source=source))
 
 
+def swap_pairs(target: Buffer, *values: Expr) -> None:
+    """Of an even lane's first pair of ``values`` and the next lane's, target[4]; odd lanes: of the second pairs."""
+    source = """
+__device__ __forceinline__ void dspark_swap_pairs(float* d, float a0, float a1, float b0, float b1) {
+  bool odd = threadIdx.x % 2;
+  float low = __shfl_xor_sync(0xffffffffu, odd ? a0 : b0, 1), high = __shfl_xor_sync(0xffffffffu, odd ? a1 : b1, 1);
+  d[0] = odd ? low : a0; d[1] = odd ? high : a1; d[2] = odd ? b0 : low; d[3] = odd ? b1 : high;
+}
+"""
+    run(device("dspark_swap_pairs", address(target), *values, source=source))
+
+
 def part_barrier(number: Expr, warps: int) -> None:
     """``warps`` warps of a block that name the same barrier, 1 to 15, wait for each other."""
     if warps == 1:

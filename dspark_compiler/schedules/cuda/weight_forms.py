@@ -109,8 +109,10 @@ def add_scaled(sums: Buffer, part: Buffer, factors: Expr) -> None:
     """Adds part * factor to sums, C fragments, where the halves of ``factors`` belong to rows g and 8+g."""
     source = """
 __device__ __forceinline__ void dspark_add_scaled(float* d, const float* part, unsigned factors) {
-  float2 of = __half22float2(*(half2*)&factors);
-  d[0] += part[0] * of.x; d[1] += part[1] * of.x; d[2] += part[2] * of.y; d[3] += part[3] * of.y;
+  float low, high;
+  asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+    : "=f"(low), "=f"(high) : "r"(factors));
+  d[0] += part[0] * low; d[1] += part[1] * low; d[2] += part[2] * high; d[3] += part[3] * high;
 }
 """
     run(device("dspark_add_scaled", address(sums), address(part), factors, source=source))

@@ -13,7 +13,6 @@ from dspark_compiler.graph.reference import quantized
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cache_storage import E4M3FN, FLOAT32, INT8, Storage
 from dspark_compiler.schedules.cuda.attention import append_attention, scratch_attention, written_attention
-from dspark_compiler.schedules.cuda.attention_join import join_bytes
 from dspark_compiler.schedules.cuda.attention_plan import LINES, decode_plan
 from dspark_compiler.schedules.cuda.attention_prefill import prefill_plan
 from dspark_compiler.schedules.cuda.attention_rows import Problem, row_bytes
@@ -165,14 +164,40 @@ def test_attention_is_right(case: Case) -> None:
             assert torch.equal(as_torch(array), tensors[name]), name
 
 
+WIDE_CASES = [
+    Case(70, (120, 10), window=64, sinks=True, dim=64, value_dim=128),
+    Case(300, (50,), evicted=30, window=150, dim=128, value_dim=64, slots=700, heads=14),
+    Case(130, (0, 300), softcap=5.0, dim=64, value_dim=64, slots=600, heads=2),
+]
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=lambda case: f"S{case.width}-D{case.dim}")
+def test_warpgroups_give_the_same(case: Case) -> None:
+    gpu()
+    given = operands(case)
+    right, tensors = exact(case, given)
+    sequence, length, count = (given[name] for name in ("sequence", "length", "count"))
+    used = length - np.maximum(np.minimum(length, case.evicted), 0)
+    for name in ("k_cache", "v_cache"):
+        given[name] = tensors[name].numpy().astype(np.float16)
+        for row, of in enumerate(sequence):  # nobody reads what lies in free slots
+            given[name][of, :, used[row] + count[row] :] = np.nan
+    if case.evicted:
+        given["slot_position"] = tensors["slot_position"].numpy()
+    given["q"] = given["q"].astype(np.float16)
+    build = {"out_dtype": "float32", "arch": ARCH}
+    kernel, workspace = written_attention("attention", case.shape, case.scoring, "float16", case.form, **build)
+    arrays = [*(array for name, array in given.items() if name not in "kv"), np.zeros(workspace, np.float32), case.out]
+    (found,) = call(compile_for({"attention": kernel}, ARCH)["attention"], arrays)
+    assert error(found, right) < 1e-3
+
+
 @pytest.mark.parametrize("storage", [FLOAT32, INT8, E4M3FN], ids=lambda storage: storage.dtype)
 def test_decode_gives_the_bits_of_verify(storage: Storage) -> None:
     gpu()
     verify = Case(8, (200,), scratch=8, dim=128, value_dim=128, storage=storage)
     decode = Case(1, (200,), dim=128, value_dim=128, storage=storage)
     given = operands(verify)
-    assert decode_plan(decode.problem).joined
-    assert not decode_plan(verify.problem).joined
     step = operands(decode) | {name: given[name][:, :, :1].copy() for name in "qkv"}
     step |= {name: given[name] for name in ("k_cache", "v_cache", "k_scale", "v_scale") if name in given}
     outs = []
@@ -203,19 +228,22 @@ def test_scratch_is_moved_as_it_is() -> None:
 def test_kernels_build_without_spills() -> None:
     positions = CacheForm(free=True, slot_position=True)
     codes = CacheForm(INT8, free=True, slot_position=True)
-    joined = AttentionShape(1, 3, 6, 2, 16, 16, 2, 500, 0)
+    few = AttentionShape(1, 3, 6, 2, 16, 16, 2, 500, 0)
     split = AttentionShape(1, 4, 10, 2, 16, 16, 1, 500, 4)
     many = AttentionShape(1, 40, 2, 1, 16, 16, 1, 99, 0)
+    wide = AttentionShape(1, 40, 2, 1, 128, 128, 1, 99, 0)
     kernels = {
-        "joined": append_attention("joined", joined, Scoring(0.125, 50, sinks=True), "bfloat16", positions)[0],
+        "few": append_attention("few", few, Scoring(0.125, 50, sinks=True), "bfloat16", positions)[0],
         "split": scratch_attention("split", split, Scoring(0.125), "float16", codes)[0],
         "many": written_attention("many", many, Scoring(0.25), "float16", CacheForm(E4M3FN))[0],
-        "prologue": qkv_prologue("prologue", joined, Prologue(1e-6), "bfloat16", codes),
+        "wide": written_attention("wide", wide, Scoring(0.25), "float16", arch=ARCH)[0],
+        "prologue": qkv_prologue("prologue", few, Prologue(1e-6), "bfloat16", codes),
         "commit": commit_scratch("commit", split, "bfloat16", codes),
     }
     report = report_of(kernels, ARCH)
-    assert report.kernels == 2 + 3 + 2 + 1 + 1
+    assert report.kernels == 3 + 3 + 2 + 1 + 1 + 1
     assert not report.spills
+    assert "wgmma" not in report.resources  # C7510: products made to wait for one another
 
 
 @pytest.mark.parametrize("dim", [8, 16, 64, 80, 96, 128, 256])
@@ -228,7 +256,6 @@ def test_plans_fit_the_memory(dim: int, width: int, storage: Storage) -> None:
     rows, heads = 2 * row_bytes(dim), row_bytes(dim)
     ring = LINES * (decode.stages * stages.bytes + stages.opened)
     assert ring + decode.tiles * 16 * heads <= BLOCK_MEMORY
-    assert join_bytes(problem) <= BLOCK_MEMORY
     assert prefill.stages * prefill.stretch * rows + prefill.height * heads <= BLOCK_MEMORY
     assert decode.threads <= 512
     assert decode.tiles * decode.blocks * 16 >= problem.rows
