@@ -47,7 +47,7 @@ _TARGETS = """
 | `--kv-dtype` | stored as | arithmetic |
 |---|---|---|
 | float32 (cpu); the weights' type (cuda) | as named | float32; on GPUs sums alone |
-| int8, float8_e4m3 | a byte an element, a float32 scale for each token and key/value head | likewise |
+| int8, float8_e4m3 | a byte an element, a float32 scale a token and head | likewise; exact in what GPUs multiply |
 """
 
 
