@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark_compiler import CompileConfig, driver
 from dspark_compiler.artifact import Artifact
@@ -14,8 +15,8 @@ from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.cuda import CudaBackend
 from dspark_compiler.commands.tune import tune_command
-from dspark_compiler.driver import tune_model
-from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.driver import compile_model, tune_model
+from dspark_compiler.errors import ArtifactError, InputError, LoweringError
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.schedules.bench import Run
 from dspark_compiler.schedules.choice import choose_schedule
@@ -74,6 +75,15 @@ def test_types_a_gpu_does_not_compute_with() -> None:
         CompileConfig(target="cuda", dtype="float32")
     with pytest.raises(InputError, match="--kv-dtype float32: with --target cuda not one of bfloat16, int8, float8"):
         CompileConfig(target="cuda", kv_dtype="float32")
+
+
+def test_rows_that_cannot_be_read_in_pieces_are_refused(tmp_path: Path) -> None:
+    need_compiler()
+    config = LlamaConfig(**TINY["llama"]().config.to_dict() | {"intermediate_size": 44})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(LoweringError, match=r"down_proj.weight multiplies rows of 44 elements"):
+        compile_model(str(tmp_path / "source"), CompileConfig(target="cuda", arch=ARCH, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_tuning_needs_the_gpu_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

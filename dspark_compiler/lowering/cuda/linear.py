@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 from tvm import relax
 
+from dspark_compiler.errors import LoweringError
 from dspark_compiler.lowering.cuda.fusions import absorbed_norm, fed_norm
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.epilogues import Gate, Residual
@@ -25,6 +26,8 @@ from dspark_compiler.schedules.cuda.tile_linear import tile_gated_linear, tile_l
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
+
+_PIECE = 8  # elements of two bytes that are read at once
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
@@ -113,8 +116,17 @@ class _Weight:
 
     @staticmethod
     def of(call: LinearCall, importer: EntryImporter, rows: int) -> "_Weight":
-        """Codes and scales for few rows; for many, the weight they stand for, made anew."""
+        """Codes and scales for few rows; for many, the weight they stand for, made anew.
+
+        Raises:
+            LoweringError: rows of x that do not consist of 16-byte pieces, which is what kernels read.
+        """
         dtype = compute_dtype(importer.plan)
+        if (width := shape_of(call.x)[-1]) % _PIECE:
+            raise LoweringError(
+                f"--target cuda: {call.weight.meta['ref']} multiplies rows of {width} elements, which is no multiple "
+                f"of {_PIECE}; compile with --target cpu"
+            )
         args = tuple(importer.env[param] for param in (call.weight, *call.factors))
         if call.format is None:
             return _Weight(dtype, args)
