@@ -27,6 +27,8 @@ _CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
 _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
 
+# Targets that have no kernels yet for drafting, evicting and quantized weights.
+_PLAIN: tuple[Target, ...] = ("vulkan",)
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda")
 
@@ -68,12 +70,7 @@ class CompileConfig:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
-        for option, name, known in (
-            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
-            ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
-        ):
-            if name is not None and name not in known:
-                raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
+        self._check_target()
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
             ("--max-batch", self.max_batch),
@@ -84,8 +81,6 @@ class CompileConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
         if self.tune_trials < 0:
             raise InputError(f"--tune-trials {self.tune_trials}: must be 0 or more")
-        if self.tune_trials and self.target not in _TUNED:
-            raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
         if self.heads is not None and self.verify_width < 2:
             raise InputError(f"--verify-width {self.verify_width}: with --heads at least 2, a draft beside its anchor")
         self._check_quantization()
@@ -122,6 +117,24 @@ class CompileConfig:
         if self.heads is None or self.verify_width < 4:
             return (self.verify_width,)
         return (self.verify_width // 2, self.verify_width)
+
+    def _check_target(self) -> None:
+        for option, name, known in (
+            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
+            ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
+        ):
+            if name is not None and name not in known:
+                raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
+        if self.tune_trials and self.target not in _TUNED:
+            raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
+        for option, given in (
+            ("--heads", self.heads),
+            ("--kv-budget", self.kv_budget),
+            ("--max-quality-loss", self.max_quality_loss),
+            ("--quantize", self.quantize),
+        ):
+            if given is not None and self.target in _PLAIN:
+                raise InputError(f"{option} {given}: not with --target {self.target} yet; leave it out")
 
     def _check_quantization(self) -> None:
         if self.quantize is not None and self.quantize not in QUANTIZATIONS:
