@@ -20,6 +20,8 @@ from dspark_compiler.schedules.linear_schedule import (
     default_schedule,
     workload_of,
 )
+from dspark_compiler.schedules.local_bench import LocalBench
+from dspark_compiler.schedules.panel_linears import PanelLinears
 from dspark_compiler.schedules.quantized_codes import pack_nibbles, unpack_nibbles, unpack_panels
 from dspark_compiler.schedules.tuning_tasks import LinearTask
 from tests.schedules.kernels import MACHINES, WIDEST, build, normal
@@ -136,6 +138,6 @@ def test_schedules_are_tuned(tmp_path: Path) -> None:
     records = Records("here", [], tmp_path)
     for tag in ("int8", "int4-g32", "int4-g32-offsets"):
         work = LinearWorkload(1, 2 * WIDEST.panel, 64, tag)
-        task = LinearTask(work, MACHINES[WIDEST], WIDEST, records)
+        task = LinearTask(work, PanelLinears(WIDEST), LocalBench(MACHINES[WIDEST]), records)
         assert task.run(2, records) > 0
         assert len(records.measured(work)) == 2
