@@ -139,5 +139,6 @@ def test_schedules_are_tuned(tmp_path: Path) -> None:
     for tag in ("int8", "int4-g32", "int4-g32-offsets"):
         work = LinearWorkload(1, 2 * WIDEST.panel, 64, tag)
         task = LinearTask(work, PanelLinears(WIDEST), LocalBench(MACHINES[WIDEST]), records)
+        task.prepare(2, records)
         assert task.run(2, records) > 0
         assert len(records.measured(work)) == 2
