@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Callable
 
 from dspark_compiler.runtime.calls import Call
-from dspark_compiler.runtime.cuda_device import CudaDevice
+from dspark_compiler.runtime.gpu_device import GpuDevice
 
 
 class GpuClock:
     """Times what is put on a device's stream."""
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: GpuDevice) -> None:
         self._device = device
         self._began, self._ended = (device.cuda.event(timed=True) for _ in range(2))
 

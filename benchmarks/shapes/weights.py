@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, nbytes
-from dspark_compiler.runtime.cuda_device import CudaDevice, open_cuda
+from dspark_compiler.runtime.gpu_device import GpuDevice, open_cuda
 from dspark_compiler.runtime.library import load_functions
 
 _ROPE_THETA = 1e6
@@ -17,7 +17,7 @@ _SPREAD = 0.02  # standard deviation of matrices
 _BLOCK = 1 << 24  # random numbers that files repeat: what is in them does not matter to how fast they are read
 
 
-def random_device(artifact: Artifact) -> CudaDevice:
+def random_device(artifact: Artifact) -> GpuDevice:
     """The GPU, its weights random."""
     import torch
 
@@ -27,7 +27,7 @@ def random_device(artifact: Artifact) -> CudaDevice:
     return open_cuda(artifact, fill)
 
 
-def fill(device: CudaDevice, tensors: Mapping[str, Any]) -> None:
+def fill(device: GpuDevice, tensors: Mapping[str, Any]) -> None:
     """Gives each weight numbers of a size that keeps the model's hidden states finite."""
     import torch
 

@@ -22,8 +22,8 @@ from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
 from dspark_compiler.schedules.cuda.fragment_linears import FragmentLinears
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
-from dspark_compiler.schedules.cuda.rules import gpu_rules
 from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.gpu_rules import gpu_rules
 from dspark_compiler.schedules.tune import TuningStep, tune
 
 _OLDEST = 90  # clusters begin with Hopper
@@ -92,7 +92,9 @@ class CudaBackend:
         """See Backend."""
         with self.target:
             # Before the rules, which would make kernels of what is only another view.
-            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules()])(module)
+            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules(matrix_vector=True)])(
+                module
+            )
 
     def tune(
         self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]

@@ -8,10 +8,10 @@ from dspark_compiler.lowering.cpu.target import cpu_lowering
 from dspark_compiler.lowering.cuda.target import cuda_lowering
 from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
-from dspark_compiler.lowering.vulkan.target import vulkan_lowering
+from dspark_compiler.lowering.simt.target import simt_lowering
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.vulkan.layouts import RowLayouts
+from dspark_compiler.schedules.simt.layouts import RowLayouts
 
 
 def lower(program: Program, plan: LayoutPlan, records: Records | None = None) -> tvm.IRModule:
@@ -41,5 +41,5 @@ def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, FragmentLayouts):
         return cuda_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, RowLayouts):
-        return vulkan_lowering()
+        return simt_lowering()
     return cpu_lowering(plan.isa)

@@ -20,8 +20,8 @@ from dspark_compiler.artifact import TensorInfo
 from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.cuda_context import FIRST_GPU, CudaContext
-from dspark_compiler.runtime.cuda_memory import Slab
+from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
+from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
 from dspark_compiler.schedules.bench import Build, Run, Sample
 from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
@@ -114,7 +114,7 @@ def run_kernels(libraries: Sequence[Library], sample: Sample) -> list[Run]:
 class _Memory:
     """A sample on the GPU: argument lists to rotate through, cold operands each time others."""
 
-    def __init__(self, context: CudaContext, sample: Sample) -> None:
+    def __init__(self, context: GpuContext, sample: Sample) -> None:
         cold = sum(operand.nbytes for operand in sample.operands if operand.cold)
         sets = -(-_COLD_BYTES // cold) if cold else 1
         described, names = {}, [[""] * len(sample.operands) for _ in range(sets)]
@@ -161,7 +161,7 @@ class _Memory:
 
 
 def _times(
-    context: CudaContext, functions: Sequence[Callable[..., Any]], arguments: Sequence[Sequence[Any]]
+    context: GpuContext, functions: Sequence[Callable[..., Any]], arguments: Sequence[Sequence[Any]]
 ) -> list[float]:
     """Seconds a call of each kernel, the median over rounds in which their graphs are replayed in turns."""
     cuda, stream = _runtime(), context.stream
@@ -188,9 +188,9 @@ def _times(
 
 
 @cache
-def _context() -> CudaContext:
+def _context() -> GpuContext:
     """This process' context; nothing is given back to other work while it is kept."""
-    return CudaContext(_runtime(), FIRST_GPU)
+    return GpuContext(_runtime(), FIRST_GPU)
 
 
 @cache

@@ -43,7 +43,7 @@ def open_device(artifact: Artifact) -> Device:
         DeviceError: it cannot be used.
     """
     if artifact.manifest.target.kind == "cuda":
-        from dspark_compiler.runtime.cuda_device import open_cuda
+        from dspark_compiler.runtime.gpu_device import open_cuda
 
         return open_cuda(artifact)
     if artifact.manifest.target.kind == "vulkan":

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.runtime.cuda_device import CudaDevice, Fill
+from dspark_compiler.runtime.gpu_device import Fill, GpuDevice
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 
 _DLPACK_TYPE = 7
 
 
-class VulkanDevice(CudaDevice):
-    """See Device and CudaDevice."""
+class VulkanDevice(GpuDevice):
+    """See Device and GpuDevice."""
 
     def __init__(self, vulkan: VulkanRuntime, index: int, fill: Fill | None = None) -> None:
         super().__init__(vulkan, (_DLPACK_TYPE, index), fill)
@@ -20,7 +20,7 @@ class VulkanDevice(CudaDevice):
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """See CudaContext; the library counts exactly what a driver's numbers only hint at."""
+        """See GpuContext; the library counts exactly what a driver's numbers only hint at."""
         before = self._vulkan.given_back()
         yield
         self.used = self._vulkan.peak_memory_bytes()

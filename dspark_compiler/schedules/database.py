@@ -22,7 +22,7 @@ from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
 from dspark_compiler.schedules.linear_space import Schedule
-from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
+from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 
 _FORMAT = 1
 _TEMPLATES, _SEARCHED = "templates.jsonl", "searched.jsonl"

@@ -9,7 +9,7 @@ from dspark_compiler.schedules.bench import Sample
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule
 from dspark_compiler.schedules.linear_schedule import LinearSchedule, LinearWorkload
-from dspark_compiler.schedules.vulkan.row_schedule import RowSchedule
+from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 
 Schedule = LinearSchedule | StreamSchedule | TileSchedule | RowSchedule
 

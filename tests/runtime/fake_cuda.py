@@ -14,9 +14,9 @@ from dspark_compiler.artifact import EntrySpec, aligned_zeros
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cpu_device import named_results, to_array
 from dspark_compiler.runtime.cuda import Rows
-from dspark_compiler.runtime.cuda_device import CudaDevice, Fill
-from dspark_compiler.runtime.cuda_memory import Slab
 from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu_device import Fill, GpuDevice
+from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 Work = Callable[[], Any]
@@ -115,8 +115,8 @@ class FakeCuda:
             self.put(work)
 
 
-class FakeDevice(CudaDevice):
-    """CudaDevice on FakeCuda."""
+class FakeDevice(GpuDevice):
+    """GpuDevice on FakeCuda."""
 
     def __init__(self, fill: Fill | None = None, **options: Any) -> None:
         self.fake = FakeCuda(**options)

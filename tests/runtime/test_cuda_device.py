@@ -11,9 +11,9 @@ from dspark_compiler.artifact import Artifact, ArtifactWriter, StepTime, StepTim
 from dspark_compiler.errors import ArtifactError, DeviceError
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.cpu_device import to_array
-from dspark_compiler.runtime.cuda_device import CudaDevice
 from dspark_compiler.runtime.drafts import CompiledDrafter
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.gpu_device import GpuDevice
 from dspark_compiler.runtime.pace import Pace
 from dspark_compiler.runtime.rounds import Anchors
 from dspark_compiler.runtime.sampling import SamplingInputs, SamplingParams
@@ -238,7 +238,7 @@ def test_an_artifact_without_weights_runs_with_others(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="left-out"):
         Executor(hollow, device=FakeDevice())
 
-    def fill(device: CudaDevice, tensors: Mapping[str, Any]) -> None:
+    def fill(device: GpuDevice, tensors: Mapping[str, Any]) -> None:
         for name, array in zip(("table", "other"), toy.tables(), strict=True):
             to_array(tensors[name])[...] = array
 

@@ -5,10 +5,10 @@ import pytest
 
 from dspark_compiler.artifact import Artifact, TensorInfo
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.cuda_device import CudaDevice, open_cuda
-from dspark_compiler.runtime.cuda_memory import Slab, upload
 from dspark_compiler.runtime.drafts import CompiledDrafter
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.runtime.gpu_device import GpuDevice, open_cuda
+from dspark_compiler.runtime.gpu_memory import Slab, upload
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.speculative import Speculative
 from dspark_compiler.runtime.strategy import Autoregressive
@@ -79,7 +79,7 @@ def test_uploads_arrive_whole(executor: Executor, artifact: Artifact) -> None:
 
 def test_too_much_memory_is_one_line_with_numbers(executor: Executor, artifact: Artifact) -> None:
     device = open_cuda(artifact)
-    assert isinstance(device, CudaDevice)
+    assert isinstance(device, GpuDevice)
     with pytest.raises(
         DeviceError, match=r"^cudaMalloc: out of memory \(error 2\); \d+\.\d\d of \d+\.\d\d GB are free$"
     ):

@@ -6,7 +6,7 @@ import pytest
 
 from dspark_compiler.artifact import TensorInfo
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.cuda_memory import ALIGNMENT, Slab
+from dspark_compiler.runtime.gpu_memory import ALIGNMENT, Slab
 from tests.runtime.fake_cuda import FakeCuda
 
 SIZES = {"a": 1000, "b": 1, "c": 2048, "d": 3000}

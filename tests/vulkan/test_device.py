@@ -7,7 +7,7 @@ import pytest
 
 from dspark_compiler.artifact import EntrySpec, NamedTensor, TensorInfo
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.cuda_memory import Slab, upload
+from dspark_compiler.runtime.gpu_memory import Slab, upload
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 from dspark_compiler.runtime.vulkan_device import VulkanDevice
 from tests.vulkan.device import function

@@ -18,10 +18,10 @@ from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.errors import InputError, LoweringError
 from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.gpu_rules import gpu_rules
+from dspark_compiler.schedules.simt.layouts import RowLayouts
+from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.tune import TuningStep, tune
-from dspark_compiler.schedules.vulkan.layouts import RowLayouts
-from dspark_compiler.schedules.vulkan.row_linears import RowLinears
-from dspark_compiler.schedules.vulkan.rules import vulkan_rules
 from dspark_compiler.vulkan_runtime import library
 
 _ARCH = "generic"  # kernels count on no subgroup size beyond what threads.py says
@@ -81,7 +81,9 @@ class VulkanBackend:
         """See Backend."""
         with self.target:
             # Before the rules, which would make kernels of what is only another view.
-            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), vulkan_rules()])(module)
+            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules(matrix_vector=False)])(
+                module
+            )
 
     def tune(
         self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]

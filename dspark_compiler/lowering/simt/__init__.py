@@ -1,0 +1,1 @@
+"""What the operators of a program become on a GPU of any maker."""

@@ -1,0 +1,92 @@
+"""Attention over cache slots, and the commit of what a verify left in scratch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from dspark_compiler.graph.rewrite import bound_args
+from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
+from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
+from dspark_compiler.lowering.projected import Projected, find_projection
+from dspark_compiler.lowering.storage import cache_form, form_name
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.simt import attention as kernels
+from dspark_compiler.schedules.simt import cache_rows
+from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
+
+# What new keys and values are written to, without and with scratch.
+_WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
+
+
+def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.append_attention: writes live slots."""
+    return _attend(node, importer, "append_attention", kernels.append_attention)
+
+
+def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.scratch_attention: writes scratch."""
+    return _attend(node, importer, "scratch_attention", kernels.scratch_attention)
+
+
+def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
+    """dspark.commit_scratch: writes live slots."""
+    tensors = tensor_args(node)
+    batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
+    value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
+    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
+    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
+    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{form_name(form)}")
+    kernel = cache_rows.commit_scratch(name, shape, dtype, form)
+    return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
+
+
+def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any]) -> Any:
+    given, tensors = bound_args(node), tensor_args(node)
+    rows, heads, width, dim = shape_of(given["q"])
+    batch, kv_heads, slots, _ = shape_of(given["k_cache"])
+    scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
+    shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
+    scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
+    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
+    sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
+    rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
+    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{form_name(form)}")
+    out = PhysicalTensor(shape_of(node), "float32")
+    found = find_projection(given["q"], given["k"], given["v"])
+    if found is not None:
+        q = _store_projected(node, importer, found, shape, form, sizes)
+        kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form)
+        reading = [name for name in tensors if name not in ("q", "k", "v")]
+        args = [q, *(importer.env[tensors[name]] for name in reading)]
+        return importer.call_many(kernel, args, [out, PhysicalTensor(workspace, "float32")])[0]
+    kernel, workspace = build(name, shape, scoring, dtype, form)
+    args = [importer.env[value] for value in tensors.values()]
+    outs = (out, PhysicalTensor(workspace, "float32"))
+    return importer.call_inplace(kernel, args, written_args(node), *outs)
+
+
+def _store_projected(
+    node: fx.Node, importer: EntryImporter, found: Projected, shape: AttentionShape, form: CacheForm, sizes: str
+) -> Any:
+    """Queries [b,H,S,D]; keys and values are in the cache, or in scratch, afterwards."""
+    tensors = tensor_args(node)
+    dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
+    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
+    kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
+    stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
+    *lead, columns = shape_of(found.source)
+    x = importer.reshape(importer.env[found.source], (math.prod(lead), columns))
+    args = [x, *(importer.env[operand] for operand in found.operands)]
+    # The operator's order of what it writes to and is told, which is the kernel's.
+    written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
+    args += [importer.env[tensors[name]] for name in stored]
+    q = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), "float32")
+    return importer.call_inplace(kernel, args, written, q)
+
+
+def _stored(tensors: dict[str, fx.Node], plan: LayoutPlan) -> str:
+    """The type the cache of an operator's tensors keeps its slots in."""
+    return plan.states[tensors["k_cache"].meta["ref"]].dtype

@@ -1,0 +1,79 @@
+"""Linears with packed weights: few rows stream the weights, many are multiplied in tiles."""
+
+import dataclasses
+import math
+from typing import Any
+
+from torch import fx
+from tvm import relax
+
+from dspark_compiler.lowering.epilogues import Gate, Residual
+from dspark_compiler.lowering.importer import EntryImporter
+from dspark_compiler.lowering.layout import PhysicalTensor
+from dspark_compiler.lowering.linear_call import LinearCall
+from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
+from dspark_compiler.lowering.simt.fusions import absorbed_norm
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.simt.row_schedule import RowSchedule
+from dspark_compiler.schedules.simt.stream_linear import Options, stream_linear
+from dspark_compiler.schedules.simt.tile_linear import tile_linear
+
+
+def linear(node: fx.Node, importer: EntryImporter) -> Any:
+    """aten.linear."""
+    return _linear(importer, node, _call(node), Options())
+
+
+def lower_epilogue(node: fx.Node, match: Residual | Gate, importer: EntryImporter) -> Any:
+    """A linear together with what is done to its output."""
+    if isinstance(match, Gate):
+        return _linear(importer, node, _call(match.linear), Options(activation=match.activation))
+    return _linear(importer, node, _call(match.linear), Options(residual=True), match.residual)
+
+
+def _call(node: fx.Node) -> LinearCall:
+    call = LinearCall.of(node)
+    assert call is not None
+    return call
+
+
+def _linear(
+    importer: EntryImporter, node: fx.Node, call: LinearCall, options: Options, residual: fx.Node | None = None
+) -> Any:
+    """The value of ``node``: x @ weight.T with what ``options`` say of it."""
+    if not importer.plan.is_packed(call.weight):
+        return _plain(importer, call, residual)
+    *lead, features = shape_of(node)
+    rows, depth, env = math.prod(lead), shape_of(call.x)[-1], importer.env
+    norm = absorbed_norm(call.x, importer.fusions)
+    x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
+    eps = None if norm is None else args_of(norm)[2]
+    options = dataclasses.replace(options, bias=call.bias is not None, norm_eps=eps)
+    stored = importer.plan.params[call.weight.meta["ref"]].dtype
+    work = LinearWorkload(rows, shape_of(call.weight)[0], depth, stored, options.activation is not None)
+    args = [importer.reshape(env[x], (rows, depth)), env[call.weight], *(env[weight] for weight in norm_weight)]
+    args += [] if call.bias is None else [env[call.bias]]
+    args += [] if residual is None else [importer.reshape(env[residual], (rows, features))]
+    name, schedule = _name(work, features, options), importer.linear_schedule(work)
+    assert isinstance(schedule, RowSchedule)
+    tiled = schedule.splits == 0
+    kernel = tile_linear(name, work, options) if tiled else stream_linear(name, work, schedule, options)
+    value = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
+    return importer.reshape(value, shape_of(node))
+
+
+def _plain(importer: EntryImporter, call: LinearCall, residual: fx.Node | None) -> Any:
+    """The same as Relax does it, with a weight that is not packed."""
+    env, emit = importer.env, importer.block_builder.emit
+    value = emit(relax.op.matmul(env[call.x], emit(relax.op.permute_dims(env[call.weight]))))
+    for extra in (call.bias, residual):
+        value = value if extra is None else emit(relax.op.add(value, env[extra]))
+    return value
+
+
+def _name(work: LinearWorkload, features: int, options: Options) -> str:
+    parts = [f"linear_{work.rows}x{work.depth}x{features}_{work.weight_dtype}"]
+    parts += [options.activation] if options.activation else []
+    parts += [] if options.norm_eps is None else [f"norm_{options.norm_eps:.3e}"]
+    parts += [name for name in ("bias", "residual") if getattr(options, name)]
+    return identifier("_".join(parts))

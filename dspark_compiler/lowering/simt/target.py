@@ -1,0 +1,23 @@
+"""All that lowering must know of a GPU of any maker."""
+
+from dspark_compiler.lowering.converters import common_converters
+from dspark_compiler.lowering.draft_converters import draft_converters
+from dspark_compiler.lowering.importer import TargetLowering
+from dspark_compiler.lowering.pruning_converters import pruning_converters
+from dspark_compiler.lowering.simt.attention import append_attention, commit_scratch, scratch_attention
+from dspark_compiler.lowering.simt.fusions import find_fusions
+from dspark_compiler.lowering.simt.linear import linear, lower_epilogue
+from dspark_compiler.schedules.simt.kernels import simt_kernels
+from dspark_compiler.schedules.simt.row_linears import RowLinears
+
+
+def simt_lowering() -> TargetLowering:
+    """Converters and kernels."""
+    own = {
+        "linear.default": linear,
+        "append_attention.default": append_attention,
+        "scratch_attention.default": scratch_attention,
+        "commit_scratch.default": commit_scratch,
+    }
+    converters = common_converters() | pruning_converters() | draft_converters() | own
+    return TargetLowering(converters, find_fusions, lower_epilogue, simt_kernels(), RowLinears())

@@ -1,1 +1,0 @@
-"""What the operators of a program become on a Vulkan device."""

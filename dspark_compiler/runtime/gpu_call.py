@@ -1,0 +1,170 @@
+"""An entry point on the GPU, captured once and then replayed as one CUDA graph."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dspark_compiler.artifact import EntrySpec, nbytes
+from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.calls import Columns
+from dspark_compiler.runtime.cpu_device import named_results
+from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu import GpuRuntime, Rows
+from dspark_compiler.runtime.gpu_context import GpuContext
+from dspark_compiler.runtime.gpu_memory import Slab
+from dspark_compiler.runtime.library import Function, import_tvm_ffi
+
+_Place = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured call, and the context's epoch in which what it needs in between may be written."""
+
+    handle: int
+    epoch: int
+
+
+class _Staging:
+    """A pinned buffer for an entry point's inputs, and the event that says when they have left it."""
+
+    def __init__(self, cuda: GpuRuntime, spec: EntrySpec, slab: Slab) -> None:
+        memory = cuda.pinned(max(slab.size, 1))
+        self.address: int = memory.ctypes.data
+        self.sent = cuda.event()
+        self.buffers: dict[str, NDArray[Any]] = {
+            tensor.name: memory[offset : offset + nbytes(tensor)].view(tensor.dtype).reshape(tensor.shape)
+            for tensor, offset in zip(spec.inputs, slab.offsets.values(), strict=True)
+        }
+
+
+class GpuCall:
+    """See Call.
+
+    Numbers of the host go to one of two pinned buffers, and with one copy to the GPU. The first run is an ordinary
+    one, in which kernels are loaded and the allocator finds memory; then the kernels are captured. A graph has the
+    addresses of everything in it, so there is one for each place that tensors are taken from. What it needs in
+    between is the allocator's and shared with all other calls, which never run at the same time; so results are copied
+    to memory of the call's own, where no graph captured earlier has anything to write.
+    """
+
+    def __init__(self, context: GpuContext, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
+        self.width = spec.width
+        self._context = context
+        self._cuda = context.cuda
+        self._function = function
+        self._outputs = tuple(tensor.name for tensor in spec.outputs)
+        self._slab = context.slab({tensor.name: tensor for tensor in spec.inputs})
+        self._results = context.slab({tensor.name: tensor for tensor in spec.outputs})
+        self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
+        self.inputs = self._slab.tensors
+        self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
+        self._prepared = False
+        self._shared = [shared[name] for name in (*spec.states, *spec.params)]
+        self._tensor = import_tvm_ffi().Tensor
+        self._graphs: dict[_Place, _Graph] = {}
+        self._last: _Graph | None = None
+
+    def prepare(self, **inputs: Any) -> None:
+        """See Call."""
+        self._send(inputs)
+        self._prepared = True
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """See Call; outputs are the same tensors each time, once captured."""
+        numbers: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if isinstance(value, Columns):
+                # What lies as the input does is taken where it is.
+                rows, width = self.inputs[name].shape
+                (tensors if rows == 1 or value.tensor.shape[1] == width else columns)[name] = value.tensor
+            elif isinstance(value, self._tensor):
+                tensors[name] = value
+            else:
+                numbers[name] = value
+        assert not (self._prepared and numbers), "numbers were given before"
+        self._prepared = False
+        if numbers:
+            self._send(numbers)
+        for name, tensor in columns.items():
+            self._copy_columns(name, tensor)
+        place = tuple((name, tensor.data_ptr()) for name, tensor in tensors.items())
+        self._last = self._graphs.get(place)
+        if self._last is None or self._last.epoch != self._context.epoch:
+            return self._first(place, tensors)
+        self._cuda.launch(self._last.handle, self._context.stream)
+        return self._results.tensors
+
+    def again(self) -> None:
+        """See Call; it was captured when it ran last."""
+        assert self._last is not None, "what was not captured cannot be launched again"
+        self._cuda.launch(self._last.handle, self._context.stream)
+
+    def _copy_columns(self, name: str, source: Any) -> None:
+        """Puts a copy of the first columns of a tensor to an input's place on the stream."""
+        rows, width = self.inputs[name].shape
+        item = source.dtype.bits // 8
+        to, of = Rows(self._addresses[name], width * item), Rows(source.data_ptr(), source.shape[1] * item)
+        self._cuda.copy_rows(to, of, width * item, rows, self._context.stream)
+
+    def _send(self, inputs: dict[str, Any]) -> None:
+        """Puts a copy of numbers to their places on the stream."""
+        cuda, stream = self._cuda, self._context.stream
+        # The last run may still wait for its turn on the stream, and its inputs with it; those before it have left.
+        self._halves.reverse()
+        staging = self._halves[0]
+        cuda.wait(staging.sent)
+        for name, value in inputs.items():
+            staging.buffers[name][...] = value
+        cuda.copy(self._slab.address, staging.address, self._slab.size, stream)
+        cuda.record(staging.sent, stream)
+
+    def _first(self, place: _Place, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Runs with tensors from where there were none yet, and captures the kernels for the next time."""
+        given = {name: self._shaped(name, tensor) for name, tensor in tensors.items()}
+        arguments = [given.get(name, own) for name, own in self.inputs.items()] + self._shared
+        epoch = self._context.epoch
+        with self._context.on_stream(), self._context.counted():
+            results = self._run(arguments)
+            if self._context.obstacle is not None:
+                return results
+            try:
+                graph = self._capture(arguments)
+            except DeviceError as error:
+                self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
+                return results
+        self._keep(results)
+        made = self._last = self._graphs[place] = _Graph(graph, epoch)
+        weakref.finalize(made, self._cuda.destroy, graph).atexit = False
+        return self._results.tensors
+
+    def _shaped(self, name: str, tensor: Any) -> Any:
+        """The tensor in the shape of the input it is given as: [B] may be given for [B,1], [1,M] for [1,N]."""
+        return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where).tensor
+
+    def _capture(self, arguments: list[Any]) -> int:
+        self._cuda.begin_capture(self._context.stream)
+        try:
+            self._keep(self._run(arguments))
+        except DeviceError:
+            self._cuda.abandon_capture(self._context.stream)
+            raise
+        return self._cuda.end_capture(self._context.stream)
+
+    def _keep(self, results: dict[str, Any]) -> None:
+        """Copies results to where they stay until the next call."""
+        for name, tensor in results.items():
+            size = tensor.numel() * tensor.dtype.bits // 8
+            self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._context.stream)
+
+    def _run(self, arguments: list[Any]) -> dict[str, Any]:
+        try:
+            return named_results(self._function(*arguments), self._outputs, self._tensor)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            free, total = self._cuda.memory()
+            raise DeviceError(f"{reason} ({free / 1e9:.2f} of the GPU's {total / 1e9:.2f} GB are free)") from error

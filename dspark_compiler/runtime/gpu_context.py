@@ -1,0 +1,59 @@
+"""What everything that runs on an Nvidia GPU shares: one stream, and the account of memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dspark_compiler.runtime.gpu import GpuRuntime
+from dspark_compiler.runtime.gpu_memory import Described, Slab
+from dspark_compiler.runtime.library import import_tvm_ffi
+
+FIRST_GPU = (2, 0)  # DLPack's type and number
+
+
+class GpuContext:
+    """One GPU as it is used here.
+
+    Attributes:
+        cuda: CUDA's runtime library, or another with the same methods.
+        stream: what everything is put on.
+        where: DLPack's type and number of the device.
+        epoch: counts how often memory may have been taken back from graphs.
+        obstacle: why calls are not captured, None where they are.
+        used: bytes of the GPU's memory that were taken.
+        largest: bytes that one allocation can have, None where that is all the memory there is.
+    """
+
+    largest: int | None = None
+
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int]) -> None:
+        self.cuda = cuda
+        self.where = where
+        self.stream = cuda.stream()
+        self.epoch = 0
+        self.obstacle: str | None = None
+        self.used = 0
+
+    def slab(self, described: Described) -> Slab:
+        """Memory for some tensors."""
+        with self.counted():
+            return Slab(self.cuda, described, self.where, self.largest)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """What the GPU has less of after this is ours.
+
+        If it has more, TVM's allocator has given back what it kept for later, since nothing was left; with that went
+        memory that graphs use between their inputs and outputs.
+        """
+        before, _ = self.cuda.memory()
+        yield
+        after, _ = self.cuda.memory()
+        self.used += max(0, before - after)
+        self.epoch += after > before
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Compiled code launches its kernels on our stream."""
+        tvm_ffi = import_tvm_ffi()
+        with tvm_ffi.use_raw_stream(tvm_ffi.device(*self.where), self.stream):
+            yield

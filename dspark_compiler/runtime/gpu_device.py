@@ -1,0 +1,132 @@
+"""Running on an Nvidia GPU: calls and copies follow each other without the host's waiting."""
+
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark_compiler.artifact import Artifact, EntrySpec
+from dspark_compiler.errors import DeviceError
+from dspark_compiler.runtime.calls import Call, Fetched
+from dspark_compiler.runtime.cuda import CudaRuntime
+from dspark_compiler.runtime.gpu import GpuRuntime
+from dspark_compiler.runtime.gpu_call import GpuCall
+from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
+from dspark_compiler.runtime.gpu_memory import Described, Slab, slab_bytes, upload
+from dspark_compiler.runtime.library import Function, load_cudart
+
+# Puts weights into the tensors of their names, which hold nothing yet, before it returns or on the device's stream.
+Fill = Callable[["GpuDevice", Mapping[str, Any]], None]
+
+_PLACE_BYTES = 1 << 16  # pinned memory that is fetched into comes in doubles of this
+
+
+class GpuDevice(GpuContext):
+    """See Device; ``fill`` makes weights where the artifact's own are not to be read."""
+
+    is_late = True
+
+    def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
+        super().__init__(cuda, where)
+        self._fill = fill
+        self._places: list[_Place] = []  # that nobody fetches into
+        self._slabs: list[Slab] = []
+
+    def tensors(self, artifact: Artifact) -> dict[str, Any]:
+        """See Device."""
+        manifest = artifact.manifest
+        self._require(manifest.params, manifest.states)
+        weights, states = self.slab(manifest.params), self.slab(manifest.states)
+        self._slabs += weights, states
+        if self._fill is None:
+            upload(self.cuda, artifact.params(), weights)
+        else:
+            self._fill(self, weights.tensors)
+        for address, size in states.parts:
+            self.cuda.zero(address, size, self.stream)
+        return weights.tensors | states.tensors
+
+    def _require(self, params: Described, states: Described) -> None:
+        weights, caches = slab_bytes(params), slab_bytes(states)
+        free, total = self.cuda.memory()
+        if weights + caches > free:
+            raise DeviceError(
+                f"{weights / 1e9:.2f} GB of weights and {caches / 1e9:.2f} GB of caches do not fit the GPU: "
+                f"{free / 1e9:.2f} of its {total / 1e9:.2f} GB are free; end what else runs on it, or compile "
+                "with a smaller --max-seq-len or --max-batch, or quantized"
+            )
+
+    def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
+        """See Device."""
+        return GpuCall(self, spec, function, shared)
+
+    def fetch(self, *tensors: Any) -> Fetched:
+        """See Device; copies, so that calls made later do not change them."""
+        sizes = [tensor.numel() * (tensor.dtype.bits // 8) for tensor in tensors]
+        offsets = list(accumulate(sizes, initial=0))
+        place = self._place(offsets[-1])
+        for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
+            self.cuda.copy(place.address + offset, tensor.data_ptr(), size, self.stream)
+        self.cuda.record(place.filled, self.stream)
+        views = [
+            place.memory[offset : offset + size].view(str(tensor.dtype)).reshape(tensor.shape)
+            for tensor, offset, size in zip(tensors, offsets, sizes, strict=False)
+        ]
+        return Fetched(_Arrival(self.cuda, place, views, self._places.append))
+
+    def _place(self, size: int) -> "_Place":
+        found = next((place for place in self._places if place.memory.size >= size), None)
+        if found is None:
+            return _Place(self.cuda, max(_PLACE_BYTES, 1 << (size - 1).bit_length()))
+        self._places.remove(found)
+        return found
+
+    def peak_memory_bytes(self) -> int:
+        """See Device: what the GPU had less of after each allocation; nothing is given back before the end."""
+        return self.used
+
+
+class _Place:
+    """Pinned memory that tensors are fetched into, and the event that says when they are there."""
+
+    def __init__(self, cuda: GpuRuntime, size: int) -> None:
+        self.memory = cuda.pinned(size)
+        self.address: int = self.memory.ctypes.data
+        self.filled = cuda.event()
+
+
+class _Arrival:
+    """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
+
+    def __init__(
+        self, cuda: GpuRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
+    ) -> None:
+        self._cuda = cuda
+        self._place = place
+        self._views = views
+        self._give_back = give_back
+        self._arrays: tuple[NDArray[Any], ...] | None = None
+
+    def __call__(self) -> tuple[NDArray[Any], ...]:
+        if self._arrays is None:
+            self._cuda.wait(self._place.filled)
+            self._arrays = tuple(np.array(view) for view in self._views)
+            self._give_back(self._place)
+        return self._arrays
+
+    def __del__(self) -> None:
+        if self._arrays is None:  # a later fetch into the same place comes after this one's on the stream
+            self._give_back(self._place)
+
+
+def open_cuda(artifact: Artifact, fill: Fill | None = None) -> GpuDevice:
+    """The GPU the artifact was opened for; the artifact's libraries are loaded.
+
+    ``fill`` takes the place of the artifact's weights.
+
+    Raises:
+        DeviceError: CUDA cannot use it.
+    """
+    return GpuDevice(CudaRuntime(load_cudart(artifact), artifact.device), (FIRST_GPU[0], artifact.device), fill)

@@ -1,0 +1,66 @@
+"""How weights and states lie where kernels read them as they are: row by row."""
+
+import numpy as np
+
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.quantization.weight_format import WeightFormat
+from dspark_compiler.schedules.simt.stored import STORED, elements_at_once
+
+_CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
+
+
+class RowLayouts:
+    """Weights [N, K] with rows of whole accesses; caches row-major in the type weights are stored in."""
+
+    widens = False
+
+    def __init__(self, dtype: str) -> None:
+        """``dtype`` is float32, float16 or bfloat16."""
+        self.dtype = dtype
+
+    def packed_shape(self, features: int, depth: int) -> tuple[int, ...]:
+        """See Layouts."""
+        return (features, padded_depth(depth, STORED[self.dtype]))
+
+    def experts_shape(self, experts: int, features: int, depth: int) -> tuple[int, ...]:
+        """See Layouts."""
+        return (experts, *self.packed_shape(features, depth))
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """See Layouts: zeros behind each row, up to a whole number of accesses."""
+        more = self.packed_shape(*weight.shape[-2:])[1] - weight.shape[-1]
+        return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, more)]) if more else weight
+
+    def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
+        """See Layouts."""
+        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+
+    def pack_codes(self, form: WeightFormat, codes: np.ndarray) -> np.ndarray:
+        """See Layouts."""
+        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+
+    def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
+        """See Layouts."""
+        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+
+    def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
+        """See Layouts."""
+        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+
+    def can_gate(self, features: int) -> bool:
+        """See Layouts: any two rows meet."""
+        return True
+
+    def weight_dtype(self, store: str) -> str:
+        """See Layouts."""
+        return STORED[store]
+
+    def state(self, name: str, shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
+        """See Layouts."""
+        return shape, STORED[self.dtype] if name.startswith(_CACHES) and dtype == "float32" else dtype
+
+
+def padded_depth(depth: int, dtype: str) -> int:
+    """Elements of a weight's row as stored."""
+    step = elements_at_once(dtype)
+    return -(-depth // step) * step

@@ -1,0 +1,146 @@
+"""From the fused projection to attention in one launch: head norms, rotary positions, and the cache written.
+
+A team takes one head of one token.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.simt.cache_rows import NewSlot, Problem, Tensors, cache_args, form_args, scratch_args
+from dspark_compiler.schedules.simt.threads import TEAM, launch, registers, team_sum
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+
+_THREADS = 128
+_TEAMS = _THREADS // TEAM
+Store = Callable[[Expr, Expr], None]  # of an element's number and itself
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """What happens to queries and keys before they are stored."""
+
+    eps: float | None = None  # of the RMSNorm over each head; None: there is none
+    rope: bool = True
+
+
+def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> tvm.tirx.PrimFunc:
+    """Kernel that reads the projection x and writes q float32 [b,H,S,D] and the new keys and values.
+
+    Arguments: x float32 [b S, H D + G D + G Dv], [q_weight, k_weight float32 [D] with eps], [cos, sin float32
+    [b,1,S,D] with rope], k_cache [B,G,C,D], v_cache [B,G,C,Dv] of ``dtype``, then k_scratch, v_scratch [B,G,N,*] and
+    length int32 [b] if the shape has scratch, else sequence, length, count int32 [b]; [free int32 [b]], [slot_position
+    int32 [B,G,C]], q. Keys and values go where the attention of the same shape (``written_attention``) looks for them.
+    """
+    problem = Problem(shape, Scoring(1.0), form, dtype)
+    args = _args(shape, work, dtype, form)
+    heads = shape.heads + 2 * shape.kv_heads
+
+    def body(*buffers: Buffer) -> None:
+        tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
+        with launch((-(-heads // _TEAMS), shape.width, shape.rows), _THREADS) as (group, token, row, thread):
+            number, lane = T.Bind(group * _TEAMS + thread // TEAM), T.Bind(thread % TEAM)
+            head = _Head(shape, work, tensors, (row, token), lane)
+            slot = NewSlot(problem, tensors, row, token)
+            kv_head = T.Bind(number - shape.heads)
+            value_head = T.Bind(kv_head - shape.kv_heads)
+
+            def store_query(d: Expr, value: Expr) -> None:
+                with when(number < shape.heads):
+                    T.buffer_store(tensors["q"], value, [row, number, token, d])
+
+            def store_key(d: Expr, value: Expr) -> None:
+                with when(T.And(T.And(kv_head >= 0, kv_head < shape.kv_heads), slot.fits)):
+                    slot.store("k", kv_head, d, value)
+
+            # All teams take part in the sums of a norm, whatever they are for.
+            head.rotate(number, store_query, store_key)
+            with when(T.And(T.And(value_head >= 0, value_head < shape.kv_heads), slot.fits)):
+                start = (shape.heads + shape.kv_heads) * shape.head_dim + value_head * shape.value_dim
+                head.copy(start, lambda d, value: slot.store("v", value_head, d, value))
+                slot.store_position(value_head, lane == 0)
+
+    return kernel(name, args, body)
+
+
+def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> list[Arg]:
+    columns = (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.value_dim
+    table = (shape.rows, 1, shape.width, shape.head_dim)
+    control = ("length",) if shape.scratch else ("sequence", "length", "count")
+    return [
+        Arg("x", (shape.rows * shape.width, columns)),
+        *([Arg(f"{each}_weight", (shape.head_dim,)) for each in "qk"] if work.eps is not None else []),
+        *([Arg(each, table) for each in ("cos", "sin")] if work.rope else []),
+        *cache_args(shape, dtype),
+        *scratch_args(shape, dtype),
+        *(Arg(each, (shape.rows,), "int32") for each in control),
+        *form_args(shape, form, shape.rows),
+        Arg("q", (shape.rows, shape.heads, shape.width, shape.head_dim)),
+    ]
+
+
+class _Head:
+    """A team's head: lane by lane the elements of its first half, and those of the second that turn with them."""
+
+    def __init__(
+        self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
+    ) -> None:
+        self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
+        self._row = T.Bind(token[0] * shape.width + token[1])
+        self._half = shape.head_dim // 2
+        self._turns = -(-self._half // TEAM)
+
+    def rotate(self, number: Expr, *stores: Store) -> None:
+        """Norm and rotation of the query or key head ``number``; of others, numbers nobody stores."""
+        shape = self._shape
+        start = T.Bind(T.min(number, shape.heads + shape.kv_heads - 1) * shape.head_dim)
+        values, total = registers((self._turns, 2)), registers(1)
+        T.buffer_store(total, T.float32(0.0), [0])
+        for turn in range(self._turns):
+            for part in range(2):
+                d = T.min(turn * TEAM + self._lane, self._half - 1)
+                T.buffer_store(values, self._tensors["x"][self._row, start + part * self._half + d], [turn, part])
+                square = values[turn, part] * values[turn, part]
+                inside = turn * TEAM + self._lane < self._half
+                T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
+        scale = self._inverse_root(total[0])
+        for turn in range(self._turns):
+            d = T.Bind(turn * TEAM + self._lane)
+            with when(d < self._half) if self._half % TEAM else nullcontext():
+                low, high = (
+                    self._scaled(values[turn, part], scale, number, part * self._half + d) for part in range(2)
+                )
+                if self._work.rope:
+                    cos, sin = self._table("cos", d), self._table("sin", d)
+                    low, high = T.Bind(low * cos[0] - high * sin[0]), T.Bind(high * cos[1] + low * sin[1])
+                for store in stores:
+                    store(d, low)
+                    store(d + self._half, high)
+
+    def copy(self, start: Expr, store: Store) -> None:
+        """A value head as it is."""
+        for first in range(0, self._shape.value_dim, TEAM):
+            d = T.Bind(first + self._lane)
+            store(d, self._tensors["x"][self._row, start + d])
+
+    def _table(self, name: str, d: Expr) -> list[Expr]:
+        """Cosines or sines of element d of both halves."""
+        row, token = self._token
+        return [self._tensors[name][row, 0, token, part * self._half + d] for part in range(2)]
+
+    def _inverse_root(self, squares: Expr) -> Expr:
+        """1 / sqrt(mean of squares + eps), if there is a norm."""
+        if self._work.eps is None:
+            return T.float32(1.0)
+        mean = team_sum(squares) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
+        return T.Bind(T.float32(1.0) / T.sqrt(mean))
+
+    def _scaled(self, value: Expr, scale: Expr, number: Expr, d: Expr) -> Expr:
+        if self._work.eps is None:
+            return T.Bind(value)
+        weights = (self._tensors[f"{name}_weight"][d] for name in "qk")
+        return T.Bind(value * scale * T.Select(number < self._shape.heads, *weights))

@@ -1,0 +1,46 @@
+"""Kernels that pick rows: token embeddings and last real tokens."""
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.flat import each
+from dspark_compiler.schedules.simt.layouts import padded_depth
+from dspark_compiler.schedules.simt.stored import widen
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+
+
+def row_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_dtype: str) -> tvm.tirx.PrimFunc:
+    """y[t] = W[ids[t]], W [vocab, depth] as stored; arguments ids int64 [tokens], W, y float32 [tokens, depth]."""
+    return _embedding(name, tokens, depth, (vocab, depth), weight_dtype)
+
+
+def packed_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_dtype: str) -> tvm.tirx.PrimFunc:
+    """The same out of a weight whose rows are padded (layouts.py)."""
+    return _embedding(name, tokens, depth, (vocab, padded_depth(depth, weight_dtype)), weight_dtype)
+
+
+def _embedding(name: str, tokens: int, depth: int, shape: tuple[int, int], weight_dtype: str) -> tvm.tirx.PrimFunc:
+    def body(ids: Buffer, w: Buffer, y: Buffer) -> None:
+        def copy(token: Expr, k: Expr) -> None:
+            # A token that is none takes the nearest row there is.
+            row = T.Bind(T.cast(T.max(T.min(ids[token], T.int64(shape[0] - 1)), T.int64(0)), "int32"))
+            T.buffer_store(y, widen(w[row, k], weight_dtype), [token, k])
+
+        each((tokens, depth), copy)
+
+    args = [Arg("ids", (tokens,), "int64"), Arg("w", shape, weight_dtype), Arg("y", (tokens, depth))]
+    return kernel(name, args, body)
+
+
+def last_row(name: str, rows: int, width: int, depth: int) -> tvm.tirx.PrimFunc:
+    """y[b] = x[b, count[b]-1]; arguments x [rows, width, depth], count int32 [rows], y [rows, 1, depth]."""
+
+    def body(x: Buffer, count: Buffer, y: Buffer) -> None:
+        def copy(row: Expr, k: Expr) -> None:
+            token = T.Bind(T.max(T.min(count[row], width) - 1, 0))
+            T.buffer_store(y, x[row, token, k], [row, 0, k])
+
+        each((rows, depth), copy)
+
+    args = [Arg("x", (rows, width, depth)), Arg("count", (rows,), "int32"), Arg("y", (rows, 1, depth))]
+    return kernel(name, args, body)

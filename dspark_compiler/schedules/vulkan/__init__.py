@@ -1,1 +1,0 @@
-"""Kernel templates for Vulkan devices of any maker: TIR with bound threads."""
