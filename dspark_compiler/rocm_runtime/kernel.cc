@@ -10,7 +10,6 @@ namespace {
 
 constexpr char kMagic[] = "DSPKHIP1";
 constexpr size_t kMagicBytes = 8;
-constexpr size_t kPage = 4096;
 constexpr char kElf[] = "\177ELF";
 constexpr const char* kWhere = "ROCm module";
 
@@ -43,9 +42,7 @@ Kernel ParseKernel(const tvm::ffi::Any& value) {
     kernel.launch.push_back(PlaceOf(tag.cast<tvm::ffi::String>()));
     if (kernel.launch.back() < 0) Refuse(where + ": an unknown launch parameter");
   }
-  const auto threads = fields.List("threads");
-  if (threads.size() != 3) Refuse(where + ": a work group has three sizes");
-  for (size_t i = 0; i < 3; ++i) kernel.threads[i] = static_cast<uint32_t>(threads[i].cast<int64_t>());
+  kernel.most_threads = fields.Number("most_threads");
   return kernel;
 }
 
@@ -59,7 +56,7 @@ ParsedModule ParseModule(const char* bytes, size_t size) {
   }
   std::memcpy(&length, bytes + kMagicBytes, sizeof(length));
   if (length > size - start) Refuse("ROCm module: cut short");
-  const size_t code = (start + length + kPage - 1) / kPage * kPage;
+  const size_t code = start + length;
   if (code + sizeof(kElf) > size || std::memcmp(bytes + code, kElf, sizeof(kElf) - 1) != 0) {
     Refuse("ROCm module: holds no code object");
   }
@@ -67,7 +64,7 @@ ParsedModule ParseModule(const char* bytes, size_t size) {
   ParsedModule module;
   module.arch = fields.Text("arch");
   for (const tvm::ffi::Any& kernel : fields.List("kernels")) module.kernels.push_back(ParseKernel(kernel));
-  module.code = bytes + code;
+  module.code = code;
   return module;
 }
 

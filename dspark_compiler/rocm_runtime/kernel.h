@@ -1,10 +1,9 @@
 /// A kernel as a module describes it.
 ///
-/// The bytes of a module, little endian: the eight letters "DSPKHIP1"; a 64-bit count; so many bytes of JSON; zeros up
-/// to a multiple of 4096 from the beginning; the code object that holds all kernels.
+/// The bytes of a module, little endian: the eight letters "DSPKHIP1"; a 64-bit count; so many bytes of JSON; the
+/// code object that holds all kernels.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -23,13 +22,13 @@ struct Kernel {
   std::vector<Argument> arguments;
   uint32_t argument_bytes = 0;
   std::vector<int> launch;  // of each further argument: 0 to 2 for groups, 3 to 5 for threads, by x, y, z
-  std::array<uint32_t, 3> threads{1, 1, 1};
+  uint32_t most_threads = 0;  // of a work group
 };
 
 struct ParsedModule {
   std::string arch;
   std::vector<Kernel> kernels;
-  const char* code = nullptr;  // in the module's bytes
+  size_t code = 0;  // where it begins in the module's bytes
 };
 
 /// Throws where the bytes are no module, naming the kernel and what is wrong with it.

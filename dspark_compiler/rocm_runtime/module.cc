@@ -3,6 +3,8 @@
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/c_env_api.h>
 
+#include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "fields.h"
@@ -11,6 +13,8 @@ namespace dspark::rocm {
 namespace {
 
 namespace ffi = tvm::ffi;
+
+constexpr size_t kPage = 4096;
 
 class ModuleObj final : public ffi::ModuleObj {
  public:
@@ -60,19 +64,22 @@ void StoreArgument(char* block, const Argument& argument, const ffi::AnyView& va
   }
 }
 
-/// Groups by x, y, z; an empty one launches nothing.
-std::array<uint32_t, 3> GroupsOf(const Kernel& kernel, const ffi::PackedArgs& args) {
-  std::array<uint32_t, 3> groups{1, 1, 1};
+/// Groups by x, y, z, then threads of a group by x, y, z.
+std::array<uint32_t, 6> ExtentsOf(const Kernel& kernel, const ffi::PackedArgs& args) {
+  std::array<uint32_t, 6> extents{1, 1, 1, 1, 1, 1};
   for (size_t i = 0; i < kernel.launch.size(); ++i) {
     const int64_t extent = args[static_cast<int>(kernel.arguments.size() + i)].cast<int64_t>();
-    const int place = kernel.launch[i];
-    if (place >= 3 && extent != kernel.threads[place - 3]) {
-      Refuse("kernel " + kernel.name + ": compiled for " + std::to_string(kernel.threads[place - 3]) +
-             " threads, launched with " + std::to_string(extent));
+    if (extent < 0 || extent > INT32_MAX) {
+      Refuse("kernel " + kernel.name + ": cannot be launched with an extent of " + std::to_string(extent));
     }
-    if (place < 3) groups[place] = static_cast<uint32_t>(extent);
+    extents[kernel.launch[i]] = static_cast<uint32_t>(extent);
   }
-  return groups;
+  const uint64_t threads = uint64_t{extents[3]} * extents[4] * extents[5];
+  if (threads > kernel.most_threads) {
+    Refuse("kernel " + kernel.name + ": compiled for " + std::to_string(kernel.most_threads) +
+           " threads, launched with " + std::to_string(threads));
+  }
+  return extents;
 }
 
 }  // namespace
@@ -82,7 +89,11 @@ int& CurrentDevice() {
   return current;
 }
 
-KernelSet::KernelSet(ffi::Bytes bytes) : bytes_(std::move(bytes)), parsed_(ParseModule(bytes_.data(), bytes_.size())) {
+KernelSet::KernelSet(ffi::Bytes bytes)
+    : bytes_(std::move(bytes)), parsed_(ParseModule(bytes_.data(), bytes_.size())), code_(nullptr, std::free) {
+  const size_t size = bytes_.size() - parsed_.code;
+  code_.reset(static_cast<char*>(std::aligned_alloc(kPage, (size + kPage - 1) / kPage * kPage)));
+  std::memcpy(code_.get(), bytes_.data() + parsed_.code, size);
   for (size_t i = 0; i < parsed_.kernels.size(); ++i) numbers_[parsed_.kernels[i].name] = static_cast<int>(i);
 }
 
@@ -104,7 +115,7 @@ Handle KernelSet::FunctionOf(int number, int device) {
   const Hip& hip = Hip::Get();
   Loaded& loaded = loaded_[device];
   if (loaded.module == nullptr) {
-    Check(hip.ModuleLoadData(&loaded.module, parsed_.code), device, "loading code for " + parsed_.arch);
+    Check(hip.ModuleLoadData(&loaded.module, code_.get()), device, "loading code for " + parsed_.arch);
     loaded.functions.resize(parsed_.kernels.size());
   }
   Handle& function = loaded.functions[number];
@@ -122,8 +133,8 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
     Refuse("kernel " + kernel.name + ": takes " + std::to_string(wanted) + " arguments, " +
            std::to_string(args.size()) + " were given");
   }
-  const std::array<uint32_t, 3> groups = GroupsOf(kernel, args);
-  if (groups[0] == 0 || groups[1] == 0 || groups[2] == 0) return;
+  const std::array<uint32_t, 6> at = ExtentsOf(kernel, args);
+  if (at[0] == 0 || at[1] == 0 || at[2] == 0) return;  // HIP takes an empty grid for an error
   const int device = CurrentDevice();
   Handle function = FunctionOf(number, device);
   thread_local std::vector<char> block;
@@ -134,8 +145,7 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
   size_t bytes = block.size();
   Handle extra[] = {LaunchParam(kParamBuffer), block.data(), LaunchParam(kParamBufferSize), &bytes,
                     LaunchParam(kParamEnd)};
-  const auto& threads = kernel.threads;
-  Check(Hip::Get().ModuleLaunchKernel(function, groups[0], groups[1], groups[2], threads[0], threads[1], threads[2], 0,
+  Check(Hip::Get().ModuleLaunchKernel(function, at[0], at[1], at[2], at[3], at[4], at[5], 0,
                                       TVMFFIEnvGetStream(kDLROCM, device), nullptr, extra),
         device, "kernel " + kernel.name);
 }

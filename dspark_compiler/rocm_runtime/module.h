@@ -3,6 +3,7 @@
 
 #include <tvm/ffi/extra/module.h>
 
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -39,6 +40,7 @@ class KernelSet {
 
   tvm::ffi::Bytes bytes_;
   ParsedModule parsed_;
+  std::unique_ptr<char, void (*)(void*)> code_;  // a copy that begins where loaders expect it, on a page
   std::unordered_map<std::string, int> numbers_;
   std::mutex mutex_;
   std::unordered_map<int, Loaded> loaded_;  // by device
