@@ -24,7 +24,9 @@ class RuntimeHook(BuildHookInterface):
         self._folder = tempfile.TemporaryDirectory(prefix="dspark-runtimes-")
         for library in (vulkan_runtime.library, rocm_runtime.library):
             if missing := library.missing():
-                self.app.display_info(f"wheel without the {library.target} runtime, which needs {' and '.join(missing)}")
+                self.app.display_info(
+                    f"wheel without the {library.target} runtime, which needs {' and '.join(missing)}"
+                )
                 continue
             built = Path(self._folder.name) / library.library_name()
             library.build(built)

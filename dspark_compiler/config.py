@@ -28,7 +28,7 @@ _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
 _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
 
 # Targets that have no kernels yet for drafting, evicting and quantized weights.
-_PLAIN: tuple[Target, ...] = ("vulkan",)
+_PLAIN: tuple[Target, ...] = ("rocm", "vulkan")
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda")
 

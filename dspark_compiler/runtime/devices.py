@@ -50,6 +50,10 @@ def open_device(artifact: Artifact) -> Device:
         from dspark_compiler.runtime.vulkan_device import open_vulkan
 
         return open_vulkan(artifact)
+    if artifact.manifest.target.kind == "rocm":
+        from dspark_compiler.runtime.rocm import open_rocm
+
+        return open_rocm(artifact)
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

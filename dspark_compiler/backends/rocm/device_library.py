@@ -67,7 +67,9 @@ def _xor(distance: int) -> str:
     steps, value = [], "%value"
     for number, control in enumerate(_CONTROLS[distance]):
         # All rows and banks of lanes take part, and no lane is read that does not.
-        call = f"call i32 @llvm.amdgcn.update.dpp.i32(i32 {value}, i32 {value}, i32 {control}, i32 15, i32 15, i1 false)"
+        call = (
+            f"call i32 @llvm.amdgcn.update.dpp.i32(i32 {value}, i32 {value}, i32 {control}, i32 15, i32 15, i1 false)"
+        )
         steps.append(f"  %step{number} = {call}")
         value = f"%step{number}"
     lines = "\n".join(steps)

@@ -27,7 +27,11 @@ def register_pipeline() -> str:
 
 def _pipeline() -> tuple[Any, Any, Any]:
     """Passes on the module, then those on host functions and on device functions."""
-    return lowering(lower_thread_allreduce), compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
+    return (
+        lowering(lower_thread_allreduce),
+        compilation_pipeline.finalize_host_passes,
+        compilation_pipeline.finalize_device_passes,
+    )
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerThreadAllreduceForVulkan")  # type: ignore[untyped-decorator]
