@@ -112,7 +112,7 @@ def _check_amd(arch: str, where: str, device: int) -> None:
     gpu = hip.gpus[device]
     if gpu.arch != arch:
         raise ArtifactError(
-            f"{where}: was compiled for {arch}, device {device} is an {gpu.name} ({gpu.arch}); compile it for that"
+            f"{where}: was compiled for {arch}, device {device} is {gpu.name} ({gpu.arch}); compile it for that"
         )
 
 

@@ -91,7 +91,7 @@ class GpuLibrary:
 
     def release(self, address: int) -> None:
         """Gives memory on the GPU back."""
-        self._check("Free", address)
+        self._give_back("Free", address)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Zeroed memory of the host that the GPU reads and writes by itself."""
@@ -172,7 +172,12 @@ class GpuLibrary:
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""
-        self._check("GraphExecDestroy", graph)
+        self._give_back("GraphExecDestroy", graph)
+
+    def _give_back(self, name: str, handle: int) -> None:
+        """Finalizers do that, when there is nobody to tell: a GPU that is lost has nothing of ours any more."""
+        if self._functions[name](handle):
+            self._functions["GetLastError"]()
 
     def _select(self) -> None:
         """Has this thread make things on our GPU; what was made knows where it belongs."""
