@@ -33,7 +33,7 @@ _TARGETS = """
 | cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
 | cuda, later architectures | compile; not yet run on hardware |
 | vulkan | compiles without a device and runs on Vulkan 1.2; tested on Mesa's lavapipe; [vulkan.md](vulkan.md) |
-| rocm | not available in this version |
+| rocm (gfx90a, gfx942, gfx1100, gfx1201) | built and checked, not yet run on hardware; [rocm.md](rocm.md) |
 
 ## Weights
 
