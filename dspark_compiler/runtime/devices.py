@@ -1,5 +1,6 @@
 """Where an artifact runs: the seam between the executor, which knows what to call, and the machine that does it."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from dspark_compiler.artifact import Artifact, EntrySpec
@@ -28,6 +29,9 @@ class Device(Protocol):
 
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """An entry point; ``shared`` are ``tensors``."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Calls made inside may be put off to its end, to be one launch; none of them is made twice there."""
 
     def fetch(self, *tensors: Any) -> Fetched:
         """Tensors' numbers as they are when all calls made so far are over; shared with them, or copies."""
