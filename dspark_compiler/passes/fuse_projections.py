@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -37,16 +38,20 @@ class FuseProjections(Pass):
             for linears in _siblings(entry):
                 groups[frozenset(_weight(n).meta["ref"] for n in linears)].append((entry, linears))
         users = _param_users(program)
-        fused, notes = 0, []
+        matched, declined = [], []
         for places in groups.values():
             reason = _objection(places, users)
             if reason is None:
+                matched += [
+                    Match(linear.name, f"one of {len(linears)} fused linears", entry.name)
+                    for entry, linears in places
+                    for linear in linears
+                ]
                 _fuse(program, places)
-                fused += 1
             else:
-                notes.append(f"{places[0][0].name}: {places[0][1][0].name}: {reason}")
+                declined += [Declined(linears[0].name, reason, entry.name) for entry, linears in places]
         drop_unused_params(program)
-        return PassResult(program, fused > 0, tuple(notes))
+        return PassResult(program, tuple(matched), tuple(declined))
 
 
 def _weight(linear: fx.Node) -> fx.Node:
