@@ -57,7 +57,7 @@ class AttachDecodeHeads(Pass):
             program.entries[f"accept_{verify.width}"] = accept_entry(verify, probs)
         for entry in program.entries.values():
             unmark(entry)
-        made = [Match(name, "made") for name in program.entries if name not in before]
+        made = [Match(name, "entry point made") for name in program.entries if name not in before]
         return PassResult(program, (*self._fed(program), *made))
 
     def _fed(self, program: Program) -> list[Match]:

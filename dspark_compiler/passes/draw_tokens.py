@@ -22,4 +22,4 @@ class DrawTokens(Pass):
         if decode is None:
             raise PassError(f"{self.name}: the program has no entry point decode")
         program.entries["accept_1"] = accept_entry(decode, None)
-        return PassResult(program, (Match("accept_1", f"made for the logits of {decode.name}"),))
+        return PassResult(program, (Match("accept_1", f"entry point made, for the logits of {decode.name}"),))

@@ -40,7 +40,7 @@ class InsertKVCache(Pass):
         matched = [match for entry in program.entries.values() for match in self._insert(program, entry)]
         if any(entry.kind is EntryKind.VERIFY for entry in program.entries.values()):
             program.entries["commit"] = self._commit(program)
-            matched.append(Match("commit", "made: moves accepted tokens from scratch to live slots"))
+            matched.append(Match("commit", "entry point made"))
         return PassResult(program, tuple(matched))
 
     def _check(self, entry: EntryPoint) -> None:

@@ -79,7 +79,8 @@ class PruneKVCache(Pass):
                 self._record(program, layer, horizon)
         for name, policy in self._evictions.items():
             program.entries[name] = self._evict(program, name, policy, layers)
-        return PassResult(program, (*_shrunk(layers), *(Match(name, "made") for name in self._evictions)), whole)
+        made = (Match(name, "entry point made") for name in self._evictions)
+        return PassResult(program, (*_shrunk(layers), *made), whole)
 
     @property
     def _policies(self) -> tuple[Policy, ...]:

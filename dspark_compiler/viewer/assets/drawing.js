@@ -30,7 +30,7 @@ function boxes(rows, side) {
       if (!inside.has(name)) outer.set(name, box(name, "outer", [name], []));
     }
     const stored = form.operands.filter((name) => name[0] === "@").map(shortened);
-    const lines = [MARKS[row.status] + form.operator, [row.name, form.type].filter(Boolean).join(": "), ...stored];
+    const lines = [MARKS[row.status] + form.operator, row.name, form.type, ...stored].filter(Boolean);
     return box(row.name, row.status, lines, values);
   });
   return [...outer.values(), ...found];

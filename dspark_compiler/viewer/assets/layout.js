@@ -25,10 +25,10 @@ function rank(nodes, byId) {
     node.above = [];
     node.below = [];
   }
-  // What reads nothing stands right above its first user.
-  for (const node of nodes) {
+  // As low as its first user lets it be, so that side branches stand where they join.
+  for (const node of [...nodes].reverse()) {
     const users = nodes.filter((other) => other.operands.includes(node.id));
-    if (node.operands.length === 0 && users.length > 0) node.rank = Math.min(...users.map((user) => user.rank)) - 1;
+    if (users.length > 0) node.rank = Math.min(...users.map((user) => user.rank)) - 1;
   }
   const lowest = Math.min(...nodes.map((node) => node.rank));
   for (const node of nodes) node.rank -= lowest;

@@ -53,19 +53,28 @@ function link(name, entry) {
   return button;
 }
 
+// Operators whose number changed, the others in one line.
 function showOperators(counts) {
   const body = at("operators").tBodies[0];
-  body.replaceChildren();
-  for (const [name, { before, after }] of counts) {
-    const row = element("tr", { class: after > before ? "more" : after < before ? "fewer" : "" });
-    row.append(element("th", { scope: "row" }, name));
-    row.append(...[before, after, signed(after - before)].map((value) => element("td", {}, String(value))));
+  const sum = (list) => list.reduce(
+    (sums, [, { before, after }]) => ({ before: sums.before + before, after: sums.after + after }), { before: 0, after: 0 },
+  );
+  const changed = counts.filter(([, { before, after }]) => before !== after);
+  const others = counts.filter(([, { before, after }]) => before === after);
+  body.replaceChildren(...changed.map(([name, found]) => operatorRow(name, found, "")));
+  if (others.length > 0) {
+    const row = operatorRow(`${others.length} others`, sum(others), "");
+    row.title = others.map(([name, { after }]) => `${name}: ${after}`).join("\n");
     body.append(row);
   }
-  const [before, after] = ["before", "after"].map((side) => counts.reduce((sum, [, found]) => sum + found[side], 0));
-  const total = element("tr", { class: "total" }, element("th", { scope: "row" }, "all"));
-  total.append(...[before, after, signed(after - before)].map((value) => element("td", {}, String(value))));
-  body.append(total);
+  body.append(operatorRow("all", sum(counts), "total"));
+}
+
+function operatorRow(name, { before, after }, kind) {
+  const change = after > before ? "more" : after < before ? "fewer" : "";
+  const row = element("tr", { class: `${kind} ${change}` }, element("th", { scope: "row" }, name));
+  row.append(...[before, after, signed(after - before)].map((value) => element("td", {}, String(value))));
+  return row;
 }
 
 function showGraph(rows) {
@@ -89,9 +98,9 @@ function partOf(members) {
     drawn = member;
     panes.replaceChildren(...["before", "after"].map((side) => {
       const picture = draw(member.rows, side, (name) => describe(name, part));
-      const scroll = element("div", { class: "scroll" }, picture);
-      return element("div", {}, element("h4", {}, side), scroll);
+      return element("div", {}, element("h4", {}, side), element("div", { class: "scroll" }, picture));
     }));
+    panes.querySelectorAll(".scroll").forEach(scrollToChange);
   };
   if (members.length > 1) {
     const select = element("select", {}, ...members.map((one, index) => element("option", { value: index }, String(one.key))));
@@ -104,6 +113,15 @@ function partOf(members) {
     if (part.open && drawn === null) part.drawMember(first);
   });
   return part;
+}
+
+// The first box that changed comes into sight, without moving the page.
+function scrollToChange(pane) {
+  const box = pane.querySelector(".node.removed, .node.added, .node.changed") || pane.querySelector(".node");
+  if (box === null) return;
+  const [inner, outer] = [box.getBoundingClientRect(), pane.getBoundingClientRect()];
+  pane.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
+  pane.scrollTop += inner.top - outer.top - 40;
 }
 
 function heading(members) {

@@ -1,6 +1,8 @@
 // What the record says of an entry point at a step.
 
 const OPERANDS = /[%@][\w.]+/g;
+const BEFORE = "before the layers", AFTER = "after the layers";
+const NUMBERED = new Set(["dspark.attention", "dspark.layer_output"]); // these are told the layer they are of
 const NOT_RUN = new Set(["input", "param", "state", "output"]);
 
 // The form a node had at a step, or null where it was not there.
@@ -49,31 +51,37 @@ function countOperators(rows) {
 // Parts of a graph in order: what comes before the layers, each layer, what comes after. Layers that follow each other
 // and differ in nothing but numbers are one part.
 function divide(rows) {
-  const parts = [];
-  let layers = false;
-  for (const row of rows) {
-    if (row.before && NOT_RUN.has(row.before.operator) && row.name[0] === "@") continue;
-    if (row.after && NOT_RUN.has(row.after.operator) && row.name[0] === "@") continue;
-    layers = layers || row.layer !== null;
-    const key = row.layer !== null ? row.layer : layers ? "after the layers" : "before the layers";
-    let part = parts.find((one) => one.key === key);
-    if (part === undefined) parts.push((part = { key, rows: [] }));
-    part.rows.push(row);
-  }
+  const values = rows.filter((row) => row.name[0] !== "@");
+  const last = values.findLastIndex((row) => row.layer !== null);
+  const parts = new Map();
+  values.forEach((row, index) => {
+    const key = row.layer === null ? (index < last ? BEFORE : AFTER) : row.layer;
+    if (!parts.has(key)) parts.set(key, { key, rows: [] });
+    parts.get(key).rows.push(row);
+  });
+  const place = ({ key }) => (key === BEFORE ? -1 : key === AFTER ? Infinity : key);
   const joined = [];
-  for (const part of parts) {
-    const last = joined[joined.length - 1];
+  for (const part of [...parts.values()].sort((one, other) => place(one) - place(other))) {
+    const above = joined[joined.length - 1];
     const look = fingerprint(part);
-    if (last !== undefined && typeof part.key === "number" && last.look === look) last.members.push(part);
+    if (above !== undefined && typeof part.key === "number" && above.look === look) above.members.push(part);
     else joined.push({ look, members: [part] });
   }
   return joined.map((one) => one.members);
 }
 
-function fingerprint(part) {
-  const local = new Map(part.rows.map((row, index) => [row.name, index]));
-  const text = (form) => form === null ? "" : [form.operator, form.type,
-    form.args.replace(OPERANDS, (name) => local.has(name) ? `#${local.get(name)}` : name.replace(/\d+/g, "")),
-  ].join(" ");
-  return part.rows.map((row) => `${row.status} ${text(row.before)} ${text(row.after)}`).join("\n").replace(/, \d+, /g, ", ");
+// What a part is but for names and its own number: what is read is told by where it was first met.
+function fingerprint({ key, rows }) {
+  const met = new Map(rows.map((row, index) => [row.name, index]));
+  const number = (name) => {
+    if (!met.has(name)) met.set(name, met.size);
+    return `#${met.get(name)}`;
+  };
+  const own = new RegExp(`, ${key}(?=,|$)`);
+  const text = (form) => {
+    if (form === null) return "";
+    const args = form.args.replace(OPERANDS, number);
+    return [form.operator, form.type, NUMBERED.has(form.operator) ? args.replace(own, ", layer") : args].join(" ");
+  };
+  return rows.map((row) => `${row.status} ${text(row.before)} ${text(row.after)}`).join("\n");
 }
