@@ -65,6 +65,12 @@ class Page:
         found: list[str] = self.evaluate(f"[...{every}].map(e => e.innerText ?? e.textContent)")
         return found
 
+    def wait_for(self, selector: str) -> None:
+        """Until there is such an element."""
+        deadline = time.monotonic() + _SECONDS
+        while not self.evaluate(f"document.querySelector({json.dumps(selector)}) !== null"):
+            assert time.monotonic() < deadline, f"no {selector}"
+
     def click(self, selector: str) -> None:
         """A press and release of the mouse in the middle of an element."""
         element = f"document.querySelector({json.dumps(selector)})"

@@ -101,6 +101,7 @@ def test_a_rewrite_leads_to_its_node(page: Page, url: str):
     assert page.texts("h2")[0].endswith(": decode")
     page.click("#matched summary")
     second = "#matched li:nth-child(3) button"
+    page.wait_for(second)
     (name,) = page.texts(second)
     page.click(second)
     assert page.evaluate("document.activeElement.dataset.name") == f"%{name}"

@@ -82,7 +82,9 @@ function showGraph(rows) {
   place.replaceChildren();
   for (const members of divide(rows)) place.append(partOf(members));
   const changed = place.querySelector("details[data-changed]");
-  if (changed !== null) changed.open = true;
+  if (changed === null) return;
+  changed.open = true;
+  changed.drawMember(changed.members[0]); // now, not when the event of its opening arrives
 }
 
 // A part of the graph, drawn when it is opened; of layers that are alike one at a time.
