@@ -29,7 +29,7 @@ def plain_params(program: Program) -> Iterator[tuple[str, np.ndarray]]:
         yield name, tensor.detach().contiguous().numpy()
 
 
-def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str, int]]) -> Iterator[Path]:
+def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str, int]]) -> list[Path]:
     """Writes ENTRY.onnx for each entry point that does anything.
 
     ``places`` says in which file, relative to the folder, and at which byte of it a weight lies.
@@ -45,6 +45,7 @@ def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str,
         for name, tensor in program.params.items()
         for file, start in [places[name]]
     }
+    written = []
     for entry in program.entries.values():
         model = _model(entry, params)
         if not len(model.graph):
@@ -55,7 +56,8 @@ def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str,
             onnx.checker.check_model(str(path))
         except ValidationError as error:
             raise LoweringError(f"{entry.name}: the checker of ONNX refuses it: {str(error).splitlines()[0]}") from error
-        yield path
+        written.append(path)
+    return written
 
 
 def _model(entry: EntryPoint, params: Mapping[str, ir.ExternalTensor]) -> ir.Model:
