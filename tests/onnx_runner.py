@@ -41,6 +41,8 @@ class OnnxRunner(ProgramRunner):
         feeds = {ref: tensor.numpy() for ref, tensor in inputs.items()}
         feeds |= {node.meta["ref"]: self.states[node.meta["ref"]].numpy() for node in entry.placeholders(Role.STATE)}
         names = [output.name for output in session.get_outputs()]
-        made = {name: torch.from_numpy(np.array(value)) for name, value in zip(names, session.run(None, feeds), strict=True)}
+        made = {
+            name: torch.from_numpy(np.array(value)) for name, value in zip(names, session.run(None, feeds), strict=True)
+        }
         self.states |= {name.removeprefix("next."): value for name, value in made.items() if name.startswith("next.")}
         return {name: value for name, value in made.items() if not name.startswith("next.")}

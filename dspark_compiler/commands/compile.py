@@ -33,7 +33,9 @@ def model_options(command: Any) -> Any:
     """The options that decide which kernels a model needs."""
     options = (
         click.option(
-            "--target", metavar="NAME", help=f"What to compile for: {', '.join(TARGETS)}; default: the best device that works here."
+            "--target",
+            metavar="NAME",
+            help=f"What to compile for: {', '.join(TARGETS)}; default: the best device that works here.",
         ),
         click.option(
             "--arch", metavar="NAME", help="Processor or GPU to compile for, x86-64-v3 or sm_90a; default: this."

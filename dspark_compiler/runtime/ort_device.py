@@ -198,7 +198,7 @@ class OrtCall:
 
 
 def open_onnxruntime(artifact: Artifact) -> OrtDevice:
-    """Nvidia's GPU of the artifact's number, where ONNX Runtime and the machine have what that takes, else the processor.
+    """Nvidia's GPU of the artifact's number, where ONNX Runtime and the machine have one to use, else the processor.
 
     Raises:
         InputError: there is no such device.

@@ -51,7 +51,7 @@ def open_session(path: Path, threads: int, provider: str, device: int, weights: 
     chosen = (provider, {"device_id": device}) if provider == CUDA else provider
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[chosen])
-    except Exception as error:  # noqa: BLE001, its classes are those of a private module
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot use it: {reason}") from error
 

@@ -3,6 +3,7 @@
 Shapes as in graph.cache_ops; R = H/G query heads share a key/value head.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -142,11 +143,12 @@ def _near(emitter: Emitter, given: dict[str, Any], slots: int, width: int, seen:
 
     ``seen`` int32 [b,G,C] are the positions of slots' tokens; without them a slot's token has its position.
     """
-    if not given["window"]:
+    window: int = given["window"]
+    if not window:
         return None
     query = emitter.get(given["length"]).unsqueeze(1, 2, 3) + counting(emitter, width).cast(INT32).unsqueeze(0, 1, 3)
     key = counting(emitter, slots).cast(INT32).unsqueeze(0, 1, 2) if seen is None else seen.unsqueeze(2)
-    return query - key < given["window"]
+    return query - key < window
 
 
 def _weights(emitter: Emitter, given: dict[str, Any], parts: list[tuple[Value, Value, int]]) -> list[Value]:
@@ -184,7 +186,7 @@ def softmax_of(
     ends = np.cumsum([0, *counts]).tolist()
     return [
         weights.slice(4, start, end).reshape(rows, kv_heads, group * width, end - start)
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in pairwise(ends)
     ]
 
 
@@ -200,5 +202,3 @@ def _mixed(node: fx.Node, emitter: Emitter, weights: list[Value], values: list[V
 def _plain(node: fx.Node, given: dict[str, Any]) -> None:
     if any(given.get(name) is not None for name in ("k_scale", "v_scale")):
         raise LoweringError(f"{node.name}: a quantized cache has no ONNX form in this version; leave out --kv-dtype")
-
-

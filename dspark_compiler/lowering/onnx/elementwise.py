@@ -43,7 +43,9 @@ def binary(name: str) -> Converter:
         if not isinstance(second, fx.Node):
             return applied(node, emitter, lambda x: x.cast(dtype).op(name, second, dtype=result))
         if not isinstance(first, fx.Node):
-            return applied(node, emitter, lambda x: emitter.number(first, dtype).op(name, x.cast(dtype), dtype=result), 1)
+            return applied(
+                node, emitter, lambda x: emitter.number(first, dtype).op(name, x.cast(dtype), dtype=result), 1
+            )
         one, other = emitter.tensor(first), emitter.tensor(second)
         if one.source_shape == other.source_shape and one.shape == other.shape and one.swapped == other.swapped:
             value = one.source.cast(dtype).op(name, other.source.cast(dtype), dtype=result)
@@ -66,7 +68,7 @@ def _common(*operands: Any) -> ir.DataType:
 
 
 def silu(node: fx.Node, emitter: Emitter) -> Tensor:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     return applied(node, emitter, lambda x: x * x.op("Sigmoid"))
 
 
@@ -133,7 +135,7 @@ def argmax(node: fx.Node, emitter: Emitter) -> Value:
 
 def power(node: fx.Node, emitter: Emitter) -> Tensor:
     """To a power that is a number."""
-    x, exponent = args_of(node)
+    _, exponent = args_of(node)
     if exponent == 2:
         return applied(node, emitter, lambda value: value * value)
     return applied(node, emitter, lambda value: value.op("Pow", float(exponent)))

@@ -98,9 +98,7 @@ class Emitter:
         graph.metadata_props["in_place"] = " ".join(self._in_place())
         return graph
 
-    def op(
-        self, name: str, *inputs: Value | None, dtype: ir.DataType, domain: str = "", **attributes: Any
-    ) -> Value:
+    def op(self, name: str, *inputs: Value | None, dtype: ir.DataType, domain: str = "", **attributes: Any) -> Value:
         """A node with one output."""
         return self.ops(name, *inputs, dtypes=(dtype,), domain=domain, **attributes)[0]
 
@@ -150,7 +148,9 @@ class Emitter:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
             name = f"constant.{len(self._initializers)}"
-            value = ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape, const_value=ir.tensor(array, name=name))
+            value = ir.val(
+                name, ir.DataType.from_numpy(array.dtype), array.shape, const_value=ir.tensor(array, name=name)
+            )
             self._initializers[name] = value
             self._known[key] = (value,)
         return Value(self, self._known[key][0], ir.DataType.from_numpy(array.dtype))
@@ -185,7 +185,9 @@ class Emitter:
             return made.source if made.source_shape == shape else made.source.reshape(*shape)
         return self.get(node).transpose(0, 2, 1, 3).reshape(*shape)
 
-    def tensor_of(self, node: fx.Node, value: Value, shape: Sequence[int] | None = None, *, swapped: bool = False) -> Tensor:
+    def tensor_of(
+        self, node: fx.Node, value: Value, shape: Sequence[int] | None = None, *, swapped: bool = False
+    ) -> Tensor:
         """What a converter returns: a value of the node's elements, in the node's own shape unless one is given."""
         own = shape_of(node)
         return Tensor(value, own if shape is None else tuple(shape), own, swapped)

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import Any, Protocol, Union
 
 import numpy as np
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from dspark_compiler.lowering.onnx.emitter import Emitter
 
 Operand = Union["Value", float, int, bool]
 
@@ -21,15 +18,32 @@ INT64, INT32, FLOAT, DOUBLE, BOOL = (
 )
 
 
+class Nodes(Protocol):
+    """What expressions are made in: a graph under construction."""
+
+    def op(
+        self, name: str, *inputs: "Value | None", dtype: ir.DataType, domain: str = "", **attributes: Any
+    ) -> "Value":
+        """A node with one output."""
+
+    def number(self, value: float, dtype: ir.DataType) -> "Value":
+        """A constant without axes."""
+
+    def numbers(self, values: Sequence[int]) -> "Value":
+        """A constant of one axis, int64."""
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A value of the graph under construction and its type; numbers beside it in an expression take that type."""
 
-    emitter: "Emitter"
+    emitter: Nodes
     value: ir.Value
     dtype: ir.DataType
 
-    def op(self, name: str, *others: Operand, dtype: ir.DataType | None = None, domain: str = "", **attributes: object) -> "Value":
+    def op(
+        self, name: str, *others: Operand, dtype: ir.DataType | None = None, domain: str = "", **attributes: Any
+    ) -> "Value":
         """A node that this value is the first input of; its output has this value's type unless ``dtype`` is given."""
         inputs = [self, *(self.like(other) for other in others)]
         return self.emitter.op(name, *inputs, dtype=dtype or self.dtype, domain=domain, **attributes)

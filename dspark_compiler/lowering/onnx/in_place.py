@@ -68,5 +68,3 @@ def _drop_scratch(program: Program) -> None:
 
 def _found(entry: EntryPoint, target: object) -> list[fx.Node]:
     return [node for node in entry.graph.graph.nodes if node.target == target]
-
-

@@ -39,8 +39,13 @@ def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str,
     """
     params = {
         name: ir.ExternalTensor(
-            file, start, tensor.nbytes, ir.DataType.from_numpy(tensor.numpy().dtype),
-            shape=ir.Shape(tensor.shape), name=name, base_dir=folder,
+            file,
+            start,
+            tensor.nbytes,
+            ir.DataType.from_numpy(tensor.numpy().dtype),
+            shape=ir.Shape(tensor.shape),
+            name=name,
+            base_dir=folder,
         )
         for name, tensor in program.params.items()
         for file, start in [places[name]]
@@ -55,7 +60,9 @@ def write_models(program: Program, folder: Path, places: Mapping[str, tuple[str,
         try:
             onnx.checker.check_model(str(path))
         except ValidationError as error:
-            raise LoweringError(f"{entry.name}: the checker of ONNX refuses it: {str(error).splitlines()[0]}") from error
+            raise LoweringError(
+                f"{entry.name}: the checker of ONNX refuses it: {str(error).splitlines()[0]}"
+            ) from error
         written.append(path)
     return written
 

@@ -14,7 +14,7 @@ from dspark_compiler.lowering.onnx.expression import FLOAT, INT64, Value
 
 
 def linear(node: fx.Node, emitter: Emitter) -> Tensor:
-    """x @ W.T [+ bias], by rows: a weight [N,K] is read as it lies, which is faster for few rows than its transpose."""
+    """X @ W.T [+ bias], by rows: a weight [N,K] is read as it lies, which is faster for few rows than its transpose."""
     given = bound_args(node)
     x, weight, bias = given["input"], given["weight"], given["bias"]
     features, depth = shape_of(weight)
@@ -42,9 +42,7 @@ def expert_linear(node: fx.Node, emitter: Emitter) -> Tensor:
     x, weight, expert = args_of(node)
     (rows, features), depth = shape_of(node), shape_of(x)[1]
     chosen = emitter.get(weight).gather(emitter.get(expert))  # [R,N,K]
-    product = emitter.op(
-        "FusedMatMul", chosen, emitter.viewed(x, rows, depth, 1), dtype=FLOAT, domain=CONTRIB
-    )
+    product = emitter.op("FusedMatMul", chosen, emitter.viewed(x, rows, depth, 1), dtype=FLOAT, domain=CONTRIB)
     return emitter.tensor_of(node, product, (rows, features, 1))
 
 
@@ -89,9 +87,7 @@ def layer_norm(node: fx.Node, emitter: Emitter) -> Tensor:
     made = emitter.tensor(x)
     flat = not made.swapped and made.source_shape[-1] == depth
     source, shape = (made.source, made.source_shape) if flat else (emitter.get(x), shape_of(x))
-    return emitter.tensor_of(
-        node, source.op("LayerNormalization", scale, *rest, axis=-1, epsilon=given["eps"]), shape
-    )
+    return emitter.tensor_of(node, source.op("LayerNormalization", scale, *rest, axis=-1, epsilon=given["eps"]), shape)
 
 
 def native_layer_norm(node: fx.Node, emitter: Emitter) -> tuple[Any, ...]:

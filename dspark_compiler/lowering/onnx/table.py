@@ -1,6 +1,6 @@
 """What every operator of a rewritten program becomes in ONNX."""
 
-from dspark_compiler.lowering.onnx import attention, elementwise, products, shapes
+from dspark_compiler.lowering.onnx import attention, elementwise, eviction, products, rounds, shapes
 from dspark_compiler.lowering.onnx.elementwise import binary, reduction, unary
 from dspark_compiler.lowering.onnx.emitter import Converter
 from dspark_compiler.lowering.onnx.rope import rope
@@ -88,4 +88,25 @@ CONVERTERS: dict[str, Converter] = {
     "dspark.append_attention.default": attention.append_attention,
     "dspark.scratch_attention.default": attention.scratch_attention,
     "dspark.commit_scratch.default": attention.commit_scratch,
+    # Slots that are freed.
+    "dspark.append_queries.default": eviction.append_queries,
+    "dspark.commit_queries.default": eviction.commit_queries,
+    "dspark.append_slot_scores.default": eviction.append_slot_scores,
+    "dspark.commit_slot_scores.default": eviction.commit_slot_scores,
+    "dspark.write_scratch.default": eviction.write_scratch,
+    "dspark.read_state.default": eviction.read_state,
+    "dspark.write_state.default": eviction.write_state,
+    "dspark.read_keys.default": eviction.read_state,
+    "dspark.read_values.default": eviction.read_state,
+    "dspark.attention_mass.default": eviction.attention_mass,
+    "dspark.logit_moments.default": eviction.logit_moments,
+    "dspark.select_slots.default": eviction.select_slots,
+    "dspark.compact_slots.default": eviction.compact_slots,
+    # Rounds.
+    "dspark.write_ring.default": rounds.write_ring,
+    "dspark.read_ring.default": rounds.read_ring,
+    "dspark.block_attention.default": rounds.block_attention,
+    "dspark.token_probs.default": rounds.token_probs,
+    "dspark.draw.default": rounds.draw,
+    "dspark.accept.default": rounds.accept,
 }
