@@ -156,7 +156,7 @@ def test_a_copy_is_kept_for_linears_that_cannot_be_stacked():
     weight = second.param("l.0.q.weight", linear_weight(ord("q"), ROWS["q"]))
     program = second.done(_linear(second, "v"), second.call(aten.linear.default, second.x, weight, bias))
     result = _run(program, copied="l.")
-    assert len(result.notes) == 1
+    assert len(result.declined) == 1
     assert {name for name in program.params if name.endswith("weight")} == {
         *("l.0.q_k_v.weight", "l.0.q.weight", "l.0.v.weight")
     }
