@@ -32,6 +32,7 @@ _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
 
 # What a target has no kernels or operators for yet.
 _WITHOUT: dict[Target, tuple[str, ...]] = {
+    "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
     "vulkan": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
     "onnxruntime": ("--quantize", "--quantize-heads", "--arch"),
 }

@@ -60,6 +60,10 @@ def open_device(artifact: Artifact) -> Device:
         from dspark_compiler.runtime.ort_device import open_onnxruntime
 
         return open_onnxruntime(artifact)
+    if artifact.manifest.target.kind == "rocm":
+        from dspark_compiler.runtime.rocm import open_rocm
+
+        return open_rocm(artifact)
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

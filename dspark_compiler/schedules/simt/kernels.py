@@ -6,13 +6,14 @@ import tvm
 
 from dspark_compiler.schedules.simt import experts, norm, rows
 from dspark_compiler.schedules.simt.rope import rope
+from dspark_compiler.schedules.simt.tile_linear import tile_linear
 
 Template = Callable[..., tvm.tirx.PrimFunc]
 
 _TEMPLATES: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope),
     *(rows.packed_embedding, rows.row_embedding, rows.last_row),
-    *(experts.topk, experts.expert_linear),
+    *(experts.topk, experts.expert_linear, tile_linear),
 )
 
 
