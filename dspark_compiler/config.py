@@ -128,9 +128,6 @@ class CompileConfig:
         if self.tune_trials and self.target not in _TUNED:
             raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
         for option, given in (
-            ("--heads", self.heads),
-            ("--kv-budget", self.kv_budget),
-            ("--max-quality-loss", self.max_quality_loss),
             ("--quantize", self.quantize),
         ):
             if given is not None and self.target in _PLAIN:
