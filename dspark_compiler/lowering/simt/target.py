@@ -1,5 +1,7 @@
 """All that lowering must know of a GPU of any maker."""
 
+from functools import partial
+
 from dspark_compiler.lowering.converters import common_converters
 from dspark_compiler.lowering.draft_converters import draft_converters
 from dspark_compiler.lowering.importer import TargetLowering
@@ -11,12 +13,12 @@ from dspark_compiler.schedules.simt.kernels import simt_kernels
 from dspark_compiler.schedules.simt.row_linears import RowLinears
 
 
-def simt_lowering() -> TargetLowering:
-    """Converters and kernels."""
+def simt_lowering(*, atomics: bool = False) -> TargetLowering:
+    """Converters and kernels; ``atomics`` says that the code generator knows those of simt/device_memory.py."""
     own = {
         "linear.default": linear,
-        "append_attention.default": append_attention,
-        "scratch_attention.default": scratch_attention,
+        "append_attention.default": partial(append_attention, atomics=atomics),
+        "scratch_attention.default": partial(scratch_attention, atomics=atomics),
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | pruning_converters() | draft_converters() | own

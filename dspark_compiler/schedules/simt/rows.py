@@ -44,3 +44,12 @@ def last_row(name: str, rows: int, width: int, depth: int) -> tvm.tirx.PrimFunc:
 
     args = [Arg("x", (rows, width, depth)), Arg("count", (rows,), "int32"), Arg("y", (rows, 1, depth))]
     return kernel(name, args, body)
+
+
+def zeros(name: str, count: int) -> tvm.tirx.PrimFunc:
+    """Kernel for y = 0, y uint32 [count]: counters before a step."""
+
+    def body(y: Buffer) -> None:
+        each((count,), lambda i: T.buffer_store(y, T.uint32(0), [i]))
+
+    return kernel(name, [Arg("y", (count,), "uint32")], body, block=True)

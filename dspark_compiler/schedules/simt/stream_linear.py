@@ -89,16 +89,18 @@ class _Launch:
         self._accesses = padded_depth(work.depth, work.weight_dtype) // self._each  # along a row
         self._features = of["y"].shape[1]
         self._splits = schedule.splits
+        self._sets = _TEAMS // schedule.splits  # of features that a work group makes at once
         self._outputs = 1 if count == 1 else 2  # features a team makes
         self._lines = self._outputs * (2 if options.activation else 1)  # rows of the weight it reads for them
 
     def emit(self) -> None:
         """The whole launch."""
-        sets = _TEAMS // self._splits  # of features that a work group makes at once
+        sets = self._sets
         grid = -(-int(self._features) // (sets * self._outputs))
         with launch((grid,), _THREADS) as (group, thread):
             lane, team = T.Bind(thread % TEAM), T.Bind(thread // TEAM)
-            split, own = T.Bind(team % self._splits), T.Bind(team // self._splits)
+            # Neighbours read the same of x.
+            split, own = T.Bind(team // sets), T.Bind(team % sets)
             first = T.Bind((group * sets + own) * self._outputs)
             sums, squares = registers((self._count, self._lines)), registers(self._count)
             self._clear(sums, squares)
@@ -198,12 +200,12 @@ class _Launch:
                 if normed:
                     T.buffer_store(parts, squares[m], [team, m, self._lines])
         barrier()
-        with when(team % self._splits == 0):
+        with when(team < self._sets):
             for m in range(self._count):
                 for slot in range(slots):
                     target, index = (squares, [m]) if slot == self._lines else (sums, [m, slot])
                     for other in range(1, self._splits):
-                        T.buffer_store(target, target[tuple(index)] + parts[team + other, m, slot], index)
+                        T.buffer_store(target, target[tuple(index)] + parts[team + other * self._sets, m, slot], index)
 
     def _store(self, totals: Buffer, first: Expr, lane: Expr) -> None:
         """Each lane stores some rows' outputs."""
