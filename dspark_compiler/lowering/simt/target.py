@@ -4,7 +4,7 @@ from functools import partial
 
 from dspark_compiler.lowering.converters import common_converters
 from dspark_compiler.lowering.draft_converters import draft_converters
-from dspark_compiler.lowering.importer import TargetLowering
+from dspark_compiler.lowering.importer import Converter, TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
 from dspark_compiler.lowering.simt.attention import append_attention, commit_scratch, scratch_attention
 from dspark_compiler.lowering.simt.fusions import find_fusions
@@ -15,8 +15,9 @@ from dspark_compiler.schedules.simt.row_linears import RowLinears
 
 def simt_lowering(*, atomics: bool = False) -> TargetLowering:
     """Converters and kernels; ``atomics`` says that the code generator knows those of simt/device_memory.py."""
-    own = {
+    own: dict[str, Converter] = {
         "linear.default": linear,
+        "quantized_linear.default": linear,
         "append_attention.default": partial(append_attention, atomics=atomics),
         "scratch_attention.default": partial(scratch_attention, atomics=atomics),
         "commit_scratch.default": commit_scratch,

@@ -1,7 +1,7 @@
 """Attention whose slots are shared out to several work groups: their parts in a workspace, and the sum of these.
 
-Parts of a sequence after FlashDecoding. Parts are added up in the order of their slots, whoever does it, and one in which
-a row sees nothing changes nothing: a token's output does not depend on what else is asked for.
+Parts of a sequence after FlashDecoding. Parts are added up in the order of their slots, whoever does it, and one in
+which a row sees nothing changes nothing: a token's output does not depend on what else is asked for.
 """
 
 from collections.abc import Callable

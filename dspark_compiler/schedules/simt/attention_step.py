@@ -1,8 +1,8 @@
 """All of attention for few tokens in one launch, from the fused projection to the sum over slots.
 
 Each work group makes what it needs of the projection itself: its queries, and the new keys and values where its slots
-have them. The one with the first of those slots writes them to the cache, where nobody else reads them. The last to arrive of
-those that share rows adds up the parts.
+have them. The one with the first of those slots writes them to the cache, where nobody else reads them. The last to
+arrive of those that share rows adds up the parts.
 """
 
 import tvm

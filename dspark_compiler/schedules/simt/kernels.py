@@ -11,7 +11,7 @@ Template = Callable[..., tvm.tirx.PrimFunc]
 
 _TEMPLATES: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope),
-    *(rows.packed_embedding, rows.row_embedding, rows.last_row),
+    *(rows.packed_embedding, rows.row_embedding, rows.quantized_embedding, rows.last_row),
     *(experts.topk, experts.expert_linear),
 )
 
