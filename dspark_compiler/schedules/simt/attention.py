@@ -9,7 +9,8 @@ import tvm
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.simt.attention_teams import attend, chunks_of, combine, partial_size
+from dspark_compiler.schedules.simt.attention_parts import chunks_of, partial_size
+from dspark_compiler.schedules.simt.attention_teams import attend, combine
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, cache_args, form_args, scratch_args, write_new
 from dspark_compiler.schedules.simt.threads import TEAM
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel

@@ -16,7 +16,7 @@ Template = Callable[..., tvm.tirx.PrimFunc]
 
 _PLAIN: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope),
-    *(rows.packed_embedding, rows.row_embedding, rows.last_row),
+    *(rows.packed_embedding, rows.row_embedding, rows.quantized_embedding, rows.last_row),
     *(experts.topk, experts.expert_linear),
     *(ring.write_ring, ring.read_ring, block_attention),
     *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
