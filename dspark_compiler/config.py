@@ -25,7 +25,7 @@ _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
 # Types the weights can have, and keys and values besides the type that attention computes with.
 _CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
-_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # Targets that have no kernels yet for drafting, evicting and quantized weights.
 _PLAIN: tuple[Target, ...] = ("vulkan",)
