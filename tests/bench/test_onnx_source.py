@@ -50,5 +50,5 @@ def test_how_other_exporters_files_are_driven(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_past_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no past keys and values in and out, .* export it with a past"):
+    with pytest.raises(InputError, match=r"has no past keys and values in and out, .* export it with a past"):
         form_of(onnx_graphs.build("multi-head", tmp_path / "m.onnx"), "whoever")
