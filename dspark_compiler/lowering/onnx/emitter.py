@@ -70,8 +70,8 @@ class Emitter:
     def graph(self) -> ir.Graph:
         """The whole entry point.
 
-        Inputs are its inputs and states by name; outputs its outputs, and ``next.NAME`` for each state it writes, as for
-        an output that is named as an input.
+        Inputs are its inputs and states by name; outputs its outputs, and ``next.NAME`` for each state it writes, and
+        for an output that is named as an input.
 
         Raises:
             LoweringError: an operator without a converter, naming entry point and node.
