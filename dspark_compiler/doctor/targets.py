@@ -4,6 +4,7 @@ import ctypes.util
 import importlib.util
 import shutil
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 
 from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import find_driver
@@ -101,6 +102,24 @@ def _vulkan_device(section: str, index: int, device: VulkanDevice) -> Finding:
         f"{device.memory_bytes / 2**30:.0f} GiB, at most {device.largest_bytes / 2**30:.0f} in one buffer",
     ]
     return Finding(section, f"device {index}", Status.OK, ", ".join(parts))
+
+
+def onnxruntime_findings() -> Iterator[Finding]:
+    """The onnxruntime target: the package, whatever provides it."""
+    section = "target onnxruntime"
+    names = ("onnxruntime-gpu", "onnxruntime")
+    versions = [f"{name} {version}" for name in names if (version := _version(name)) is not None]
+    if versions:
+        yield Finding(section, "onnxruntime", Status.OK, versions[0])
+    else:
+        yield Finding(section, "onnxruntime", Status.ABSENT, "not installed; pip install onnxruntime, or -gpu")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _found(section: str, libraries: Sequence[str], programs: Sequence[str]) -> Iterator[Finding]:

@@ -180,7 +180,8 @@ class OrtCall:
         session = self._open(device.provider, device.number, weights)
         if session is None:
             return False
-        written = {output.name.removeprefix("next.") for output in session.get_outputs()} & set(spec.states)
+        names = {output.name for output in session.get_outputs()}
+        written = {name for name in spec.states if f"next.{name}" in names}
         in_place = set(session.get_modelmeta().custom_metadata_map["in_place"].split())
         self._moving = sorted(written - in_place)
         self._staying = sorted(set(spec.states) - set(self._moving))
@@ -190,7 +191,7 @@ class OrtCall:
             self._shared[name].need_spare()
         self._outputs = {tensor.name: device.zeros(tensor) for tensor in spec.outputs}
         for name, tensor in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, tensor.value)
+            self._binding.bind_ortvalue_output(name if name in names else f"next.{name}", tensor.value)
         self._session = session
         for name, tensor in self.inputs.items():
             self._bind(name, tensor)
