@@ -27,7 +27,7 @@ _CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
 _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
-# Targets that have no kernels yet for drafting, evicting and quantized weights.
+# Targets that have no kernels yet for quantized weights.
 _PLAIN: tuple[Target, ...] = ("vulkan",)
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda")
@@ -127,11 +127,8 @@ class CompileConfig:
                 raise InputError(f"{option} {name}: with --target {self.target} not one of {', '.join(known)}")
         if self.tune_trials and self.target not in _TUNED:
             raise InputError(f"--tune-trials {self.tune_trials}: nothing is measured for --target {self.target} yet")
-        for option, given in (
-            ("--quantize", self.quantize),
-        ):
-            if given is not None and self.target in _PLAIN:
-                raise InputError(f"{option} {given}: not with --target {self.target} yet; leave it out")
+        if self.quantize is not None and self.target in _PLAIN:
+            raise InputError(f"--quantize {self.quantize}: not with --target {self.target} yet; leave it out")
 
     def _check_quantization(self) -> None:
         if self.quantize is not None and self.quantize not in QUANTIZATIONS:

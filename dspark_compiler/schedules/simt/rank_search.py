@@ -10,9 +10,7 @@ from dspark_compiler.schedules.tir import Expr
 _SIGN, _SIGN_CLEAR = 1 << 31, 2**31 - 1
 
 
-def highest(
-    bits: int, step: int, hold: Callable[[Sequence[Expr]], Sequence[Expr]], needed: Expr | None = None
-) -> Expr:
+def highest(bits: int, step: int, hold: Callable[[Sequence[Expr]], Sequence[Expr]], needed: Expr | None = None) -> Expr:
     """The highest uint32 of so many bits of which something holds that holds of all numbers below it, and of 0.
 
     ``hold`` says of which of 2^step - 1 ascending candidates it does, all threads that search the same; ``step``

@@ -21,7 +21,9 @@ def append_queries(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
     def body(ring: Buffer, q: Buffer, sequence: Buffer, length: Buffer, count: Buffer) -> None:
         fill_ring(shape, ring, q, lambda r: sequence[r], lambda r: length[r], lambda r: count[r])
 
-    return kernel(name, [*_state_and_rows(shape, "ring", "q"), *_control(shape.rows, "sequence", "length", "count")], body)
+    return kernel(
+        name, [*_state_and_rows(shape, "ring", "q"), *_control(shape.rows, "sequence", "length", "count")], body
+    )
 
 
 def commit_queries(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
@@ -33,7 +35,9 @@ def commit_queries(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
     def body(ring: Buffer, scratch: Buffer, length: Buffer, accepted: Buffer) -> None:
         fill_ring(shape, ring, scratch, lambda r: r, lambda r: length[r], lambda r: accepted[r])
 
-    return kernel(name, [*_state_and_rows(shape, "ring", "scratch"), *_control(shape.batch, "length", "accepted")], body)
+    return kernel(
+        name, [*_state_and_rows(shape, "ring", "scratch"), *_control(shape.batch, "length", "accepted")], body
+    )
 
 
 def append_slot_scores(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
