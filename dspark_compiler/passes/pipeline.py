@@ -24,7 +24,7 @@ from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
-from dspark_compiler.passes.quantize_weights import QuantizeWeights
+from dspark_compiler.passes.quantize_weights import HEADS, QuantizeWeights
 from dspark_compiler.passes.scale_channels import ScaleChannels
 from dspark_compiler.quantization.source import QuantizationSource
 from dspark_compiler.quantization.weight_format import WeightFormat
@@ -67,7 +67,7 @@ def default_pipeline(
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
         *([DrawTokens()] if config.target != "cpu" else []),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
-        FuseProjections(),  # late: sees which weights nothing else uses any more
+        FuseProjections(HEADS if config.target == "cuda" else None),  # late: sees which weights nothing else uses
         *_quantizing(config, weights),  # after what makes weights of others
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )
