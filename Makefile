@@ -9,10 +9,14 @@ JOBS ?= 2
 # What tests of --target vulkan need: a driver that runs on the processor, and tools that check kernels and calls.
 VULKAN_PACKAGES := libvulkan1 libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
 
-# What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
-GPU_TESTS := tests/schedules/cuda tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py
+# The page of "dspark inspect --graph" is opened in it.
+BROWSER_PACKAGES := chromium-headless-shell
 
-.PHONY: venv vulkan demo test lint format unit gpu-test golden clean
+# What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
+GPU_TESTS := tests/schedules/cuda tests/machine tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py \
+  tests/test_cuda_rounds.py
+
+.PHONY: venv vulkan browser demo test lint format unit gpu-test golden clean
 
 venv: $(STAMP)
 
@@ -46,7 +50,13 @@ vulkan:
 	    $(VULKAN_PACKAGES) >/dev/null || echo "tests of --target vulkan will skip: $(VULKAN_PACKAGES) not installed"; \
 	fi
 
-unit: venv vulkan
+browser:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium-headless-shell >/dev/null; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	    $(BROWSER_PACKAGES) >/dev/null || echo "tests in a browser will skip: $(BROWSER_PACKAGES) not installed"; \
+	fi
+
+unit: venv vulkan browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv

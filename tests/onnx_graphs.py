@@ -138,7 +138,7 @@ def merged(w: Writer, x: str) -> str:
     return w.op("Reshape", w.op("Transpose", x, perm=[0, 2, 1, 3]), w.ints(0, 0, HEADS * SIZE))
 
 
-def grouped(packed: bool = False, **options: Any) -> Callable[[Writer], None]:
+def grouped(packed: bool = False, sinks: bool = False, **options: Any) -> Callable[[Writer], None]:
     """onnxruntime-genai: GroupQueryAttention rotates, caches and masks; lengths come from the mask."""
 
     def write(w: Writer) -> None:
@@ -154,6 +154,8 @@ def grouped(packed: bool = False, **options: Any) -> Callable[[Writer], None]:
             if packed:
                 q, k, v = w.op("Concat", q, k, v, axis=-1), "", ""
             inputs = [q, k, v, key, value, lengths, total, cos, sin]
+            if sinks:
+                inputs += ["", "", w.weight(f"{layer}.sinks", HEADS)]
             attributes = {"num_heads": HEADS, "kv_num_heads": GROUPS, "do_rotary": 1} | options
             out, grown_key, grown_value = w.contrib("GroupQueryAttention", *inputs, outputs=3, **attributes)
             for part, grown in (("key", grown_key), ("value", grown_value)):
@@ -330,6 +332,8 @@ DIALECTS: dict[str, tuple[int, Callable[[Writer], None]]] = {
     "grouped": (18, grouped()),
     "grouped-packed-window": (18, grouped(packed=True, local_window_size=5, softcap=3.0)),
     "grouped-interleaved": (18, grouped(rotary_interleaved=1, scale=0.3)),
+    "grouped-sinks": (18, grouped(sinks=True)),
+    "grouped-smooth": (18, grouped(smooth_softmax=1)),
     "four-bits": (18, quantized(4, zeros=False)),
     "four-bits-zeros": (18, quantized(4, zeros=True)),
     "eight-bits": (18, quantized(8, zeros=True)),

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -41,19 +42,24 @@ class FuseProjections(Pass):
                 groups[frozenset(_weight(n).meta["ref"] for n in linears)].append((entry, linears))
         users = _param_users(program)
         together = {n for places in groups.values() for _, linears in places for n in linears}
-        kept, notes = [], []
+        kept, matched, declined = [], [], []
         for places in groups.values():
             reason = _objection(places, users, together if self.copied is not None else set(), self.copied or "")
             if reason is None:
                 kept.append(places)
+                matched += [
+                    Match(linear.name, f"one of {len(linears)} fused linears", entry.name)
+                    for entry, linears in places
+                    for linear in linears
+                ]
             else:
-                notes.append(f"{places[0][0].name}: {places[0][1][0].name}: {reason}")
+                declined += [Declined(linears[0].name, reason, entry.name) for entry, linears in places]
         left = Counter(ref for places in groups.values() for ref in _refs(places))
         for places in kept:
             left.subtract(_refs(places))
             _fuse(program, places, {ref for ref in _refs(places) if not left[ref]})
         drop_unused_params(program)
-        return PassResult(program, bool(kept), tuple(notes))
+        return PassResult(program, tuple(matched), tuple(declined))
 
 
 def _weight(linear: fx.Node) -> fx.Node:

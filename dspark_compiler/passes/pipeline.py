@@ -65,7 +65,7 @@ def default_pipeline(
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
-        *([DrawTokens()] if config.target == "cuda" else []),  # where reading logits costs more than drawing
+        *([DrawTokens()] if config.target != "cpu" else []),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
         FuseProjections(HEADS if config.target == "cuda" else None),  # late: sees which weights nothing else uses
         *_quantizing(config, weights),  # after what makes weights of others

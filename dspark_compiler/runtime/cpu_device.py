@@ -18,6 +18,9 @@ class CpuDevice:
     is_late = False
     obstacle: str | None = None
 
+    def __init__(self) -> None:
+        self.tensor_type: type = import_tvm_ffi().Tensor
+
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
         """See Device; weights stay in the files that are mapped."""
         states = artifact.manifest.states

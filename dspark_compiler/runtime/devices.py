@@ -13,10 +13,12 @@ class Device(Protocol):
 
     Attributes:
         is_late: whether it has its own clock, so that what it does takes no time until somebody waits.
+        tensor_type: what its calls return and take.
         obstacle: why calls are slower than they could be here, one sentence; None where nothing is in the way.
     """
 
     is_late: bool
+    tensor_type: type
     obstacle: str | None
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
@@ -54,6 +56,14 @@ def open_device(artifact: Artifact) -> Device:
         from dspark_compiler.runtime.vulkan_device import open_vulkan
 
         return open_vulkan(artifact)
+    if artifact.manifest.target.kind == "onnxruntime":
+        from dspark_compiler.runtime.ort_device import open_onnxruntime
+
+        return open_onnxruntime(artifact)
+    if artifact.manifest.target.kind == "rocm":
+        from dspark_compiler.runtime.rocm import open_rocm
+
+        return open_rocm(artifact)
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

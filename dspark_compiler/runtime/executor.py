@@ -17,7 +17,7 @@ from dspark_compiler.artifact import Artifact, nbytes
 from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.calls import Call, Columns
 from dspark_compiler.runtime.devices import Device, open_device
-from dspark_compiler.runtime.library import import_tvm_ffi, load_functions
+from dspark_compiler.runtime.library import load_functions
 from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs
 from dspark_compiler.runtime.slots import SlotAccount
@@ -73,7 +73,7 @@ class Executor:
         self._accept = {call.width: call for call in calls["accept"]}
         self.block_size = 0 if self._draft is None else self._draft.width
         self._sequences = np.arange(self.batch, dtype=np.int32)
-        self._tensor = import_tvm_ffi().Tensor
+        self._tensor = self.device.tensor_type
 
     @property
     def verify_widths(self) -> tuple[int, ...]:

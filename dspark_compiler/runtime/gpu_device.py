@@ -16,7 +16,7 @@ from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.gpu_call import GpuCall
 from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
 from dspark_compiler.runtime.gpu_memory import ALIGNMENT, Described, Slab, slab_bytes, upload
-from dspark_compiler.runtime.library import Function, load_cudart
+from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_cudart
 
 # Puts weights into the tensors of their names, which hold nothing yet, before it returns or on the device's stream.
 Fill = Callable[["GpuDevice", Mapping[str, Any]], None]
@@ -31,6 +31,7 @@ class GpuDevice(GpuContext):
 
     def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
         super().__init__(cuda, where)
+        self.tensor_type: type = import_tvm_ffi().Tensor
         self._fill = fill
         self._places: list[_Place] = []  # that nobody fetches into
         self._slabs: list[Slab] = []

@@ -105,9 +105,9 @@ def test_declines_with_a_reason(build, reason):
     result = _run(program)
     assert not result.modified
     assert print_program(program) == before
-    (note,) = result.notes
-    assert note.startswith("prefill_4: linear_default")
-    assert note.endswith(reason)
+    (note,) = result.declined
+    assert str(note).startswith("prefill_4: linear_default")
+    assert str(note).endswith(reason)
 
 
 def test_types_are_not_mixed():
@@ -115,7 +115,7 @@ def test_types_are_not_mixed():
     program = b.done(*_mixed(b))
     result = FuseProjections().apply(program)
     assert not result.modified
-    assert "the projections mix torch.float32 and torch.float64" in result.notes[0]
+    assert "the projections mix torch.float32 and torch.float64" in str(result.declined[0])
 
 
 def test_entry_points_that_group_differently():
@@ -127,7 +127,7 @@ def test_entry_points_that_group_differently():
     )
     result = _run(program)
     assert not result.modified
-    assert len(result.notes) == 2
+    assert len(result.declined) == 2
 
 
 @pytest.mark.parametrize("biased", ["", "k"])
@@ -156,7 +156,7 @@ def test_a_copy_is_kept_for_linears_that_cannot_be_stacked():
     weight = second.param("l.0.q.weight", linear_weight(ord("q"), ROWS["q"]))
     program = second.done(_linear(second, "v"), second.call(aten.linear.default, second.x, weight, bias))
     result = _run(program, copied="l.")
-    assert len(result.notes) == 1
+    assert len(result.declined) == 1
     assert {name for name in program.params if name.endswith("weight")} == {
         *("l.0.q_k_v.weight", "l.0.q.weight", "l.0.v.weight")
     }

@@ -9,7 +9,8 @@ import pytest
 
 from dspark_compiler.artifact import Artifact, FileInfo
 from dspark_compiler.errors import ArtifactError, DeviceError
-from dspark_compiler.runtime.cuda import CudaRuntime, Rows
+from dspark_compiler.runtime.cuda import CudaRuntime
+from dspark_compiler.runtime.gpu import Rows
 from dspark_compiler.runtime.library import load_cudart
 from tests.runtime import toy
 
