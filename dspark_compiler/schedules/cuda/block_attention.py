@@ -82,7 +82,9 @@ class _Part:
         self._weights, self._decay = shared((groups, _KEYS, _ROWS)), shared((groups, _ROWS))
         self._sums = shared((groups, _ROWS, shape.value_dim), dynamic=True)
         self._highest, self._totals = shared((groups, _ROWS)), shared((groups, _ROWS))
-        self._peak, self._total = shared(_ROWS), shared(_ROWS)  # of all groups
+        # Of all groups together.
+        self._merged = shared((_ROWS, shape.value_dim))
+        self._peak, self._total = shared(_ROWS), shared(_ROWS)
         # Elements of the output of a thread: one column, a few rows.
         self._items = -(-shape.value_dim * (_ROWS // _MINE) // _GROUP)
 
@@ -128,6 +130,7 @@ class _Part:
     def combine(self, put: Expr) -> None:
         """Calls put with the output's elements, and where each belongs."""
         self._combine_groups()
+        barrier()  # which TVM asks for; the next is one, too
         cluster_barrier()
         shape = self._shape
         size = _ROWS * shape.value_dim
@@ -141,7 +144,7 @@ class _Part:
                     MOST_BLOCKS,
                     lambda block: from_block(block, self._peak, r),
                     lambda block: from_block(block, self._total, r),
-                    lambda block: from_block(block, self._sums, 0, r, d),
+                    lambda block: from_block(block, self._merged, r, d),
                 )[1:]
                 query = self._head * (shape.rows // shape.width) + number // shape.width
                 put(value / total, number % shape.width, query, d)
@@ -161,7 +164,7 @@ class _Part:
                     lambda group: self._totals[group, r],
                     lambda group: self._sums[group, r, d],
                 )
-                T.buffer_store(self._sums, value, [0, r, d])
+                T.buffer_store(self._merged, value, [r, d])
                 with when(d == 0):
                     T.buffer_store(self._peak, highest, [r])
                     T.buffer_store(self._total, total, [r])
