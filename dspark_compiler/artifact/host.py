@@ -1,5 +1,6 @@
 """Whether this machine can run what an artifact holds."""
 
+import importlib.util
 import platform
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dspark_compiler.artifact.nvidia import find_driver, runs_on
 from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.errors import ArtifactError, InputError
 
-RUNNABLE_KINDS = ("cpu", "cuda", "rocm", "vulkan")
+RUNNABLE_KINDS = ("cpu", "cuda", "rocm", "vulkan", "onnxruntime")
 
 CUDA = (13, 0)  # of the runtime library an artifact carries
 
@@ -54,6 +55,9 @@ def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
             f"{where}: was compiled for {target.kind}, this version runs {', '.join(RUNNABLE_KINDS)}; "
             "compile again with one of these as --target"
         )
+    if target.kind == "onnxruntime":
+        _check_onnxruntime(where)
+        return
     machine = platform.machine()
     if target.triple.split("-")[0] != machine:
         raise ArtifactError(f"{where}: was compiled for {target.triple}, this machine is {machine}; compile it here")
@@ -71,6 +75,13 @@ def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
         _check_vulkan(target.arch, where, device)
     elif device:
         raise InputError(f"--device {device}: {where} was compiled for the processor, which is one device, 0")
+
+
+def _check_onnxruntime(where: str) -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ArtifactError(
+            f"{where}: is run by ONNX Runtime, which is not installed; pip install onnxruntime (or onnxruntime-gpu)"
+        )
 
 
 def _check_gpu(arch: str, where: str, device: int) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Iterator
+from importlib import metadata
 
 from dspark_compiler import rocm_runtime, vulkan_runtime
 from dspark_compiler.artifact.amd import find_hip
@@ -127,3 +128,21 @@ def _vulkan_device(section: str, index: int, device: VulkanDevice) -> Finding:
         f"{device.memory_bytes / 2**30:.0f} GiB, at most {device.largest_bytes / 2**30:.0f} in one buffer",
     ]
     return Finding(section, f"device {index}", Status.OK, ", ".join(parts))
+
+
+def onnxruntime_findings() -> Iterator[Finding]:
+    """The onnxruntime target: the package, whatever provides it."""
+    section = "target onnxruntime"
+    names = ("onnxruntime-gpu", "onnxruntime")
+    versions = [f"{name} {version}" for name in names if (version := _version(name)) is not None]
+    if versions:
+        yield Finding(section, "onnxruntime", Status.OK, versions[0])
+    else:
+        yield Finding(section, "onnxruntime", Status.ABSENT, "not installed; pip install onnxruntime, or -gpu")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

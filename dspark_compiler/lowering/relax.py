@@ -43,7 +43,7 @@ def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, FragmentLayouts):
         return cuda_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, WaveLayouts):
-        return rocm_lowering(plan.layouts.arch)
+        return rocm_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, RowLayouts):
-        return simt_lowering()
+        return simt_lowering(plan.layouts.dtype, atomics=True)
     return cpu_lowering(plan.isa)

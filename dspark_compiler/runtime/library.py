@@ -10,6 +10,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.ort_session import session_openers
 
 MODEL_LIBRARY = "lib/model.so"
 
@@ -58,7 +59,7 @@ def load_libraries(artifact: Artifact) -> None:
 
 
 def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Function]:
-    """The compiled entry points of an artifact, ready to be called.
+    """The compiled entry points of an artifact, ready to be called; for ONNX Runtime, what opens their sessions.
 
     ``threads`` bounds the threads kernels use; None takes all cores.
 
@@ -66,6 +67,8 @@ def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Functio
         ArtifactError: the library cannot be loaded, or lacks an entry point.
         InputError: this process runs compiled code with another number of threads already.
     """
+    if artifact.manifest.target.kind == "onnxruntime":
+        return session_openers(artifact, threads or available_cores())
     tvm_ffi = import_tvm_ffi()
     running = tvm_ffi.get_global_func("runtime.NumThreads", allow_missing=True) is not None
     _set_threads(threads, running)

@@ -206,3 +206,12 @@ def test_works_without_torch_and_tvm() -> None:
 def test_examines_each_section_once() -> None:
     sections = [finding.section for finding in examine()]
     assert sections == sorted(sections, key=list(dict.fromkeys(sections)).index)
+
+
+def test_onnx_runtime_is_named_with_its_version_or_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = targets.onnxruntime_findings()
+    assert found.status is Status.OK
+    assert found.detail.startswith("onnxruntime")
+    monkeypatch.setattr(targets, "_version", lambda package: None)
+    (found,) = targets.onnxruntime_findings()
+    assert (found.status, found.detail) == (Status.ABSENT, "not installed; pip install onnxruntime, or -gpu")
