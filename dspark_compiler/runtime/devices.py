@@ -53,9 +53,9 @@ def open_device(artifact: Artifact) -> Device:
 
         return open_vulkan(artifact)
     if artifact.manifest.target.kind == "onnxruntime":
-        from dspark_compiler.runtime.ort_device import open_onnxruntime
+        from dspark_compiler.runtime.ort_device import OrtDevice
 
-        return open_onnxruntime(artifact)
+        return OrtDevice()
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

@@ -33,7 +33,7 @@ _TARGETS = """
 | cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
 | cuda, later architectures | compile; not yet run on hardware |
 | vulkan | compiles without a device and runs on Vulkan 1.2; tested on Mesa's lavapipe; [vulkan.md](vulkan.md) |
-| onnxruntime | the same families, float32, as ONNX models; its CUDA provider has not been run; [onnx.md](onnx.md) |
+| onnxruntime | the same families, float32, as ONNX models run by its CPU provider; [onnx.md](onnx.md) |
 | rocm | not available in this version |
 
 ## Weights
