@@ -107,7 +107,7 @@ def test_every_entry_point_is_launched_as_hip_wants_it(artifact: Path, machine: 
 def test_tokens_come_and_everything_is_given_back(artifact: Path, machine: Machine) -> None:
     done = machine.generate(artifact)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["tokens"] == [0] * _NEW  # the fake computes nothing
+    assert len(json.loads(done.stdout)["tokens"]) == _NEW  # whatever they are: the fake computes nothing
     graphs = [line for line in machine.log() if line.startswith("graph of")]
     assert machine.log().count("graph destroyed") == len(graphs) >= 2
 
