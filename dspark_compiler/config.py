@@ -30,7 +30,7 @@ _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
 # Targets that have no kernels yet for drafting, evicting and quantized weights.
 _PLAIN: tuple[Target, ...] = ("vulkan",)
 # Targets whose schedules can be measured.
-_TUNED: tuple[Target, ...] = ("cpu", "cuda")
+_TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")
@@ -131,7 +131,6 @@ class CompileConfig:
             ("--heads", self.heads),
             ("--kv-budget", self.kv_budget),
             ("--max-quality-loss", self.max_quality_loss),
-            ("--quantize", self.quantize),
         ):
             if given is not None and self.target in _PLAIN:
                 raise InputError(f"{option} {given}: not with --target {self.target} yet; leave it out")

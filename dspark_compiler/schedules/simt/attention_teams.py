@@ -60,8 +60,12 @@ class _Stored:
                 row = (span.sequence, place.head, slot - span.used, element)
                 copy(target, at, self._tensors[f"{name}_scratch"], row, count)
 
+    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """See Rows: all are there."""
+
 
 def _attended(block: Block, begin: Expr, stop: Expr) -> Totals:
+    block.ask(begin, stop)
     block.begin()
     block.take(begin, stop)
     return block.put_together()

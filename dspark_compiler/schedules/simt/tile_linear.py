@@ -11,7 +11,8 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.stored import widen
-from dspark_compiler.schedules.simt.stream_linear import PLAIN, Options, form_of
+from dspark_compiler.schedules.simt.stream_linear import form_of
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when

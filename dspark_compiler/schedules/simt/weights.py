@@ -14,7 +14,7 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
-from dspark_compiler.schedules.simt.stored import elements_at_once, widen
+from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import TEAM, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr
 
@@ -84,16 +84,14 @@ class WeightReader:
         self.form, self._of = form, of
 
     def load(self, accesses: int, rows: int, where: Callable[[int, int], tuple[Expr, Expr]]) -> Buffer:
-        """A lane's accesses, all on their way together: [accesses, rows, *]; ``where`` gives row and number of each."""
+        """A lane's accesses as stored, all on their way together; ``where`` gives row and number of each."""
         form, w = self.form, self._of["w"]
         each = WORDS if form.format else form.piece
-        held = registers((accesses, rows, each), "uint32" if form.format else "float32")
+        held = registers((accesses, rows, each), w.dtype)
         for i in range(accesses):
             for line in range(rows):
                 row, access = where(i, line)
-                with T.vectorized(0, each) as e:
-                    value = w[row, access * each + e]
-                    T.buffer_store(held, value if form.format else widen(value, w.dtype), [i, line, e])
+                copy(held, (i, line, 0), w, (row, access * each), each)
         return held
 
     def column(self, access: Expr, piece: int) -> Expr:
@@ -107,7 +105,7 @@ class WeightReader:
         """Number e of a piece that was loaded, unscaled."""
         form = self.form.format
         if form is None:
-            return held[(*at, e)]
+            return widen(held[(*at, e)], self.form.stored)
         word, bit = divmod((piece * _PIECE + e) * form.bits, _WORD_BITS)
         return decode(held[(*at, word)] >> T.uint32(bit) if bit else held[(*at, word)], form.codes)
 
