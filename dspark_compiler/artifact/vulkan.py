@@ -55,7 +55,7 @@ class VulkanDevice:
 
     def runs(self, arch: str) -> bool:
         """Whether kernels for "generic" or "subgroup32" and its like run on it."""
-        if self.problem is not None or self.subgroup_size < _LEAST_SUBGROUP or not _KERNELS_NEED <= self.features:
+        if self.problem is not None or self.subgroup_size < _LEAST_SUBGROUP or not self.features >= _KERNELS_NEED:
             return False
         size = arch.removeprefix("subgroup")
         if not size.isdigit():

@@ -1,4 +1,4 @@
-"""How a work group that has streamed its part of a weight ends: sums of teams are added up, and each thread stores some.
+"""How a work group that has streamed its part of a weight ends: sums of teams are added up, and threads store them.
 
 Sums of a row's splits are added in their order, whatever the rows of x.
 """

@@ -27,8 +27,8 @@ _LINE = _TILE + _VECTOR  # of a tile in shared memory: neighbours down a column 
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel for y = x @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 
-    Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual [rows, features]],
-    y float32 [rows, features], of gated ones [rows, features / 2].
+    Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual
+    [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
     """
     assert options.norm_eps is None
     features = work.features // 2 if options.activation else work.features

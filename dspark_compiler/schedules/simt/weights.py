@@ -27,7 +27,7 @@ _TWO_23 = float(1 << 23)
 
 @dataclass(frozen=True)
 class WeightForm:
-    """W [features, depth] as ``stored``: a type of numbers, or the tag of a WeightFormat with scales as ``scale_dtype``."""
+    """W [features, depth] as ``stored``: a type of numbers, or a WeightFormat's tag, its scales as ``scale_dtype``."""
 
     features: int
     depth: int
