@@ -10,7 +10,8 @@ JOBS ?= 2
 VULKAN_PACKAGES := libvulkan1 libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
 
 # What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
-GPU_TESTS := tests/schedules/cuda tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py
+GPU_TESTS := tests/schedules/cuda tests/machine tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py \
+  tests/test_cuda_rounds.py
 
 .PHONY: venv vulkan demo test lint format unit gpu-test golden clean
 

@@ -4,6 +4,7 @@ b sequences, S tokens, d hidden size, m taps, V vocabulary, R rows.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.layers import decoder_layers
 from dspark_compiler.training.heads.attention import run_target, target_attention
+from dspark_compiler.training.heads.captured import CapturedRead
 
 _PROBE = 4  # tokens
 _AGREES = 0.05  # relative, which bfloat16 stays well under
@@ -32,6 +34,7 @@ class FrozenTarget:
         self.model: PreTrainedModel = source.load(self.dtype).to(device)
         self.eos_token_ids = source.eos_token_ids
         self.layers = decoder_layers(self.model)
+        self._captured: dict[tuple[int, ...], CapturedRead] = {}  # by taps
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         self.vocab_size = int(head.weight.shape[0])
         embedded, given, final, logits = self._probe()
@@ -52,7 +55,18 @@ class FrozenTarget:
         return multiply(hidden.to(self.dtype), self.head)
 
     def read(self, ids: Tensor, taps: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Outputs [b,S,d] of the layers ``taps`` (-1: what the first one is given), and the final hidden states."""
+        """Outputs [b,S,d] of the layers ``taps`` (-1: what the first one is given), and the final hidden states.
+
+        On a GPU they hold until the next call.
+        """
+        key = tuple(taps)
+        if self.device.type == "cuda" and key not in self._captured:
+            self._captured[key] = CapturedRead(partial(self._read, key))
+        *found, final = (self._captured.get(key) or partial(self._read, key))(ids)
+        return found, final
+
+    def _read(self, taps: Sequence[int], ids: Tensor) -> tuple[Tensor, ...]:
+        """The same, final states last."""
         found: dict[int, Tensor] = {}
         hooks = [self._hook(layer, found) for layer in taps]
         try:
@@ -61,7 +75,7 @@ class FrozenTarget:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [found[layer] for layer in taps], final
+        return (*(found[layer] for layer in taps), final)
 
     def _hook(self, layer: int, found: dict[int, Tensor]) -> Any:
         def keep(_module: nn.Module, _given: object, out: Any) -> None:

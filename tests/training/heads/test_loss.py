@@ -40,7 +40,7 @@ def naive(rows: Rows, weight: Tensor, head: Tensor, bias: Tensor | None) -> tupl
 @pytest.mark.parametrize("latent", [True, False])
 @pytest.mark.parametrize("chunk", [4 * V, 1 << 28])
 def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, latent: bool, chunk: int) -> None:
-    monkeypatch.setattr(losses, "_CHUNK", chunk)  # four rows a chunk: the last one is not full
+    monkeypatch.setitem(losses._CHUNK, "cpu", chunk)  # four rows a chunk: the last one is not full
     rows, weight, head, bias = tensors(latent)
     parameters = [p for p in (rows.hidden, rows.latent, bias) if p is not None]
     wanted, wanted_distance = naive(rows, weight, head, bias)
@@ -52,6 +52,24 @@ def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, latent: bool, chun
     assert not distance.requires_grad
     for gradient, expected in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpu_compiles_the_same() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    rows, weight, head, bias = tensors(True)
+    assert bias is not None
+    assert rows.latent is not None
+    hidden, latent, there = (t.detach().cuda().requires_grad_() for t in (rows.hidden, rows.latent, bias))
+    moved = Rows(hidden, latent, rows.final.cuda(), rows.ids.cuda())
+    found, distance = vocabulary_loss(moved, weight.cuda(), head.cuda(), there)
+    wanted, wanted_distance = vocabulary_loss(rows, weight, head, bias)
+    found.backward()  # type: ignore[no-untyped-call]
+    wanted.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(distance.cpu(), wanted_distance, rtol=1e-4, atol=1e-5)
+    for here, gone in ((rows.hidden, hidden), (rows.latent, latent), (bias, there)):
+        torch.testing.assert_close(gone.grad, here.grad, rtol=1e-3, atol=1e-4, check_device=False)
 
 
 def test_without_gradients() -> None:
