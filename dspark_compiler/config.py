@@ -6,29 +6,35 @@ from typing import Literal
 
 from dspark_compiler.errors import InputError
 
-Target = Literal["cpu", "cuda", "rocm", "vulkan"]
+Target = Literal["cpu", "cuda", "rocm", "vulkan", "onnxruntime"]
+Emit = Literal["artifact", "onnx"]
 DType = Literal["float32", "float16", "bfloat16"]
 KVDType = Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3"]
 Quantization = Literal["int8", "int4-g128", "int4-g128-awq", "fp8", "keep"]
 HeadsQuantization = Literal["int8", "int4-g128", "fp8"]
 
-TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
+TARGETS: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan", "onnxruntime")
+EMITS: tuple[Emit, ...] = ("artifact", "onnx")
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 KV_DTYPES: tuple[KVDType, ...] = ("float32", "float16", "bfloat16", "int8", "float8_e4m3")
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4-g128", "int4-g128-awq", "fp8", "keep")
 HEADS_QUANTIZATIONS: tuple[HeadsQuantization, ...] = ("int8", "int4-g128", "fp8")
 
-# What is taken where nothing is asked for, on the CPU and on GPUs.
+# What is taken where nothing is asked for, on the CPU and on GPUs; targets that take what the CPU does.
 _CPU_DTYPE: DType = "float32"
 _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
+_LIKE_CPU: tuple[Target, ...] = ("cpu", "onnxruntime")
 # Types the weights can have, and keys and values besides the type that attention computes with.
-_CUDA_DTYPES: tuple[DType, ...] = ("float16", "bfloat16")
+_DTYPES_OF: dict[Target, tuple[DType, ...]] = {"cuda": ("float16", "bfloat16"), "onnxruntime": ("float32",)}
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
-_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
-# Targets that have no kernels yet for drafting, evicting and quantized weights.
-_PLAIN: tuple[Target, ...] = ("vulkan",)
+# What a target has no kernels or operators for yet.
+_WITHOUT: dict[Target, tuple[str, ...]] = {
+    "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
+    "onnxruntime": ("--quantize", "--quantize-heads", "--arch"),
+}
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
@@ -66,10 +72,18 @@ class CompileConfig:
     tune_trials: int = 0
     dump_ir: Path | None = None
     check: bool = True
+    emit: Emit = "artifact"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise InputError(f"--target {self.target}: not one of {', '.join(TARGETS)}")
+        if self.emit not in EMITS:
+            raise InputError(f"--emit {self.emit}: not one of {', '.join(EMITS)}")
+        if self.emit == "onnx" and self.target != "onnxruntime":
+            raise InputError(
+                f"--emit onnx: ONNX models are what --target onnxruntime is made of, not --target {self.target}; "
+                "leave one of the two out"
+            )
         self._check_target()
         for option, value in (
             ("--max-seq-len", self.max_seq_len),
@@ -91,17 +105,17 @@ class CompileConfig:
     @property
     def weight_dtype(self) -> DType:
         """Type of the weights: as asked for, or the target's usual one."""
-        return self.dtype or (_CPU_DTYPE if self.target == "cpu" else _GPU_DTYPE)
+        return self.dtype or (_CPU_DTYPE if self.target in _LIKE_CPU else _GPU_DTYPE)
 
     @property
     def cache_dtype(self) -> KVDType:
         """Type of stored keys and values: as asked for, or what the target computes with."""
-        return self.kv_dtype or ("float32" if self.target == "cpu" else self.weight_dtype)
+        return self.kv_dtype or ("float32" if self.target in _LIKE_CPU else self.weight_dtype)
 
     @property
     def kv_dtypes(self) -> tuple[KVDType, ...]:
         """Types that keys and values can be stored in."""
-        own: KVDType = "float32" if self.target == "cpu" else self.weight_dtype
+        own: KVDType = "float32" if self.target in _LIKE_CPU else self.weight_dtype
         return (own, *(_QUANTIZED_KV if self.target in _KV_QUANTIZED_ON else ()))
 
     @property
@@ -109,7 +123,7 @@ class CompileConfig:
         """Chunks a prompt is read in: as asked for, or the target's usual ones."""
         if self.prefill_widths is not None:
             return self.prefill_widths
-        return _CPU_WIDTHS if self.target == "cpu" else _GPU_WIDTHS
+        return _CPU_WIDTHS if self.target in _LIKE_CPU else _GPU_WIDTHS
 
     @property
     def verify_widths(self) -> tuple[int, ...]:
@@ -120,7 +134,7 @@ class CompileConfig:
 
     def _check_target(self) -> None:
         for option, name, known in (
-            ("--dtype", self.dtype, _CUDA_DTYPES if self.target == "cuda" else DTYPES),
+            ("--dtype", self.dtype, _DTYPES_OF.get(self.target, DTYPES)),
             ("--kv-dtype", self.kv_dtype, self.kv_dtypes),
         ):
             if name is not None and name not in known:
@@ -131,8 +145,11 @@ class CompileConfig:
             ("--heads", self.heads),
             ("--kv-budget", self.kv_budget),
             ("--max-quality-loss", self.max_quality_loss),
+            ("--quantize", self.quantize),
+            ("--quantize-heads", self.quantize_heads),
+            ("--arch", self.arch),
         ):
-            if given is not None and self.target in _PLAIN:
+            if given is not None and option in _WITHOUT.get(self.target, ()):
                 raise InputError(f"{option} {given}: not with --target {self.target} yet; leave it out")
 
     def _check_quantization(self) -> None:

@@ -17,6 +17,7 @@ from dspark_compiler.artifact import Artifact, ArtifactWriter, check_destination
 from dspark_compiler.artifact import ModelInfo as ModelFields
 from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.base import Backend
+from dspark_compiler.backends.onnxruntime import OnnxRuntimeTarget
 from dspark_compiler.compare.calibration import quantization_source
 from dspark_compiler.compare.check import check
 from dspark_compiler.compare.gate import Gate, Trial, candidate_budgets
@@ -28,9 +29,11 @@ from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.loaded import LoadedModel
 from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
+from dspark_compiler.graph.history import History
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.layout import physical_params, plan_layouts
+from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
+from dspark_compiler.lowering.onnx.models import plain_params, prepare, write_models
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.machine.kernel_bench import measured_as, open_bench
 from dspark_compiler.models import ModelInfo
@@ -45,6 +48,7 @@ from dspark_compiler.runtime.step_times import measure as measure_steps
 from dspark_compiler.schedules.apply import export_records
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
+from dspark_compiler.viewer.record import RECORD, Record, pack
 
 # Called with a stage's name as it begins, and with steps done, in total and how they go where a stage has steps.
 Progress = Callable[..., None]
@@ -74,7 +78,8 @@ def compile_model(model: str, config: CompileConfig, *, progress: Progress | Non
 
 def _find_cache(model: str, config: CompileConfig, progress: Progress | None) -> tuple[Trial, dict[str, Any]]:
     """The smallest cache that loses no more than allowed, and what to report of the search."""
-    if not _backend(config).runs_here():
+    target = OnnxRuntimeTarget() if config.target == "onnxruntime" else _backend(config)
+    if not target.runs_here():
         raise InputError(f"--max-quality-loss measures on this machine, which cannot run --arch {config.arch}")
     assert config.max_quality_loss is not None
     whole = dataclasses.replace(
@@ -117,7 +122,7 @@ def _policies(config: CompileConfig) -> tuple[str, ...]:
 def _compile(model: str, config: CompileConfig, progress: Progress | None, remarks: dict[str, Any]) -> Artifact:
     """One compile; ``remarks`` go to the report."""
     stages = _Stages(progress)
-    backend = _backend(config)
+    target = OnnxRuntimeTarget() if config.target == "onnxruntime" else _backend(config)
     source = open_source(model)
     heads = _open_heads(config, source)
     config = settle(config, source.info, heads)
@@ -125,7 +130,39 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     check_destination(output)
 
     rewritten = _rewrite(source, config, heads, stages)
-    program, records = rewritten.program, Records.standard(measured_as(backend))
+    program = rewritten.program
+    with ArtifactWriter(output) as writer:
+        if isinstance(target, OnnxRuntimeTarget):
+            plan = None
+            _add_models(writer, program, stages)
+        else:
+            plan = _add_library(writer, program, target, config, stages)
+        _add_tokenizer(writer, source)
+        manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), target.spec, config)
+        report = _report(model, config, rewritten, stages) | remarks
+        if manifest.heads is not None and target.runs_here():
+            with stages("time"):
+                times = measure_steps(Executor(writer.preview(manifest)))
+                manifest = dataclasses.replace(manifest, heads=dataclasses.replace(manifest.heads, times=times))
+        if config.check and not target.runs_here():
+            report["check"] = f"skipped: this machine cannot run {target.spec.arch}"
+            stages.say("check skipped, this machine cannot run the artifact")
+        elif config.check:
+            with stages("check"):
+                found = check(writer.preview(manifest), reference_of(rewritten.model), progress=stages.step)
+                report["check"] = found.to_json()
+        writer.add_json("report.json", report)
+        writer.add_bytes(RECORD, pack(rewritten.history.to_json()))
+        with stages("finish"):
+            path = writer.finish(manifest)
+    return Artifact.open(path, verify=False, runnable=False)
+
+
+def _add_library(
+    writer: ArtifactWriter, program: Program, backend: Backend, config: CompileConfig, stages: "_Stages"
+) -> LayoutPlan:
+    """Compiles a program and adds library, weights and records; returns how tensors lie."""
+    records = Records.standard(measured_as(backend))
     with stages("lower"):
         plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
         lowered = lower(program, plan, records)
@@ -136,31 +173,36 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     with stages("schedule"):
         scheduled = backend.schedule(lowered, records)
         _dump(scheduled, config.dump_ir)
-    with ArtifactWriter(output) as writer, TemporaryDirectory(prefix="dspark-") as name:
-        scratch = Path(name)
+    with TemporaryDirectory(prefix="dspark-") as name:
+        library = Path(name) / "model.so"
         with stages("build"):
-            backend.build(scheduled, scratch / "model.so")
+            backend.build(scheduled, library)
         with stages("write"):
-            _add_files(writer, source, backend, scratch)
+            for path in (library, *backend.runtime_libraries()):
+                writer.add_file(path, f"lib/{path.name}")
             export_records(lowered, records, backend.linears, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan), bfloat16=plan.layouts.weight_dtype("bfloat16"))
-        manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), backend.spec, config)
-        report = _report(model, config, rewritten, stages) | remarks
-        if manifest.heads is not None and backend.runs_here():
-            with stages("time"):
-                times = measure_steps(Executor(writer.preview(manifest)))
-                manifest = dataclasses.replace(manifest, heads=dataclasses.replace(manifest.heads, times=times))
-        if config.check and not backend.runs_here():
-            report["check"] = f"skipped: this machine cannot run {backend.spec.arch}"
-            stages.say("check skipped, this machine cannot run the artifact")
-        elif config.check:
-            with stages("check"):
-                found = check(writer.preview(manifest), reference_of(rewritten.model), progress=stages.step)
-                report["check"] = found.to_json()
-        writer.add_json("report.json", report)
-        with stages("finish"):
-            path = writer.finish(manifest)
-    return Artifact.open(path, verify=False, runnable=False)
+    return plan
+
+
+def _add_models(writer: ArtifactWriter, program: Program, stages: "_Stages") -> None:
+    """Adds a program's weights and the ONNX models over them."""
+    with stages("lower"):
+        prepare(program)
+    with stages("write"):
+        writer.add_params(plain_params(program))
+        write_models(program, writer.folder, writer.param_places())
+
+
+def record_passes(model: str, config: CompileConfig, *, progress: Progress | None = None) -> tuple[str, Record]:
+    """Rewrites a model as a compile would, and compiles nothing: its name, and the record of all passes.
+
+    Raises what ``compile_model`` raises.
+    """
+    source = open_source(model)
+    heads = _open_heads(config, source)
+    config = settle(config, source.info, heads)
+    return source.name, _rewrite(source, config, heads, _Stages(progress)).history.to_json()
 
 
 def tune_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> int:
@@ -226,11 +268,12 @@ def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -
 
 @dataclass(frozen=True)
 class _Rewritten:
-    """The model as loaded, its program after all passes, and what these did."""
+    """The model as loaded, its program after all passes, what these did, and to which nodes."""
 
     model: LoadedModel
     program: Program
     passes: tuple[PassReport, ...]
+    history: History
 
 
 class _Stages:
@@ -281,8 +324,9 @@ def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages:
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
         weights = quantization_source(config, source, model)
-        program, passes = run_passes(default_pipeline(config, heads, weights), program, dump_dir=config.dump_ir)
-    return _Rewritten(model, program, passes)
+        history, passes = History(), default_pipeline(config, heads, weights)
+        program, reports = run_passes(passes, program, dump_dir=config.dump_ir, history=history)
+    return _Rewritten(model, program, reports, history)
 
 
 def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, stages: _Stages) -> None:
@@ -310,13 +354,10 @@ def _dump(module: tvm.IRModule, folder: Path | None) -> None:
         (folder / "scheduled.tir.py").write_text(module.script(show_meta=False), encoding="utf-8")
 
 
-def _add_files(writer: ArtifactWriter, source: Source, backend: Backend, scratch: Path) -> None:
-    for path in (scratch / "model.so", *backend.runtime_libraries()):
-        writer.add_file(path, f"lib/{path.name}")
-    tokenizer = scratch / "tokenizer"
-    tokenizer.mkdir()
-    for name in source.write_tokenizer(tokenizer):
-        writer.add_file(tokenizer / name, name)
+def _add_tokenizer(writer: ArtifactWriter, source: Source) -> None:
+    with TemporaryDirectory(prefix="dspark-") as name:
+        for file in source.write_tokenizer(Path(name)):
+            writer.add_file(Path(name) / file, file)
 
 
 def _report(model: str, config: CompileConfig, rewritten: _Rewritten, stages: _Stages) -> dict[str, Any]:

@@ -94,15 +94,6 @@ def test_quantized_weights_are_those_of_the_cpu(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.ravel(logits["vulkan"]), np.ravel(logits["cpu"]), atol=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("option", "given"),
-    [("heads", Path("ngram")), ("kv_budget", 48), ("max_quality_loss", 0.1)],
-)
-def test_what_does_not_apply_yet_is_refused_before_any_work(option: str, given: Any) -> None:
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} {given}: .*--target vulkan yet"):
-        CompileConfig(target="vulkan", **{option: given})
-
-
 def test_an_architecture_is_not_asked_for() -> None:
     with pytest.raises(InputError, match="--arch sm_90a: the vulkan target compiles for all devices alike"):
         create_backend("vulkan", "sm_90a")

@@ -7,7 +7,7 @@ without gaps. The format allows no holes, so a boundary is reached with filler t
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,6 +191,22 @@ def read_params(folder: Path, params: dict[str, ParamInfo], prefault: bool) -> d
             if info.file == file:
                 arrays[name] = _view(data, start, header, name, info, path)
     return arrays
+
+
+def param_places(folder: Path, params: Mapping[str, ParamInfo]) -> dict[str, tuple[str, int]]:
+    """The file that holds each parameter, and the byte of it that it starts at.
+
+    Raises:
+        ArtifactError: a file is no safetensors file.
+    """
+    headers = {}
+    for file in dict.fromkeys(info.file for info in params.values()):
+        headers[file] = _read_header(folder / file, _map(folder / file, prefault=False))
+    places = {}
+    for name, info in params.items():
+        header, start = headers[info.file]
+        places[name] = (info.file, start + int(header[name]["data_offsets"][0]))
+    return places
 
 
 def _map(path: Path, prefault: bool) -> NDArray[np.uint8]:

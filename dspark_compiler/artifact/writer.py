@@ -16,7 +16,7 @@ from dspark_compiler import replace
 from dspark_compiler.artifact.files import describe
 from dspark_compiler.artifact.manifest import MANIFEST, FileInfo, Manifest, ParamInfo, TensorInfo
 from dspark_compiler.artifact.reader import Artifact
-from dspark_compiler.artifact.tensors import write_params
+from dspark_compiler.artifact.tensors import param_places, write_params
 from dspark_compiler.errors import ArtifactError, InputError
 
 _LEFT_OUT = "params/left-out.safetensors"
@@ -87,6 +87,10 @@ class ArtifactWriter:
         """
         with self._writing():
             self._params.update(write_params(self.folder, params, bfloat16=bfloat16))
+
+    def param_places(self) -> dict[str, tuple[str, int]]:
+        """Where the weights added so far lie: the file inside the artifact, and the byte each starts at."""
+        return param_places(self.folder, self._params)
 
     def leave_out_params(self, params: Mapping[str, TensorInfo]) -> None:
         """Names weights that the artifact does not hold: whoever runs it gives its device others.

@@ -1,19 +1,25 @@
-"""Writes the source model as ONNX with past keys and values in and out, for ONNX Runtime.
+"""The source model as ONNX with past keys and values in and out, for ONNX Runtime: exported, or the file that it is.
 
-A process of its own (``python -m dspark_compiler.bench.onnx_export MODEL FILE DTYPE``), so that torch's memory is not
-counted as ONNX Runtime's.
+A process of its own (``python -m dspark_compiler.bench.onnx_export MODEL FOLDER DTYPE``), so that torch's memory is not
+counted as ONNX Runtime's. FOLDER/form.json says what there is to run (see ``Form``).
 """
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from dspark_compiler.bench.contestants.onnx_form import FORM, Form
 from dspark_compiler.compare.eager import cache_keyword
-from dspark_compiler.errors import DSparkError
+from dspark_compiler.errors import DSparkError, InputError
+from dspark_compiler.frontend.onnx.inputs import find_inputs
+from dspark_compiler.frontend.onnx.source import OnnxSource
 from dspark_compiler.frontend.source import open_source
 
 OPSET = 23  # the first with attention, rotary embedding and RMS norm as operators
@@ -68,11 +74,38 @@ def _example_past(model: PreTrainedModel) -> _Past:
     return [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
 
 
+def form_of(path: Path, origin: str) -> Form:
+    """How a decoder's file is driven.
+
+    Raises:
+        InputError: it has no past to be given, or other inputs than token ids, a mask, positions and a past.
+    """
+    graph = ir.load(path).graph
+    inputs = find_inputs(graph, path)
+    names = [value.name or "" for value in graph.outputs]
+    logits = "logits" if "logits" in names else names[0]
+    present = [name for name in names if name != logits]
+    if not inputs.past or len(present) != len(inputs.past) or inputs.lengths:
+        lacking = "inputs that are lengths" if inputs.lengths else "no past keys and values in and out"
+        raise InputError(f"{path}: has {lacking}, so that nothing can be compared step by step; export it with a past")
+    past = {value.name or "": [int(str(value.shape[axis])) for axis in (1, 3)] for value in inputs.past if value.shape}
+    kinds = {value.name or "": value.dtype.numpy().name for value in graph.inputs if value.dtype is not None}
+    mask, positions = (None if value is None else value.name for value in (inputs.mask, inputs.positions))
+    return Form(str(path), origin, inputs.ids.name or "", mask, positions, past, kinds, logits, present)
+
+
 def main() -> None:
-    """Exports what the command line names."""
-    model, path, dtype = sys.argv[1:]
+    """Exports what the command line names, or finds the file that it is, and says how it is driven."""
+    model, folder, dtype = sys.argv[1:]
     try:
-        export(open_source(model).load(getattr(torch, dtype)), Path(path))
+        source = open_source(model)
+        if isinstance(source, OnnxSource):
+            form = form_of(source.path.absolute(), "the source's own file")
+        else:
+            path = Path(folder) / "model.onnx"
+            export(source.load(getattr(torch, dtype)), path)
+            form = form_of(path, f"torch.onnx.export(dynamo=True), opset {OPSET}")
+        (Path(folder) / FORM).write_text(json.dumps(dataclasses.asdict(form)), encoding="utf-8")
     except DSparkError as error:
         sys.exit(str(error))
 

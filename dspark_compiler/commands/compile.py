@@ -7,7 +7,15 @@ import click
 
 from dspark_compiler.commands.base import Command
 from dspark_compiler.commands.target import configured
-from dspark_compiler.config import DTYPES, HEADS_QUANTIZATIONS, KV_DTYPES, QUANTIZATIONS, CompileConfig
+from dspark_compiler.config import (
+    DTYPES,
+    EMITS,
+    HEADS_QUANTIZATIONS,
+    KV_DTYPES,
+    QUANTIZATIONS,
+    TARGETS,
+    CompileConfig,
+)
 
 _DEFAULTS = CompileConfig()
 
@@ -25,7 +33,9 @@ def model_options(command: Any) -> Any:
     """The options that decide which kernels a model needs."""
     options = (
         click.option(
-            "--target", metavar="cpu|cuda", help="What to compile for; default: the best device that works here."
+            "--target",
+            metavar="NAME",
+            help=f"What to compile for: {', '.join(TARGETS)}; default: the best device that works here.",
         ),
         click.option(
             "--arch", metavar="NAME", help="Processor or GPU to compile for, x86-64-v3 or sm_90a; default: this."
@@ -118,6 +128,13 @@ def model_options(command: Any) -> Any:
 @click.argument("model")
 @model_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: NAME-TARGET.dspark.")
+@click.option(
+    "--emit",
+    type=click.Choice(EMITS),
+    default=_DEFAULTS.emit,
+    show_default=True,
+    help="onnx: the rewritten graph as ONNX models, an artifact of --target onnxruntime.",
+)
 @click.option(
     "--tune-trials",
     type=int,

@@ -13,6 +13,8 @@ def configured(**options: Any) -> CompileConfig:
     Raises:
         InputError: a value out of range, naming the option.
     """
+    if options["target"] is None and options.get("emit") == "onnx":
+        options["target"] = "onnxruntime"
     if options["target"] is not None:
         return CompileConfig(**options)
     from dspark_compiler.machine.best_target import best_target

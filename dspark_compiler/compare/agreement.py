@@ -24,6 +24,11 @@ def promises_equal_tokens(manifest: Manifest, length: int) -> bool:
     return not rounds and length <= held_tokens(manifest)
 
 
+def verifies_exactly(manifest: Manifest) -> bool:
+    """Whether a verify gives the very bits of decoding: our kernels do, ONNX Runtime sums by the number of rows."""
+    return manifest.target.kind != "onnxruntime"
+
+
 def held_tokens(manifest: Manifest) -> int:
     """Tokens a sequence may have before anything of it is evicted."""
     pruning = manifest.kv.pruning

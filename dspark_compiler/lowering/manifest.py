@@ -26,9 +26,12 @@ from dspark_compiler.lowering.layout import Form, LayoutPlan, dtype_name
 
 
 def describe(
-    program: Program, plan: LayoutPlan, model: ModelInfo, target: TargetInfo, config: CompileConfig
+    program: Program, plan: LayoutPlan | None, model: ModelInfo, target: TargetInfo, config: CompileConfig
 ) -> Manifest:
-    """The manifest without params and files, which the writer knows; ``config`` is settled."""
+    """The manifest without params and files, which the writer knows; ``config`` is settled.
+
+    Without a ``plan`` tensors lie as the program has them.
+    """
     assert config.max_seq_len is not None
     return Manifest(
         compiler_version=metadata.version("dspark-compile"),
@@ -42,7 +45,7 @@ def describe(
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
         heads=None if program.heads is None else HeadsInfo(**dataclasses.asdict(program.heads)),
         quantization=_quantization(plan, config),
-        states={name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()},
+        states=_states(program, plan),
     )
 
 
@@ -56,8 +59,14 @@ def _cache(program: Program, config: CompileConfig) -> KVInfo:
     )
 
 
-def _quantization(plan: LayoutPlan, config: CompileConfig) -> QuantizationInfo | None:
-    if config.quantize is None:
+def _states(program: Program, plan: LayoutPlan | None) -> dict[str, TensorInfo]:
+    if plan is None:
+        return {name: TensorInfo(spec.shape, dtype_name(spec.dtype)) for name, spec in program.states.items()}
+    return {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()}
+
+
+def _quantization(plan: LayoutPlan | None, config: CompileConfig) -> QuantizationInfo | None:
+    if config.quantize is None or plan is None:
         return None
     counts = Counter(form.tag for ref, form in plan.formats.items() if plan.forms[ref] is Form.CODES)
     return QuantizationInfo(config.quantize, dict(sorted(counts.items())))

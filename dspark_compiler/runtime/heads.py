@@ -41,7 +41,7 @@ def make_strategy(
 
     def make_pace(costs: RoundCosts = table) -> Pace:
         # Reading confidences is a second wait for a device that has its own clock.
-        admission: Admission = admit if manifest.target.kind == "cpu" else AsyncScheduler()
+        admission: Admission = AsyncScheduler() if executor.device.is_late else admit
         return Pace(costs, info.block_size, info.temperatures, admission)
 
     return Speculative(executor, proposer, info.block_size, make_pace, observer, Live(make_pace(live), live))

@@ -10,6 +10,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.ort_session import session_openers
 
 MODEL_LIBRARY = "lib/model.so"
 
@@ -18,10 +19,10 @@ _THREADS_VARIABLE = "TVM_NUM_THREADS"
 _CUDART = "lib/libcudart.so"  # the beginning of its name
 _POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
 
-_VULKAN = "lib/libdspark_vulkan"  # the beginning of its name
+_OURS = {kind: f"lib/libdspark_{kind}" for kind in ("rocm", "vulkan")}  # the beginnings of their names
 
 # DLPack's numbers of the devices that targets use besides the host.
-_DEVICE_TYPES = {"cuda": 2, "vulkan": 7}
+_DEVICE_TYPES = {"cuda": 2, "vulkan": 7, "rocm": 10}
 
 Function = Callable[..., Any]
 
@@ -58,7 +59,7 @@ def load_libraries(artifact: Artifact) -> None:
 
 
 def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Function]:
-    """The compiled entry points of an artifact, ready to be called.
+    """The compiled entry points of an artifact, ready to be called; for ONNX Runtime, what opens their sessions.
 
     ``threads`` bounds the threads kernels use; None takes all cores.
 
@@ -66,6 +67,8 @@ def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Functio
         ArtifactError: the library cannot be loaded, or lacks an entry point.
         InputError: this process runs compiled code with another number of threads already.
     """
+    if artifact.manifest.target.kind == "onnxruntime":
+        return session_openers(artifact, threads or available_cores())
     tvm_ffi = import_tvm_ffi()
     running = tvm_ffi.get_global_func("runtime.NumThreads", allow_missing=True) is not None
     _set_threads(threads, running)
@@ -114,12 +117,13 @@ def _runtime_libraries(artifact: Artifact) -> list[str]:
     find = import_tvm_ffi().get_global_func
     devices = [name for name in _beginning(artifact, "lib/libtvm_runtime") if name != _RUNTIME]
     missing = [_RUNTIME] if find("runtime.NumThreads", allow_missing=True) is None else []
-    if artifact.manifest.target.kind == "cuda":
+    kind = artifact.manifest.target.kind
+    if kind == "cuda":
         lacks = find("device_api.cuda", allow_missing=True) is None
         return [*missing, *_beginning(artifact, _CUDART), *devices] if lacks else missing
-    if artifact.manifest.target.kind == "vulkan":
-        lacks = find("device_api.vulkan", allow_missing=True) is None
-        return [*missing, *_beginning(artifact, _VULKAN)] if lacks else missing
+    if kind in _OURS:
+        lacks = find(f"device_api.{kind}", allow_missing=True) is None
+        return [*missing, *_beginning(artifact, _OURS[kind])] if lacks else missing
     return [*missing, *devices] if missing else []
 
 

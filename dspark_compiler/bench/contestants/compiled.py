@@ -28,7 +28,7 @@ class Compiled:
             "tvm": artifact.manifest.tvm_version,
             "target": f"{target.kind} {target.arch}",
         }
-        if target.kind == "cpu":
+        if target.kind in ("cpu", "onnxruntime"):  # whose GPU says nothing of its memory
             self.memory = host_memory()
         else:  # the GPU's, which takes its weights and caches before the first prompt, and gives nothing back
             self.memory = Memory(self._executor.device.peak_memory_bytes, lambda: None)

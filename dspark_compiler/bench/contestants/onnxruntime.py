@@ -1,5 +1,6 @@
 """ONNX Runtime on an export of the source model, with past keys and values bound from one step's output to the next."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime import GraphOptimizationLevel, InferenceSession, OrtValue, SessionOptions
+from onnxruntime import ExecutionMode, GraphOptimizationLevel, InferenceSession, OrtValue, SessionOptions
 
 from dspark_compiler.bench.contestants.base import Setup
+from dspark_compiler.bench.contestants.onnx_form import FORM, Form
 from dspark_compiler.bench.memory import host_memory
 from dspark_compiler.errors import DSparkError, InputError
 
@@ -29,48 +31,59 @@ class OnnxRuntime:
 
     def __init__(self, setup: Setup) -> None:
         _check(setup)
-        self._device = setup.device
+        self._device, self._number = setup.device, setup.number if setup.device == "cuda" else 0
         self.memory = host_memory()
         options = SessionOptions()
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = setup.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        provider = _PROVIDERS[setup.device]
+        where = (provider, {"device_id": setup.number}) if setup.device == "cuda" else provider
         with tempfile.TemporaryDirectory(prefix="dspark-onnx-") as folder:
-            path = Path(folder) / "model.onnx"
-            _export(setup.source, path, setup.dtype)
-            self._session = InferenceSession(str(path), options, providers=[_PROVIDERS[setup.device]])
-        self._dtype = np.dtype(setup.dtype)
-        self._past = [(entry.name, entry.shape) for entry in self._session.get_inputs()[2:]]
-        self._present = [entry.name for entry in self._session.get_outputs()[1:]]
+            self._form = _export(setup.source, Path(folder), setup.dtype)
+            self._session = InferenceSession(self._form.path, options, providers=[where])
+        self._types = {name: np.dtype(kind) for name, kind in self._form.dtypes.items()}
         self.options: Mapping[str, str] = {
             "onnxruntime": onnxruntime.__version__,
-            "provider": _PROVIDERS[setup.device],
+            "provider": provider,
             "graph optimization": "all",
+            "execution": "sequential",
+            "prepacking": "on",
             "intra-op threads": str(setup.threads),
-            "export": "torch.onnx.export(dynamo=True), past bound to present",
+            "export": f"{self._form.origin}, past bound to present",
         }
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[Sequence[int]]:
         """See Contestant."""
-        empty = {name: np.zeros((1, shape[1], 0, shape[3]), self._dtype) for name, shape in self._past}
-        past = [OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in empty.values()]
-        ids = np.asarray([prompt], np.int64)
+        form = self._form
+        past = [
+            OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), self._types[name]), self._device, self._number)
+            for name, (heads, size) in form.past.items()
+        ]
+        ids = np.asarray([prompt])
         start = 0
         for _ in range(new_tokens):
+            end = start + ids.shape[1]
             binding = self._session.io_binding()
-            binding.bind_cpu_input("ids", ids)
-            binding.bind_cpu_input("positions", np.arange(start, start + ids.shape[1])[None])
-            for name, value in zip(empty, past, strict=True):
+            for name, numbers in (
+                (form.ids, ids),
+                (form.positions, np.arange(start, end)[None]),
+                (form.mask, np.ones((1, end))),
+            ):
+                if name is not None:
+                    binding.bind_cpu_input(name, numbers.astype(self._types[name]))
+            for name, value in zip(form.past, past, strict=True):
                 binding.bind_ortvalue_input(name, value)
-            binding.bind_output("logits", "cpu")
-            for name in self._present:
-                binding.bind_output(name, self._device)
+            binding.bind_output(form.logits, "cpu")
+            for name in form.present:
+                binding.bind_output(name, self._device, self._number)
             self._session.run_with_iobinding(binding)
             logits, *past = binding.get_outputs()
             token = int(logits.numpy()[0, -1].argmax())
-            start += ids.shape[1]
-            ids = np.asarray([[token]], np.int64)
+            start = end
+            ids = np.asarray([[token]])
             yield [token]
 
 
@@ -88,9 +101,10 @@ def _check(setup: Setup) -> None:
         )
 
 
-def _export(model: str, path: Path, dtype: str) -> None:
-    command = [sys.executable, "-m", "dspark_compiler.bench.onnx_export", model, str(path), dtype]
+def _export(model: str, folder: Path, dtype: str) -> Form:
+    command = [sys.executable, "-m", "dspark_compiler.bench.onnx_export", model, str(folder), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise DSparkError(f"--against onnxruntime: the model cannot be exported to ONNX: {lines[-1]:.300}")
+    return Form(**json.loads((folder / FORM).read_text(encoding="utf-8")))

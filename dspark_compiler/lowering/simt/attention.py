@@ -57,7 +57,8 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
     name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), "float32")
-    found = find_projection(given["q"], given["k"], given["v"])
+    # What makes codes of rows reads them whole.
+    found = None if form.storage.scaled else find_projection(given["q"], given["k"], given["v"])
     if found is not None and atomics and is_step(shape, dtype):
         return _step(node, importer, found, identifier(f"step_{kind}_{sizes}_{rest}"), (shape, scoring, form))
     if found is not None:

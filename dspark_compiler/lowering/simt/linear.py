@@ -17,7 +17,6 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_linear import stream_linear
 from dspark_compiler.schedules.simt.stream_output import Options
-from dspark_compiler.schedules.simt.tile_linear import tile_linear
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
@@ -58,8 +57,10 @@ def _linear(
     args += [] if residual is None else [importer.reshape(env[residual], (rows, features))]
     name, schedule = _name(work, features, options), importer.linear_schedule(work)
     assert isinstance(schedule, RowSchedule)
-    tiled = schedule.splits == 0
-    kernel = tile_linear(name, work, options) if tiled else stream_linear(name, work, schedule, options)
+    if schedule.splits == 0:
+        kernel = importer.template("tile_linear", name, work, options)
+    else:
+        kernel = stream_linear(name, work, schedule, options)
     value = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
     return importer.reshape(value, shape_of(node))
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
-from dspark_compiler.schedules.simt.stored import elements_at_once, widen
+from dspark_compiler.schedules.simt.stored import elements_at_once
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
@@ -105,6 +105,9 @@ class Rows(Protocol):
     def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """The same of new slots, and of no other."""
 
+    def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
+        """target[at] = what the elements of "k" or "v" of a slot are multiples of, where they are."""
+
 
 class Block:
     """The running softmax of a work group's query rows. Made at the top of a kernel."""
@@ -121,6 +124,7 @@ class Block:
             "k": registers((AT_ONCE, self._own_keys), dtype),
             "v": registers((AT_ONCE, self._own_values), dtype),
         }
+        self._scales = {name: registers(AT_ONCE) for name in ("kv" if self._problem.form.storage.scaled else "")}
         self._q = registers((place.count, self._own_keys))
         self._sums = registers((place.count, self._own_values))
         self._peak, self._total = registers(place.count), registers(place.count)
@@ -148,7 +152,7 @@ class Block:
     def ask(self, begin: Expr, stop: Expr) -> None:
         """Has the first turn's slots on their way, as far as they are there; then comes ``take`` of the same."""
         self._place_slots(begin, stop)
-        self._fetch(self._rows.fetch)
+        self._fetch_stored()
 
     def take(self, begin: Expr, stop: Expr) -> None:
         """All slots from ``begin`` on, a multiple of ``TURN``, up to before ``stop``."""
@@ -158,13 +162,19 @@ class Block:
             self._add([self._slots[u, 0] for u in range(AT_ONCE)])
             with when(turn + 1 < turns):
                 self._place_slots(begin + (turn + 1) * TURN, stop)
-                self._fetch(self._rows.fetch)
+                self._fetch_stored()
 
     def _place_slots(self, begin: Expr, stop: Expr) -> None:
         """The slots of a turn that are the team's, and for each one that can be read."""
         for u in range(AT_ONCE):
             T.buffer_store(self._slots, begin + u * TEAMS + self._team, [u, 0])
             T.buffer_store(self._slots, T.max(T.min(self._slots[u, 0], stop - 1), 0), [u, 1])
+
+    def _fetch_stored(self) -> None:
+        self._fetch(self._rows.fetch)
+        for name, scales in self._scales.items():
+            for u in range(AT_ONCE):
+                self._rows.fetch_scale(name, scales, u, self._slots[u, 1])
 
     def _fetch(self, fetch: Callable[..., None]) -> None:
         for name, pieces in self._pieces.items():
@@ -182,9 +192,9 @@ class Block:
             for u, slot in enumerate(slots):
                 T.buffer_store(weights, T.float32(0.0), [u])
                 for number in range(self._own_keys):
-                    key = widen(self._under_way["k"][u, number], self._problem.dtype)
+                    key = self._problem.wide(self._under_way["k"][u, number])
                     T.buffer_store(weights, T.fma(self._q[i, number], key, weights[u]), [u])
-                T.buffer_store(weights, self._capped(team_sum(weights[u])), [u])
+                T.buffer_store(weights, self._capped(self._scaled("k", u, team_sum(weights[u]))), [u])
                 T.buffer_store(weights, T.Select(self._sees(i, slot), weights[u], T.float32(_UNSEEN)), [u])
                 T.buffer_store(peak, T.max(peak[0], weights[u]), [0])
             T.buffer_store(decay, T.exp(self._peak[i] - peak[0]), [0])
@@ -193,10 +203,12 @@ class Block:
             for u in range(AT_ONCE):
                 T.buffer_store(weights, T.exp(weights[u] - peak[0]), [u])
                 T.buffer_store(self._total, self._total[i] + weights[u], [i])
+                if self._scales:
+                    T.buffer_store(weights, self._scaled("v", u, weights[u]), [u])
             for number in range(self._own_values):
                 T.buffer_store(self._sums, self._sums[i, number] * decay[0], [i, number])
                 for u in range(AT_ONCE):
-                    value = widen(self._under_way["v"][u, number], self._problem.dtype)
+                    value = self._problem.wide(self._under_way["v"][u, number])
                     T.buffer_store(self._sums, T.fma(weights[u], value, self._sums[i, number]), [i, number])
 
     def put_together(self) -> "Totals":
@@ -211,6 +223,10 @@ class Block:
                 T.buffer_store(totals.weights, self._total[i], [self._team, i])
         barrier()
         return totals
+
+    def _scaled(self, name: str, u: int, value: Expr) -> Expr:
+        """A product with what is stored of a slot, made one with its key, or a weight of its value."""
+        return value * self._scales[name][u] if self._scales else value
 
     def _capped(self, score: Expr) -> Expr:
         if not self._problem.scoring.softcap:

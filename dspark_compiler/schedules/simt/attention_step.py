@@ -167,6 +167,10 @@ class _Projected:
         with when(slot >= used):
             copy(target, at, self._new[name], (slot - used, element), count)
 
+    def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
+        """See Rows; caches that have scales are written by a launch of their own."""
+        raise AssertionError("a step reads no quantized cache")
+
     def _bring_values(self, writes: Expr) -> None:
         """All threads, an element of a token's value each in turn."""
         place, shape = self._place, self._place.problem.shape

@@ -4,7 +4,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.attention_block import THREADS, Block, Place, Totals, rows_together
 from dspark_compiler.schedules.simt.attention_parts import Parts, chunk_bounds, chunk_range, chunks_of, is_in, put_total
-from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, span_of
+from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, scale_name, span_of
 from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import launch
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -62,6 +62,20 @@ class _Stored:
 
     def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows: all are there."""
+
+    def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
+        """See Rows."""
+        place, span = self._place, self._place.span
+        live = self._tensors[scale_name(name, "cache")]
+        if not place.problem.shape.scratch:
+            T.buffer_store(target, live[span.sequence, place.head, slot], [at])
+            return
+        scratch = self._tensors[scale_name(name, "scratch")]
+        with T.If(slot < span.used):
+            with T.Then():
+                T.buffer_store(target, live[span.sequence, place.head, slot], [at])
+            with T.Else():
+                T.buffer_store(target, scratch[span.sequence, place.head, slot - span.used], [at])
 
 
 def _attended(block: Block, begin: Expr, stop: Expr) -> Totals:

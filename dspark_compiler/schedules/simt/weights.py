@@ -157,6 +157,7 @@ def pack_codes(form: WeightFormat, codes: np.ndarray) -> np.ndarray:
     plain = np.pad(plain, [(0, 0), (0, layout.padded - depth)])
     order = plain.reshape(features, -1, layout.pieces, TEAM, _PIECE).swapaxes(2, 3)
     flat = np.ascontiguousarray(order).reshape(features, -1)
-    if form.bits == 4:
-        flat = flat[:, 0::2] | (flat[:, 1::2] << 4)
-    return flat.view("<u4")
+    if form.codes != "int4":
+        return flat.view("<u4")
+    halves: np.ndarray = flat[:, 0::2] | (flat[:, 1::2] << 4)
+    return halves.view("<u4")

@@ -1,0 +1,1 @@
+"""A program's entry points as ONNX models over one set of weights."""

@@ -1,0 +1,60 @@
+"""An artifact's ONNX models as sessions of ONNX Runtime, which is imported when the first one is asked for."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.errors import ArtifactError, InputError
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# What a session is told besides its threads, the first on the processor only. Weights are used where they lie, all
+# sessions' in one place: a product with few rows then reads them as fast as memory gives them.
+SESSION_OPTIONS: Mapping[str, str] = {"session.disable_prepacking": "1"}
+
+
+def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[..., Any]]:
+    """By entry point, what opens its session; one that does nothing has no model, and its opener gives None.
+
+    Raises:
+        InputError: a number of threads that cannot be had.
+    """
+    if threads < 1:
+        raise InputError(f"--threads {threads}: must be at least 1")
+    return {
+        name: partial(open_session, artifact.path / f"{name}.onnx", threads)
+        if artifact.has(f"{name}.onnx")
+        else _nothing
+        for name in artifact.manifest.entry_points
+    }
+
+
+def open_session(path: Path, threads: int, provider: str, device: int, weights: Mapping[str, Any]) -> Any:
+    """The session of a model on a provider's device; ``weights`` take the place of the files'.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot use the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if provider == CPU:
+        for key, value in SESSION_OPTIONS.items():
+            options.add_session_config_entry(key, value)
+    for name, value in weights.items():
+        options.add_initializer(name, value)
+    chosen = (provider, {"device_id": device}) if provider == CUDA else provider
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[chosen])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot use it: {reason}") from error
+
+
+def _nothing(*_: Any) -> None:
+    return None
