@@ -108,7 +108,7 @@ def test_lanes_exchange_over_what_there_is_an_instruction_for() -> None:
             other = T.tvm_warp_shuffle_xor(T.uint32(0), x[thread], T.int32(16), T.int32(32), T.int32(32))
             T.buffer_store(y, other, [thread])
 
-    with pytest.raises(RuntimeError, match=r"lanes exchange over distances of \(1, 2, 4\), not 16"):
+    with pytest.raises(ValueError, match=r"lanes exchange over distances of \(1, 2, 4\), not 16"):
         compiled("gfx942", {"f": kernel("f", [Arg("x", (64,)), Arg("y", (64,))], body)})
 
 

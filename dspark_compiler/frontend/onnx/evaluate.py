@@ -44,7 +44,7 @@ def evaluate(
     values.update(feeds)
     wanted = list(wanted)
     order = needed(wanted, values)
-    exact = _read(order, wanted) if weights else set(order)
+    exact = _asked(order, wanted) if weights else set(order)
     for value in order:
         node = value.producer()
         if node is not None:
@@ -58,8 +58,12 @@ def evaluate(
     return values
 
 
-def _read(order: Sequence[ir.Value], wanted: Sequence[ir.Value]) -> set[ir.Value]:
-    """Those of ``order`` of which more than the shape is asked to work out ``wanted``."""
+def asked(wanted: Sequence[ir.Value]) -> set[ir.Value]:
+    """``wanted`` and what they are made of, without what only a shape is asked of."""
+    return _asked(needed(wanted, {}), wanted)
+
+
+def _asked(order: Sequence[ir.Value], wanted: Sequence[ir.Value]) -> set[ir.Value]:
     found = set(wanted)
     for value in reversed(order):
         node = value.producer()
