@@ -26,8 +26,10 @@ class _Staging:
         self.address: int = memory.ctypes.data
         self.sent = cuda.event()
         self.buffers: dict[str, NDArray[Any]] = {
-            tensor.name: memory[offset : offset + nbytes(tensor)].view(tensor.dtype).reshape(tensor.shape)
-            for tensor, offset in zip(spec.inputs, slab.offsets.values(), strict=True)
+            tensor.name: memory[(at := slab.offsets[tensor.name]) : at + nbytes(tensor)]
+            .view(tensor.dtype)
+            .reshape(tensor.shape)
+            for tensor in spec.inputs
         }
 
 
@@ -47,11 +49,12 @@ class GpuCall:
         self._cuda = context.cuda
         self._function = function
         self._outputs = tuple(tensor.name for tensor in spec.outputs)
-        self._slab = context.slab({tensor.name: tensor for tensor in spec.inputs})
-        # Small ones first, so that what the host reads of them lies together.
+        # Small ones first: what the host gives and reads lies together then, and logits need not cross the bus with it.
+        self._slab = context.slab({tensor.name: tensor for tensor in sorted(spec.inputs, key=nbytes)})
         self._results = context.slab({tensor.name: tensor for tensor in sorted(spec.outputs, key=nbytes)})
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
-        self.inputs = self._slab.tensors
+        self.inputs = {tensor.name: self._slab.tensors[tensor.name] for tensor in spec.inputs}
+        self._ends = {tensor.name: self._slab.offsets[tensor.name] + nbytes(tensor) for tensor in spec.inputs}
         self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
         self._prepared = False
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
@@ -117,7 +120,7 @@ class GpuCall:
         cuda.wait(staging.sent)
         for name, value in inputs.items():
             staging.buffers[name][...] = value
-        cuda.copy(self._slab.address, staging.address, self._slab.size, stream)
+        cuda.copy(self._slab.address, staging.address, max(self._ends[name] for name in inputs), stream)
         cuda.record(staging.sent, stream)
 
     def _first(self, place: _Place, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 FEW_ROWS = 32  # up to so many rows a linear streams its weight
 
 _MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
+_SHALLOW = 256  # columns of W of which a stripe takes less time than a block does to begin and end
 _ONE_WAVE = 2 * 132  # and those whose blocks all start at once
 
 
@@ -50,6 +51,8 @@ def _few_rows_schedule(work: LinearWorkload) -> StreamSchedule:
     """
     tiles, quantized = _tiles(work), work.weight_dtype in BITS
     stripes = -(-work.features // TILE_ROWS) // (1 + work.gated)
+    if stripes >= _MANY and work.depth <= _SHALLOW:
+        return StreamSchedule(4, 4, 2)
     if stripes >= _MANY:
         if quantized:
             return StreamSchedule(1, 8 if tiles >= 40 else 4, 4)
