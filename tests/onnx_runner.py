@@ -44,5 +44,6 @@ class OnnxRunner(ProgramRunner):
         made = {
             name: torch.from_numpy(np.array(value)) for name, value in zip(names, session.run(None, feeds), strict=True)
         }
-        self.states |= {name.removeprefix("next."): value for name, value in made.items() if name.startswith("next.")}
-        return {name: value for name, value in made.items() if not name.startswith("next.")}
+        made = {name.removeprefix("next."): value for name, value in made.items()}
+        self.states |= {name: value for name, value in made.items() if name in self.states}
+        return {name: made[name] for name in entry.outputs}

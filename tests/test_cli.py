@@ -29,6 +29,7 @@ OPTIONS = {
             "--debug",
             "--dtype",
             "--dump-ir",
+            "--emit",
             "--heads",
             "--kv-budget",
             "--kv-dtype",

@@ -84,7 +84,7 @@ def test_weights_of_two_bytes(name: str, dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "given"),
-    [("heads", Path("ngram")), ("kv_budget", 48), ("max_quality_loss", 0.1), ("quantize", "int8"), ("tune_trials", 8)],
+    [("quantize", "int8"), ("tune_trials", 8)],
 )
 def test_what_does_not_apply_yet_is_refused_before_any_work(option: str, given: Any) -> None:
     with pytest.raises(InputError, match=f"--{option.replace('_', '-')} {given}: .*--target vulkan yet"):

@@ -117,7 +117,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     model = source_of(artifact, config.model) if needs_source else None
     threads = config.threads or cores()
     lengths = config.prompt_len, config.new_tokens
-    device = _device(artifact)
+    device = "cpu" if manifest.target.kind == "onnxruntime" else manifest.target.kind
     setup = Setup(str(config.artifact), model, manifest.dtype, threads, *lengths, device, config.device)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
     bandwidth = ReadBandwidth(threads) if device == "cpu" else of_artifact(artifact)
@@ -143,21 +143,6 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
         for contender, process in zip(contenders, processes, strict=True):
             contender.peak_memory_bytes = process.peak_memory_bytes()
     return Measurements(artifact, model, threads, prompts, contenders, bandwidth.bytes_per_second, rest.busy_cores)
-
-
-def _device(artifact: Artifact) -> str:
-    """What all contestants run on, by the name of the target that is for it."""
-    if artifact.manifest.target.kind != "onnxruntime":
-        return artifact.manifest.target.kind
-    from dspark_compiler.runtime.ort_device import open_onnxruntime
-    from dspark_compiler.runtime.ort_session import CPU
-
-    if open_onnxruntime(artifact).provider != CPU:
-        raise InputError(
-            f"{artifact.path}: ONNX Runtime would take the GPU, whose bandwidth cannot be measured with it; "
-            "hide it (CUDA_VISIBLE_DEVICES=) to measure the processor"
-        )
-    return "cpu"
 
 
 def _rotated(count: int, turn: int) -> Iterator[int]:

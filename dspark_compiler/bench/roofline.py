@@ -25,12 +25,13 @@ class TokenTraffic:
 def token_traffic(manifest: Manifest) -> TokenTraffic:
     """What the artifact's decode step reads."""
     (decode,) = (entry for entry in manifest.entry_points.values() if entry.kind == "decode")
-    weights = 0
-    for name in decode.params:
-        param = manifest.params[name]
-        # Weights that are multiplied lie in panels, with three dimensions; a table of V rows is looked up.
-        is_table = len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size
-        weights += nbytes(param) // param.shape[0] if is_table else nbytes(param)
+    params = [manifest.params[name] for name in decode.params]
+    # Weights that are multiplied lie in panels, with three dimensions; a table of V rows is looked up.
+    tables = [param for param in params if len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size]
+    if manifest.target.kind == "onnxruntime":
+        tables = tables[1:]  # there a head is a table as well, perhaps the embedding's
+    weights = sum(nbytes(param) for param in params)
+    weights -= sum(nbytes(param) - nbytes(param) // param.shape[0] for param in tables)
     # What policies keep beside them is written by a step, not read.
     read = ("k_cache", "v_cache", "k_scale", "v_scale")
     caches = sum(nbytes(manifest.states[name]) for name in decode.states if name.partition(".")[0] in read)

@@ -3,7 +3,13 @@
 from dspark_compiler.doctor.findings import Finding, Status
 from dspark_compiler.doctor.machine import machine_findings
 from dspark_compiler.doctor.packages import BASE, COMPILE, package_findings
-from dspark_compiler.doctor.targets import cpu_findings, cuda_findings, rocm_findings, vulkan_findings
+from dspark_compiler.doctor.targets import (
+    cpu_findings,
+    cuda_findings,
+    onnxruntime_findings,
+    rocm_findings,
+    vulkan_findings,
+)
 
 __all__ = ["Finding", "Status", "can_run", "examine"]
 
@@ -18,6 +24,7 @@ def examine() -> list[Finding]:
         *cuda_findings(),
         *rocm_findings(),
         *vulkan_findings(),
+        *onnxruntime_findings(),
     ]
 
 

@@ -8,10 +8,8 @@ from typing import Any
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
-# What a session is told besides its threads, the first on the processor only. Weights are used where they lie, all
-# sessions' in one place: a product with few rows then reads them as fast as memory gives them.
+# Weights are used where they lie, all sessions' in one place: a product of one row then reads them as fast as memory
+# gives them. What prepacking would gain for more rows is less than what it costs in memory.
 SESSION_OPTIONS: Mapping[str, str] = {"session.disable_prepacking": "1"}
 
 
@@ -31,8 +29,8 @@ def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[...,
     }
 
 
-def open_session(path: Path, threads: int, provider: str, device: int, weights: Mapping[str, Any]) -> Any:
-    """The session of a model on a provider's device; ``weights`` take the place of the files'.
+def open_session(path: Path, threads: int, weights: Mapping[str, Any]) -> Any:
+    """The session of a model; ``weights`` are OrtValues that take the place of the files'.
 
     Raises:
         ArtifactError: ONNX Runtime cannot use the model.
@@ -43,14 +41,12 @@ def open_session(path: Path, threads: int, provider: str, device: int, weights: 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if provider == CPU:
-        for key, value in SESSION_OPTIONS.items():
-            options.add_session_config_entry(key, value)
+    for key, value in SESSION_OPTIONS.items():
+        options.add_session_config_entry(key, value)
     for name, value in weights.items():
         options.add_initializer(name, value)
-    chosen = (provider, {"device_id": device}) if provider == CUDA else provider
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[chosen])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot use it: {reason}") from error

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dspark_compiler.artifact import FileInfo, ParamInfo, TensorInfo
+from dspark_compiler.artifact import FileInfo, ParamInfo, TargetInfo, TensorInfo
 from dspark_compiler.bench.roofline import token_traffic
 from tests.runtime import toy
 
@@ -36,4 +36,6 @@ def test_weights_tables_and_cache() -> None:
     assert traffic.weights == 16 * 4 + 9 * 16 * 32 * 4 + 16 * 4 + 16 * 16 * 2
     assert traffic.slot == 2 * 2 * 8 * 4  # keys and values, two heads of eight floats
     assert traffic.bytes_at(10.5) == pytest.approx(traffic.weights + 10.5 * traffic.slot)
+    onnx = dataclasses.replace(manifest, target=TargetInfo("onnxruntime", "any", "any"))
+    assert token_traffic(onnx).weights - traffic.weights == (toy.V - 1) * 16 * 4  # the one table is the head, too
     assert traffic.bytes_at(1e6) == traffic.weights + toy.SLOTS * traffic.slot  # no more than there are

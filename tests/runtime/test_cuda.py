@@ -142,6 +142,14 @@ def test_failures_are_one_line(library: ctypes.CDLL) -> None:
     assert cuda.allocate(1)
 
 
+def test_what_a_lost_gpu_does_not_take_back_is_nobodys_business(library: ctypes.CDLL) -> None:
+    cuda = CudaRuntime(library)
+    for name, give_back in ((b"cudaFree", cuda.release), (b"cudaGraphExecDestroy", cuda.destroy)):
+        library.fail(name, 719)
+        give_back(4096)
+        assert library.last_called() == name
+
+
 def test_an_artifact_without_the_library_or_with_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"lacks CUDA's runtime library, lib/libcudart\.so\.\*; compile again"):
         load_cudart(Artifact(tmp_path, toy.manifest()))

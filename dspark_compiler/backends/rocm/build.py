@@ -22,8 +22,9 @@ _HOOK = "target.build.rocm"
 _LOADER = "ffi.Module.load_from_bytes.rocm"
 
 
+@functools.cache
 def register() -> None:
-    """Makes TVM build for the target kind "rocm" with what is ours around its code generator."""
+    """Makes TVM build for the target kind "rocm" with what is ours around its code generator; once, or TVM objects."""
     _generator()
     intrinsics.register()
     tvm.register_global_func(_HOOK, build, override=True)
@@ -44,7 +45,7 @@ def module_bytes(module: Any, target: Any) -> bytes:
     """The kernels of a module of device functions, as the runtime library loads them.
 
     Raises:
-        LoweringError: a function does something there is nothing for.
+        RuntimeError: TVM's, where a function does something there is nothing for.
     """
     arch = find_architecture(str(target.attrs["mcpu"]))
     packed: list[bytes] = []

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspark_compiler.backends.rocm.code_object import KernelInfo, read_kernels
-from dspark_compiler.errors import LoweringError
 
 MAGIC = b"DSPKHIP1"
 _SCALARS = {"int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "float32": 4, "float64": 8}
@@ -20,7 +19,7 @@ def pack_module(arch: str, code: bytes, functions: Mapping[str, Any]) -> bytes:
     """The bytes of a module; ``functions`` are TVM's runtime.FunctionInfo of its kernels.
 
     Raises:
-        LoweringError: a kernel is not what TVM is going to call.
+        ValueError: a kernel is not what TVM is going to call.
     """
     kernels = read_kernels(code)
     entries = [_entry(str(name), function, kernels) for name, function in functions.items()]
@@ -46,7 +45,7 @@ def _entry(name: str, function: Any, kernels: Mapping[str, KernelInfo]) -> dict[
     types = [str(dtype) for dtype in function.arg_types]
     sizes = [_BUFFER_BYTES if dtype == _BUFFER else _SCALARS.get(dtype) for dtype in types]
     if kernel is None or sizes != [argument.size for argument in kernel.arguments]:
-        raise LoweringError(f"--target rocm: kernel {name}: its code takes other arguments than {', '.join(types)}")
+        raise ValueError(f"kernel {name}: its code takes other arguments than {', '.join(types)}")
     return {
         "name": name,
         "args": [

@@ -44,11 +44,30 @@ define linkonce_odr hidden void @{BARRIER}() alwaysinline convergent nounwind {{
   ret void
 }}
 {functions}
+{_ATOMICS}
 !llvm.module.flags = !{{!0}}
 !0 = !{{i32 1, !"amdhsa_code_object_version", i32 {_OBJECT_VERSION}}}
 """
 
 
+# What work groups of one launch tell each other: the names that schedules/simt knows them by.
+_ATOMICS = """\
+define linkonce_odr hidden i32 @dspark_atomic_load(ptr addrspace(1) %place) alwaysinline nounwind {
+  %value = load atomic i32, ptr addrspace(1) %place syncscope("agent") monotonic, align 4
+  ret i32 %value
+}
+define linkonce_odr hidden void @dspark_atomic_store(ptr addrspace(1) %place, i32 %value) alwaysinline nounwind {
+  store atomic i32 %value, ptr addrspace(1) %place syncscope("agent") monotonic, align 4
+  ret void
+}
+define linkonce_odr hidden i32 @dspark_atomic_add(ptr addrspace(1) %place, i32 %value) alwaysinline nounwind {
+  %before = atomicrmw add ptr addrspace(1) %place, i32 %value syncscope("agent") monotonic
+  ret i32 %before
+}
+define linkonce_odr hidden void @dspark_device_fence() alwaysinline nounwind {
+  fence syncscope("agent") acq_rel
+  ret void
+}"""
 _LINKAGE = "linkonce_odr hidden local_unnamed_addr"
 
 

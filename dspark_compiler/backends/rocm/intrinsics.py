@@ -6,7 +6,6 @@ from tvm import tirx
 from tvm.tirx.op import register_intrin_lowering
 
 from dspark_compiler.backends.rocm.device_library import BARRIER, XOR_LANES, xor_function
-from dspark_compiler.errors import LoweringError
 
 _KIND = "rocm"
 _LEVEL = 20  # over TVM's own rules, which are at 10
@@ -34,9 +33,9 @@ def _shuffle_xor(call: Any) -> Any:
     steps = getattr(distance, "value", None)
     dtype = str(value.ty.dtype)
     if dtype not in ("float32", "int32", "uint32"):
-        raise LoweringError(f"--target rocm: lanes exchange numbers of four bytes, not {dtype}")
+        raise ValueError(f"lanes exchange numbers of four bytes, not {dtype}")
     if steps not in XOR_LANES:
-        raise LoweringError(f"--target rocm: lanes exchange over distances of {XOR_LANES}, not {distance}")
+        raise ValueError(f"lanes exchange over distances of {XOR_LANES}, not {distance}")
     bits = value if dtype == "int32" else tirx.reinterpret("int32", value)
     moved = tirx.call_pure_extern("int32", xor_function(int(steps)), bits)
     return moved if dtype == "int32" else tirx.reinterpret(dtype, moved)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dspark_compiler.errors import BackendUnavailableError, LoweringError
+from dspark_compiler.errors import BackendUnavailableError
 
 _OLDEST_LLD = 17  # older ones do not know the object files
 _NEWEST_LLD = 24
@@ -48,7 +48,7 @@ def link(relocatable: bytes) -> bytes:
     """The code object that an object file becomes.
 
     Raises:
-        LoweringError: the linker refuses it, as where a function is missing.
+        ValueError: the linker refuses it, as where a function is missing.
     """
     lld = find_lld()
     assert lld is not None, "looked for before anything is compiled"
@@ -61,7 +61,7 @@ def link(relocatable: bytes) -> bytes:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
-            raise LoweringError(f"--target rocm: {lld.name}: {lines[0] if lines else 'no message'}")
+            raise ValueError(f"{lld.name}: {lines[0] if lines else 'no message'}")
         return target.read_bytes()
 
 

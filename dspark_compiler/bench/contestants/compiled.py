@@ -9,6 +9,7 @@ from dspark_compiler.bench.memory import Memory, host_memory
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.heads import make_strategy
+from dspark_compiler.runtime.ort_session import SESSION_OPTIONS
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.strategy import run
@@ -28,7 +29,12 @@ class Compiled:
             "tvm": artifact.manifest.tvm_version,
             "target": f"{target.kind} {target.arch}",
         }
-        if target.kind in ("cpu", "onnxruntime"):  # whose GPU says nothing of its memory
+        if target.kind == "onnxruntime":
+            import onnxruntime
+
+            threads = {"intra-op threads": str(setup.threads), "execution": "sequential"}
+            self.options = {**self.options, "onnxruntime": onnxruntime.__version__, **threads, **SESSION_OPTIONS}
+        if target.kind in ("cpu", "onnxruntime"):
             self.memory = host_memory()
         else:  # the GPU's, which takes its weights and caches before the first prompt, and gives nothing back
             self.memory = Memory(self._executor.device.peak_memory_bytes, lambda: None)

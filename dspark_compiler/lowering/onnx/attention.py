@@ -31,11 +31,16 @@ def groups_queries(node: fx.Node) -> bool:
     return plain and dim % 8 == 0 and dim == shape_of(given["v"])[3] and rows == batch and (width == 1 or rows == 1)
 
 
+def mark_grouped(node: fx.Node, grouped: bool) -> None:
+    """Says whether an append_attention is to become GroupQueryAttention: its cache must have room for padding."""
+    node.meta["grouped"] = grouped
+
+
 def append_attention(node: fx.Node, emitter: Emitter) -> Tensor:
     """dspark.append_attention; rows of a call for all sequences are these in order."""
     given = bound_args(node)
     _plain(node, given)
-    if groups_queries(node):
+    if node.meta.get("grouped", False):
         return _grouped(node, emitter, given)
     q, k, v, k_cache, v_cache = (given[name] for name in ("q", "k", "v", "k_cache", "v_cache"))
     batch, _, slots, _ = shape_of(k_cache)

@@ -70,7 +70,8 @@ class Emitter:
     def graph(self) -> ir.Graph:
         """The whole entry point.
 
-        Inputs are its inputs and states by name; outputs its outputs, and ``next.NAME`` for each state it writes.
+        Inputs are its inputs and states by name; outputs its outputs, and ``next.NAME`` for each state it writes, and
+        for an output that is named as an input.
 
         Raises:
             LoweringError: an operator without a converter, naming entry point and node.
@@ -81,7 +82,8 @@ class Emitter:
                 self.made[node] = self._placeholder(node)
             elif node.op == "output":
                 for name, value in zip(self.entry.outputs, node.args[0], strict=True):
-                    self._name(name, self.get(value), shape_of(value))
+                    free = self.entry.placeholder(name) is None  # ONNX has one name for one value
+                    self._name(name if free else f"next.{name}", self.get(value), shape_of(value))
             else:
                 self.made[node] = self._convert(node)
         for ref, (given, node) in self._states.items():

@@ -126,9 +126,9 @@ class _Tile:
             number, first = _place(thread + turn * _THREADS, _X_PIECE)
             row = T.Bind(T.min(rows + number, self._work.rows - 1))
             if depth % _X_PIECE == 0:
-                with _zeroed(held, (turn,), _X_PIECE, k + first < depth, whole=depth % _STEP == 0):
-                    with T.vectorized(0, _X_PIECE) as e:
-                        T.buffer_store(held, source[row, k + first + e], [turn, e])
+                inside = _zeroed(held, (turn,), _X_PIECE, k + first < depth, whole=depth % _STEP == 0)
+                with inside, T.vectorized(0, _X_PIECE) as e:
+                    T.buffer_store(held, source[row, k + first + e], [turn, e])
                 continue
             for e in range(_X_PIECE):
                 value = source[row, T.min(k + first + e, depth - 1)]
@@ -141,9 +141,9 @@ class _Tile:
         for turn in range(int(held.shape[1])):
             number, first = _place(thread + turn * _THREADS, _W_PIECE)
             feature = T.Bind(T.min(columns + number, self._features - 1) + half * self._features)
-            with _zeroed(held, (half, turn), _W_PIECE, k + first < padded, whole=padded % _STEP == 0):
-                with T.vectorized(0, _W_PIECE) as e:
-                    T.buffer_store(held, source[feature, k + first + e], [half, turn, e])
+            inside = _zeroed(held, (half, turn), _W_PIECE, k + first < padded, whole=padded % _STEP == 0)
+            with inside, T.vectorized(0, _W_PIECE) as e:
+                T.buffer_store(held, source[feature, k + first + e], [half, turn, e])
 
     def _put(self, x_tile: Buffer, x_held: Buffer, w_tiles: list[Buffer], w_held: Buffer, thread: Expr) -> None:
         """What was brought goes to the tiles, x in the weight's type."""
@@ -171,10 +171,10 @@ class _Tile:
         first = T.Bind(self._instruction.depth(lane))
         line = T.Bind(lane % SIDE)
 
-        def fragment(tile: Buffer, row: Expr, k: int) -> Expr:
-            return T.Bind(tile[T.ramp((row + line) * _LINE + first + k, 1, given)])
+        def fragment(tile: Buffer, row: Expr, k: Expr) -> Expr:
+            return T.Bind(tile[T.ramp((row + line) * _LINE + first + k * SIDE, 1, given)])
 
-        for k in range(0, _STEP, SIDE):
+        with T.serial(0, _STEP // SIDE) as k:
             right = [fragment(x_tile, across + j * SIDE, k) for j in range(self._fragments)]
             for half, tile in enumerate(w_tiles):
                 for i in range(_DOWN):

@@ -4,7 +4,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.accept import arguments
-from dspark_compiler.schedules.simt.draw import Weight, Workspace, chunk_sum, drawn
+from dspark_compiler.schedules.simt.draw import Workspace, chunk_sum, drawn
 from dspark_compiler.schedules.simt.group_counts import variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
 from dspark_compiler.schedules.simt.threads import launch

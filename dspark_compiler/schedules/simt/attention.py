@@ -25,8 +25,8 @@ def append_attention(
     """Kernel that writes new keys and values into live slots and attends to them; and its workspace's shape.
 
     Arguments: q [b,H,S,D], k, v float32, k_cache, v_cache of ``dtype``, sequence, length, count int32 [b],
-    [sinks float32 [H]], [free int32 [b]], [slot_position int32 [B,G,C]], [scales], out float32 [b,S,H,Dv], workspace float32
-    (anything in it).
+    [sinks float32 [H]], [free int32 [b]], [slot_position int32 [B,G,C]], [scales], out float32 [b,S,H,Dv], workspace
+    float32 (anything in it).
 
     Raises:
         LoweringError: a cache of 2^31 elements or more, or head sizes that are no multiples of 8.

@@ -54,7 +54,7 @@ def block_attention(name: str, shape: BlockShape, scale: float) -> tvm.tirx.Prim
 
 
 class _Rows:
-    """Emits the work of a group: query rows first..first+block of a key/value head; row m is head m // S, token m % S."""
+    """Emits the work of a group: query rows first..first+block of a key/value head; row m is token m % S."""
 
     def __init__(
         self, shape: BlockShape, of: dict[str, Buffer], at: tuple[Expr, Expr], first: Expr, block: int, thread: Expr

@@ -84,10 +84,9 @@ def _walk(count: int, amount: Weight, target: Expr) -> tuple[Expr, Expr]:
     found, left = variable(T.int32(-1), "int32"), variable(target, "int64")
     with T.serial(0, count) as i:
         here = T.Bind(amount(i))
-        with when(found[0] < 0):
-            with T.If(here > left[0]):
-                with T.Then():
-                    T.buffer_store(found, i, [0])
-                with T.Else():
-                    T.buffer_store(left, left[0] - here, [0])
+        with when(found[0] < 0), T.If(here > left[0]):
+            with T.Then():
+                T.buffer_store(found, i, [0])
+            with T.Else():
+                T.buffer_store(left, left[0] - here, [0])
     return T.Bind(T.max(found[0], 0)), T.Bind(left[0])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.frontend.capture import capture
@@ -12,12 +13,12 @@ from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
 from tests.onnx_runner import OnnxRunner, copied
 from tests.program_runner import ProgramRunner
-from tests.tiny_models import TINY
+from tests.tiny_models import TINY, _model
 
 
-def rewritten(name: str, **options: object) -> Program:
+def rewritten(model: PreTrainedModel, **options: object) -> Program:
     config = CompileConfig(**{"max_seq_len": 48, "prefill_widths": (8,), "verify_width": 4} | options)
-    program, _ = run_passes(default_pipeline(config), capture(TINY[name](), config), dump_dir=None)
+    program, _ = run_passes(default_pipeline(config), capture(model, config), dump_dir=None)
     return program
 
 
@@ -29,19 +30,29 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     ("name", "batch"), [*((name, 1) for name in TINY), *((name, 2) for name in ("llama", "gemma2", "gpt_oss"))]
 )
 def test_calls(name: str, batch: int, tmp_path: Path) -> None:
-    program = rewritten(name, max_batch=batch)
-    runners = OnnxRunner(program, tmp_path), ProgramRunner(copied(program))
-    for runner in runners:
-        runner.tokens = torch.Generator().manual_seed(5)
-    prompt = torch.randint(3, 128, (19,), generator=torch.Generator().manual_seed(1)).tolist()
-    close(*(runner.prefill(batch - 1, prompt) for runner in runners))
-    others = [None] * (batch - 1)
+    check_calls(rewritten(TINY[name](), max_batch=batch), tmp_path)
+
+
+def test_heads_of_odd_sizes_take_plain_operators(tmp_path: Path) -> None:
+    runner = check_calls(rewritten(_model("LlamaConfig", head_dim=12)), tmp_path)
+    assert {"k_scratch.0", "v_scratch.1"} <= runner.states.keys()
+    assert runner.states["k_cache.0"].shape == (1, 2, 48, 12)
+
+
+def check_calls(program: Program, folder: Path) -> OnnxRunner:
+    """A prompt, steps, a verify that is accepted in part, and on to the last slot; all of the last sequence."""
+    runners = OnnxRunner(program, folder), ProgramRunner(copied(program))
+    row = runners[0].batch - 1
+    others = [None] * row
+    prompt = torch.randint(3, 128, (41,), generator=torch.Generator().manual_seed(1)).tolist()
+    close(*(runner.prefill(row, prompt[:19]) for runner in runners))
     for token in (5, 9):
-        close(*(runner.decode([*others, token])[-1] for runner in runners))
-    close(*(runner.verify([[7, 8, 11, 12]] * batch) for runner in runners))
+        close(*(runner.decode([*others, token])[row] for runner in runners))
+    close(*(runner.verify([[7, 8, 11, 12]] * (row + 1)) for runner in runners))
     for runner in runners:
-        runner.commit([0] * (batch - 1) + [2])
-    close(*(runner.decode([*others, 40])[-1] for runner in runners))
-    # To the last slot, with a chunk whose padding has none.
-    close(*(runner.prefill(batch - 1, prompt[: 47 - runner.length[batch - 1]]) for runner in runners))
-    close(*(runner.decode([*others, 3])[-1] for runner in runners))
+        runner.commit([0] * row + [3])
+    close(*(runner.decode([*others, 40])[row] for runner in runners))
+    close(*(runner.prefill(row, prompt[19:]) for runner in runners))  # there are no slots for the padding
+    close(*(runner.decode([*others, 3])[row] for runner in runners))
+    assert runners[1].length[row] == 48
+    return runners[0]
