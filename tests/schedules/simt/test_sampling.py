@@ -33,7 +33,7 @@ def anything(shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, -(2**40), np.int64)
 
 
-@pytest.mark.parametrize("vocab", [1, 77, 9000])
+@pytest.mark.parametrize("vocab", [1, 4177])
 def test_probabilities(vocab: int) -> None:
     function, workspaces = token_probs("main", len(KNOBS), 2, vocab)
     for shader in shaders_of({"main": function}):
@@ -53,7 +53,7 @@ def test_probabilities(vocab: int) -> None:
         np.testing.assert_allclose(out, right, rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("vocab", [1, 8, 4097, 9000])
+@pytest.mark.parametrize("vocab", [1, 4097])
 def test_draws(vocab: int) -> None:
     function, workspace = draw("main", 64, vocab)
     for shader in shaders_of({"main": function}):
