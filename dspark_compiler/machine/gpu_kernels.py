@@ -23,6 +23,7 @@ from dspark_compiler.runtime.library import import_tvm_ffi
 from dspark_compiler.schedules.bench import Build, Run, Sample
 
 _COLD_BYTES = 160 << 20  # rotated through: well over the L2 of any GPU so far
+_MOST_SETS = 256  # of operands: a weight so small is in the cache anyway
 _LEAST_CALLS = 4  # of a graph, so that its launch does not count
 _ROUNDS = 15
 
@@ -116,7 +117,7 @@ class _Memory:
 
     def __init__(self, context: GpuContext, sample: Sample) -> None:
         cold = sum(operand.nbytes for operand in sample.operands if operand.cold)
-        sets = -(-_COLD_BYTES // cold) if cold else 1
+        sets = min(-(-_COLD_BYTES // cold), _MOST_SETS) if cold else 1
         described, names = {}, [[""] * len(sample.operands) for _ in range(sets)]
         for i, operand in enumerate(sample.operands):
             for turn in range(sets):

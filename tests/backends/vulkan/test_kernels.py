@@ -143,6 +143,21 @@ def test_atomic_operations(name: str, expected: int, dtype: str) -> None:
     assert run(function, np.full(1, 5 if name == "min" else 0, dtype))[0][0] == expected
 
 
+def test_work_groups_read_what_others_stored() -> None:
+    def body(thread: Any, x: Any, y: Any) -> None:
+        T.evaluate(T.call_extern("void", "dspark_atomic_store", T.address_of(x[thread]), T.cast(thread, "uint32")))
+        T.evaluate(T.call_extern("void", "dspark_device_fence"))
+        T.evaluate(T.tvm_storage_sync("shared"))
+        other = T.call_extern("uint32", "dspark_atomic_load", T.address_of(x[THREADS - 1 - thread]))
+        T.buffer_store(y, other, [thread])
+
+    function = launched([Arg("x", (THREADS,), "uint32"), Arg("y", (THREADS,), "uint32")], body)
+    assert "OpMemoryBarrier %uint_1 %uint_72" in only(function).disassembly()
+    need_vulkan()
+    found = run(function, *(np.zeros(THREADS, "uint32") for _ in range(2)))[1]
+    np.testing.assert_array_equal(found, np.arange(THREADS)[::-1])
+
+
 @pytest.mark.parametrize("lanes", [2, 4, 8])
 def test_shuffles_stay_in_groups_of_their_width(lanes: int) -> None:
     def body(thread: Any, x: Any, y: Any) -> None:

@@ -25,7 +25,6 @@ CASES = {
         CacheForm(free=True, slot_position=True),
         [540, 90],
     ),
-    "a window": (_DECODE, Scoring(0.2, window=50), CacheForm(), [580]),
 }
 Arrays = dict[str, np.ndarray]
 
