@@ -33,11 +33,10 @@ _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 # What a target has no kernels or operators for yet.
 _WITHOUT: dict[Target, tuple[str, ...]] = {
     "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
-    "vulkan": ("--quantize",),
     "onnxruntime": ("--quantize", "--quantize-heads", "--arch"),
 }
 # Targets whose schedules can be measured.
-_TUNED: tuple[Target, ...] = ("cpu", "cuda")
+_TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")

@@ -35,7 +35,7 @@ from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_la
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.onnx.models import plain_params, prepare, write_models
 from dspark_compiler.lowering.relax import lower
-from dspark_compiler.machine.kernel_bench import open_bench
+from dspark_compiler.machine.kernel_bench import measured_as, open_bench
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.models.drafters.checkpoint import check_fits, read_heads
 from dspark_compiler.models.drafters.heads import Heads
@@ -162,7 +162,7 @@ def _add_library(
     writer: ArtifactWriter, program: Program, backend: Backend, config: CompileConfig, stages: "_Stages"
 ) -> LayoutPlan:
     """Compiles a program and adds library, weights and records; returns how tensors lie."""
-    records = Records.standard(backend.spec.arch)
+    records = Records.standard(measured_as(backend))
     with stages("lower"):
         plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
         lowered = lower(program, plan, records)
@@ -215,7 +215,7 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
     source = open_source(model)
     heads = _open_heads(config, source)
     config = settle(config, source.info, heads)
-    program, records = _rewrite(source, config, heads, stages).program, Records.standard(backend.spec.arch)
+    program, records = _rewrite(source, config, heads, stages).program, Records.standard(measured_as(backend))
     with stages("lower"):
         lowered = lower(
             program, plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype), records

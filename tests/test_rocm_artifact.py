@@ -108,7 +108,8 @@ def test_tokens_come_and_everything_is_given_back(artifact: Path, machine: Machi
     done = machine.generate(artifact)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["tokens"] == [0] * _NEW  # the fake computes nothing
-    assert machine.log().count("graph destroyed") == 2
+    graphs = [line for line in machine.log() if line.startswith("graph of")]
+    assert machine.log().count("graph destroyed") == len(graphs) >= 2
 
 
 def test_the_device_that_was_asked_for(artifact: Path, machine: Machine) -> None:

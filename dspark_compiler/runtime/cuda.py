@@ -11,6 +11,7 @@ from dspark_compiler.runtime.gpu_library import GpuLibrary
 _KERNEL_NODE, _CARVEOUT, _ATTRIBUTE_WORDS = 0, 14, 16
 _DRIVER_API = 12000  # version of the driver's functions
 _PARAMS_WORDS, _DYNAMIC_SHARED = 18, 8  # CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h: its size, and where sharedMemBytes lies
+_SMALL = 32 * 1024  # bytes of memory of its own choosing with which a kernel still finds room for blocks beside L1
 _L1_FIRST = 28  # percent of a multiprocessor's memory for blocks: 64 KB of H100's and H200's 228
 
 
@@ -29,7 +30,8 @@ class CudaRuntime(GpuLibrary):
         """Leaves most of a multiprocessor's memory to L1 under kernels that need little of it for their blocks.
 
         Left to itself a multiprocessor stays divided as the kernel before had it, such as attention, if the next can
-        run that way at all; but there all blocks read the same few rows, which L1's least share does not hold.
+        run that way at all; but there all blocks read the same few rows, which L1's least share does not hold. Nor do
+        blocks of two kernels share one that would have to be divided anew between them.
         """
         count = c_size_t()
         self._check("GraphGetNodes", graph, None, byref(count))
@@ -38,7 +40,7 @@ class CudaRuntime(GpuLibrary):
         for node in filter(None, nodes):
             kind = c_int()
             self._check("GraphNodeGetType", node, byref(kind))
-            if kind.value == _KERNEL_NODE and not self._dynamic_shared(node):
+            if kind.value == _KERNEL_NODE and self._dynamic_shared(node) <= _SMALL:
                 self._check("GraphKernelNodeSetAttribute", node, _CARVEOUT, (c_uint * _ATTRIBUTE_WORDS)(_L1_FIRST))
 
     def _dynamic_shared(self, node: int) -> int:

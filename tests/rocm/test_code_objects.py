@@ -11,7 +11,8 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
 from dspark_compiler.schedules.rocm.matrix_linear import matrix_tile
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import Options, stream_linear
+from dspark_compiler.schedules.simt.stream_linear import stream_linear
+from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, shared
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
 from tests.rocm.tools import compiled

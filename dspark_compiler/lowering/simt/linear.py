@@ -15,7 +15,8 @@ from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
 from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import Options, stream_linear
+from dspark_compiler.schedules.simt.stream_linear import stream_linear
+from dspark_compiler.schedules.simt.stream_output import Options
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:

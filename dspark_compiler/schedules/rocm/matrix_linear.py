@@ -18,7 +18,7 @@ from dspark_compiler.schedules.rocm.matrix_instructions import SIDE, MatrixInstr
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.layouts import padded_depth
 from dspark_compiler.schedules.simt.stored import narrow
-from dspark_compiler.schedules.simt.stream_linear import PLAIN, Options
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when

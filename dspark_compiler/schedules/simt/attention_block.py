@@ -6,6 +6,7 @@ whatever the number of query rows, and one that is masked for a row leaves its s
 bit for bit the same from decode and verify.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,7 +100,10 @@ class Rows(Protocol):
         """An element of query row number ``i`` of the work group's, unscaled."""
 
     def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """target[at : at+count] = what lies in "k" or "v" of a slot that can be read, as it is stored."""
+        """target[at : at+count] = what lies in "k" or "v" of a slot, as it is stored; not yet if it is new."""
+
+    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """The same of new slots, and of no other."""
 
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """target[at] = what the elements of "k" or "v" of a slot are multiples of, where they are."""
@@ -124,6 +128,7 @@ class Block:
         self._q = registers((place.count, self._own_keys))
         self._sums = registers((place.count, self._own_values))
         self._peak, self._total = registers(place.count), registers(place.count)
+        self._slots = registers((AT_ONCE, 2), "int32")
         self._limit = registers(place.count, "int32")  # slots from here on a row does not see
         self._totals = Totals(
             shared((TEAMS, place.count, shape.value_dim)),
@@ -144,26 +149,40 @@ class Block:
             limit = T.min(self._span.used + self._place.query(i)[0] + 1, self._span.end)
             T.buffer_store(self._limit, limit, [i])
 
+    def ask(self, begin: Expr, stop: Expr) -> None:
+        """Has the first turn's slots on their way, as far as they are there; then comes ``take`` of the same."""
+        self._place_slots(begin, stop)
+        self._fetch_stored()
+
     def take(self, begin: Expr, stop: Expr) -> None:
         """All slots from ``begin`` on, a multiple of ``TURN``, up to before ``stop``."""
-        with T.serial(0, T.max((stop - begin + (TURN - 1)) // TURN, 0)) as turn:
-            slots = registers((AT_ONCE, 2), "int32")  # and one that can be read
-            for u in range(AT_ONCE):
-                T.buffer_store(slots, begin + turn * TURN + u * TEAMS + self._team, [u, 0])
-                T.buffer_store(slots, T.min(slots[u, 0], stop - 1), [u, 1])
-            for name, pieces in self._pieces.items():
-                for u in range(AT_ONCE):
-                    self._fetch(name, pieces, u, slots[u, 1])
-            for name, scales in self._scales.items():
-                for u in range(AT_ONCE):
-                    self._rows.fetch_scale(name, scales, u, slots[u, 1])
-            self._add([slots[u, 0] for u in range(AT_ONCE)])
+        turns = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0))
+        with T.serial(0, turns) as turn:
+            self._fetch(self._rows.fetch_new)
+            self._add([self._slots[u, 0] for u in range(AT_ONCE)])
+            with when(turn + 1 < turns):
+                self._place_slots(begin + (turn + 1) * TURN, stop)
+                self._fetch_stored()
 
-    def _fetch(self, name: str, pieces: Pieces, u: int, slot: Expr) -> None:
-        for piece in range(pieces.count):
-            number = piece * pieces.each
-            element = pieces.element(self._lane, number)
-            self._rows.fetch(name, self._under_way[name], (u, number), slot, element, pieces.each)
+    def _place_slots(self, begin: Expr, stop: Expr) -> None:
+        """The slots of a turn that are the team's, and for each one that can be read."""
+        for u in range(AT_ONCE):
+            T.buffer_store(self._slots, begin + u * TEAMS + self._team, [u, 0])
+            T.buffer_store(self._slots, T.max(T.min(self._slots[u, 0], stop - 1), 0), [u, 1])
+
+    def _fetch_stored(self) -> None:
+        self._fetch(self._rows.fetch)
+        for name, scales in self._scales.items():
+            for u in range(AT_ONCE):
+                self._rows.fetch_scale(name, scales, u, self._slots[u, 1])
+
+    def _fetch(self, fetch: Callable[..., None]) -> None:
+        for name, pieces in self._pieces.items():
+            for u in range(AT_ONCE):
+                for piece in range(pieces.count):
+                    number = piece * pieces.each
+                    element = pieces.element(self._lane, number)
+                    fetch(name, self._under_way[name], (u, number), self._slots[u, 1], element, pieces.each)
 
     def _add(self, slots: list[Expr]) -> None:
         """What a turn's slots add to each row."""

@@ -5,6 +5,7 @@ which a row sees nothing changes nothing: a token's output does not depend on wh
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from tvm.tirx.script.builder import ir as T
 
@@ -17,6 +18,8 @@ from dspark_compiler.schedules.tir import Expr, when
 FEW_TOKENS = 32  # of a call whose slots are shared out
 
 _MOST_CHUNKS = 64
+_TURNS = 4  # of a part at least: meeting takes longer than a few of them
+_WRITTEN_OUT = 2  # elements of a thread that follow each other without a loop
 _AT_ONCE = 8  # parts whose numbers are on their way together
 
 
@@ -24,7 +27,7 @@ def chunk_size(problem: Problem) -> int:
     """Slots of a part, whole turns."""
     if problem.shape.width > FEW_TOKENS:
         return problem.slots
-    return TURN * -(-problem.slots // (TURN * _MOST_CHUNKS))
+    return TURN * max(_TURNS, -(-problem.slots // (TURN * _MOST_CHUNKS)))
 
 
 def chunks_of(problem: Problem) -> int:
@@ -134,12 +137,24 @@ def put_total(place: Place, tensors: Tensors, totals: Totals) -> None:
 
 def for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:
     """Calls emit(i, d) for the elements of the work group's rows that are a thread's; rows there are not have none."""
-    value_dim = place.problem.shape.value_dim
-    with T.serial(0, -(-place.count * value_dim // THREADS)) as turn:
+    problem, count = place.problem, place.count
+    value_dim = problem.shape.value_dim
+    whole = count * value_dim % THREADS == 0 and problem.rows % count == 0
+
+    def one(turn: Expr) -> None:
         unit = T.Bind(turn * THREADS + place.thread)
         i, d = T.Bind(unit // value_dim), T.Bind(unit % value_dim)
-        with when(T.And(unit < place.count * value_dim, place.first + i < place.problem.rows)):
+        inside = T.And(unit < count * value_dim, place.first + i < problem.rows)
+        with nullcontext() if whole else when(inside):
             emit(i, d)
+
+    turns = -(-count * value_dim // THREADS)
+    if whole and turns <= _WRITTEN_OUT:
+        for turn in range(turns):  # nothing between them, so that they run side by side
+            one(T.int32(turn))
+        return
+    with T.serial(0, turns) as turn:
+        one(turn)
 
 
 def put_out(place: Place, tensors: Tensors, i: Expr, d: Expr, value: Expr, weight: Expr, peak: Expr) -> None:

@@ -92,11 +92,12 @@ def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
         new, meeting = _Projected(place, work, tensors), Meeting()
         block = Block(place, tensors, new)
         with when(is_in(chunk, parts)):
-            size = chunk_size(problem)
+            bounds, size = chunk_bounds(place, chunk), chunk_size(problem)
+            block.ask(*bounds)
             has_new = T.Bind((chunk + 1) * size > span.used)
             new.prepare(has_new, T.Bind(T.And(T.And(has_new, chunk * size <= span.used), first == 0)))
             block.begin()
-            block.take(*chunk_bounds(place, chunk))
+            block.take(*bounds)
             totals = block.put_together()
             others = T.Bind(parts[1] - parts[0] - 1)
             with T.If(others == 0):
@@ -156,12 +157,15 @@ class _Projected:
     def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         place, span = self._place, self._place.span
-        with T.If(slot < span.used):
-            with T.Then():
-                live = self._tensors[f"{name}_cache"]
-                copy(target, at, live, (span.sequence, place.head, slot, element), count)
-            with T.Else():
-                copy(target, at, self._new[name], (slot - span.used, element), count)
+        with when(slot < span.used):
+            live = self._tensors[f"{name}_cache"]
+            copy(target, at, live, (span.sequence, place.head, slot, element), count)
+
+    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """See Rows."""
+        used = self._place.span.used
+        with when(slot >= used):
+            copy(target, at, self._new[name], (slot - used, element), count)
 
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """See Rows; caches that have scales are written by a launch of their own."""

@@ -60,6 +60,9 @@ class _Stored:
                 row = (span.sequence, place.head, slot - span.used, element)
                 copy(target, at, self._tensors[f"{name}_scratch"], row, count)
 
+    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """See Rows: all are there."""
+
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """See Rows."""
         place, span = self._place, self._place.span
@@ -76,6 +79,7 @@ class _Stored:
 
 
 def _attended(block: Block, begin: Expr, stop: Expr) -> Totals:
+    block.ask(begin, stop)
     block.begin()
     block.take(begin, stop)
     return block.put_together()

@@ -1,6 +1,6 @@
 """What work groups of one launch tell each other through the device's memory: atomic operations and fences.
 
-A target whose code generator knows them says so (``simt_lowering``); the names are those of backends/vulkan/calls.py.
+A target whose code generator knows them says so (``simt_lowering``): backends/vulkan/calls.py, rocm/device_library.py.
 """
 
 from tvm.tirx.script.builder import ir as T

@@ -10,7 +10,8 @@ from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.bench import Operand, Sample, gated
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule, candidate_schedules
-from dspark_compiler.schedules.simt.stream_linear import Options, form_of, stream_linear
+from dspark_compiler.schedules.simt.stream_linear import form_of, stream_linear
+from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
 from dspark_compiler.schedules.simt.weights import pack_codes
 

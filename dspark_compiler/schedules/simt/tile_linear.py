@@ -11,7 +11,8 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.stored import widen
-from dspark_compiler.schedules.simt.stream_linear import PLAIN, Options, form_of
+from dspark_compiler.schedules.simt.stream_linear import form_of
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
@@ -26,8 +27,8 @@ _LINE = _TILE + _VECTOR  # of a tile in shared memory: neighbours down a column 
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel for y = x @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 
-    Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual [rows, features]],
-    y float32 [rows, features], of gated ones [rows, features / 2].
+    Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual
+    [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
     """
     assert options.norm_eps is None
     features = work.features // 2 if options.activation else work.features

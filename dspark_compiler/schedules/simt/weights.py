@@ -14,7 +14,7 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
-from dspark_compiler.schedules.simt.stored import elements_at_once, widen
+from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import TEAM, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr
 
@@ -27,7 +27,7 @@ _TWO_23 = float(1 << 23)
 
 @dataclass(frozen=True)
 class WeightForm:
-    """W [features, depth] as ``stored``: a type of numbers, or the tag of a WeightFormat with scales as ``scale_dtype``."""
+    """W [features, depth] as ``stored``: a type of numbers, or a WeightFormat's tag, its scales as ``scale_dtype``."""
 
     features: int
     depth: int
@@ -84,16 +84,14 @@ class WeightReader:
         self.form, self._of = form, of
 
     def load(self, accesses: int, rows: int, where: Callable[[int, int], tuple[Expr, Expr]]) -> Buffer:
-        """A lane's accesses, all on their way together: [accesses, rows, *]; ``where`` gives row and number of each."""
+        """A lane's accesses as stored, all on their way together; ``where`` gives row and number of each."""
         form, w = self.form, self._of["w"]
         each = WORDS if form.format else form.piece
-        held = registers((accesses, rows, each), "uint32" if form.format else "float32")
+        held = registers((accesses, rows, each), w.dtype)
         for i in range(accesses):
             for line in range(rows):
                 row, access = where(i, line)
-                with T.vectorized(0, each) as e:
-                    value = w[row, access * each + e]
-                    T.buffer_store(held, value if form.format else widen(value, w.dtype), [i, line, e])
+                copy(held, (i, line, 0), w, (row, access * each), each)
         return held
 
     def column(self, access: Expr, piece: int) -> Expr:
@@ -107,7 +105,7 @@ class WeightReader:
         """Number e of a piece that was loaded, unscaled."""
         form = self.form.format
         if form is None:
-            return held[(*at, e)]
+            return widen(held[(*at, e)], self.form.stored)
         word, bit = divmod((piece * _PIECE + e) * form.bits, _WORD_BITS)
         return decode(held[(*at, word)] >> T.uint32(bit) if bit else held[(*at, word)], form.codes)
 
@@ -159,6 +157,7 @@ def pack_codes(form: WeightFormat, codes: np.ndarray) -> np.ndarray:
     plain = np.pad(plain, [(0, 0), (0, layout.padded - depth)])
     order = plain.reshape(features, -1, layout.pieces, TEAM, _PIECE).swapaxes(2, 3)
     flat = np.ascontiguousarray(order).reshape(features, -1)
-    if form.bits == 4:
-        flat = flat[:, 0::2] | (flat[:, 1::2] << 4)
-    return flat.view("<u4")
+    if form.codes != "int4":
+        return flat.view("<u4")
+    halves: np.ndarray = flat[:, 0::2] | (flat[:, 1::2] << 4)
+    return halves.view("<u4")

@@ -11,7 +11,7 @@ from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
 from dspark_compiler.schedules.rocm.matrix_instructions import matrix_instruction
 from dspark_compiler.schedules.rocm.matrix_linear import matrix_linear
 from dspark_compiler.schedules.simt.layouts import RowLayouts
-from dspark_compiler.schedules.simt.stream_linear import Options
+from dspark_compiler.schedules.simt.stream_output import Options
 from tests.backends.vulkan.shaders import run
 from tests.schedules.rocm.emulated import Emulated
 from tests.schedules.simt.test_linear import Case, operands

@@ -13,19 +13,19 @@ from tests.backends.vulkan.shaders import run
 from tests.vulkan.device import need_vulkan
 
 _WORK = Prologue(1e-6, rope=True)
-_DECODE = AttentionShape(1, 1, 4, 2, 32, 16, 2, 200, 0)
+_DECODE = AttentionShape(1, 1, 4, 2, 32, 16, 2, 600, 0)
 _VERIFY = replace(_DECODE, rows=2, width=5, scratch=8)
 CASES = {
     "one part": (_DECODE, Scoring(0.2), CacheForm(), [20]),
-    "three parts": (_DECODE, Scoring(0.2, softcap=4.0), CacheForm(), [150]),
-    "new tokens in two parts": (_VERIFY, Scoring(0.2, sinks=True), CacheForm(), [62, 0]),
+    "three parts": (_DECODE, Scoring(0.2, softcap=4.0), CacheForm(), [550]),
+    "new tokens in two parts": (_VERIFY, Scoring(0.2, sinks=True), CacheForm(), [254, 0]),
     "slots that keep positions": (
         _VERIFY,
         Scoring(0.2, window=70),
         CacheForm(free=True, slot_position=True),
-        [140, 90],
+        [540, 90],
     ),
-    "a window": (_DECODE, Scoring(0.2, window=50), CacheForm(), [180]),
+    "a window": (_DECODE, Scoring(0.2, window=50), CacheForm(), [580]),
 }
 Arrays = dict[str, np.ndarray]
 
@@ -59,9 +59,9 @@ def operands(shape: AttentionShape, scoring: Scoring, form: CacheForm, length: l
         ones = np.ones(shape.rows, np.int32)
         given |= {"sequence": ones, "length": np.array(length, np.int32), "count": ones}
     if form.free:
-        given["free"] = np.array([shape.slots - 100] * shape.rows, np.int32)
+        given["free"] = np.array([shape.slots - 300] * shape.rows, np.int32)
     if form.slot_position:
-        given["slot_position"] = random.integers(0, 140, (*places, shape.slots)).astype(np.int32)
+        given["slot_position"] = random.integers(0, 540, (*places, shape.slots)).astype(np.int32)
     if scoring.sinks:
         given["sinks"] = random.standard_normal(shape.heads).astype(np.float32)
     return given

@@ -11,7 +11,8 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.layouts import RowLayouts
 from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.simt.row_schedule import FEW_ROWS, RowSchedule, candidate_schedules
-from dspark_compiler.schedules.simt.stream_linear import PLAIN, Options, stream_linear
+from dspark_compiler.schedules.simt.stream_linear import stream_linear
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
 from tests.backends.vulkan.shaders import run, shaders_of, validate
 from tests.vulkan.device import need_vulkan
@@ -122,7 +123,7 @@ def test_weights_come_sixteen_bytes_at_a_time() -> None:
     (shader,) = shaders_of({"main": stream_linear("main", work, RowSchedule(1))})
     text = shader.disassembly()
     assert text.count("OpLoad %v4uint") == 8, "all of a thread's accesses along its row, under way together"
-    assert "OpLoad %half" not in text
+    assert "_ptr_PhysicalStorageBuffer_half" not in text
 
 
 def test_a_row_has_the_same_bits_whatever_comes_with_it() -> None:
