@@ -1,7 +1,8 @@
 """Logits to the distribution tokens are drawn from.
 
-The maximum of a row is found chunk by chunk. A greedy row is written chunk by chunk, too; for another one a single
-work group does all, and each thread reads again only what it wrote. Nothing is sorted: the k-th highest score and the
+The maximum of a row is found chunk by chunk. A greedy row is written chunk by chunk, too, and so is one that only has a
+temperature or a least weight. Where there are other rules, a single work group does all, and each thread reads again
+only what it wrote. Nothing is sorted: the k-th highest score and the
 last weight of the nucleus are found digit by digit, since floats order as their bits do. Sums are in fixed point.
 """
 
@@ -22,7 +23,7 @@ _NOWHERE = 2**31 - 1
 _INDEX_BITS = 20
 _BITS = 40  # fractional, of sums: 2^18 weights, none above 1, add up within 58 bits
 
-Workspaces = tuple[Arg, Arg]
+Workspaces = tuple[Arg, Arg, Arg]
 Holds = Callable[[Expr, Expr], Sequence[Expr]]  # conditions on a value and its index
 
 
@@ -34,7 +35,8 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.
     """
     chunks = RowChunks(vocab)
     shape, control = (batch, rows, vocab), (batch,)
-    peaks, places = Arg("peaks", (batch * rows, chunks.count)), Arg("places", (batch * rows, chunks.count), "int32")
+    parts = (batch * rows, chunks.count)
+    workspaces = (Arg("peaks", parts), Arg("places", parts, "int32"), Arg("sums", parts, "int64"))
     args = [
         Arg("logits", shape),
         Arg("temperature", control),
@@ -42,8 +44,7 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.
         Arg("top_p", control),
         Arg("min_p", control),
         Arg("out", shape),
-        peaks,
-        places,
+        *workspaces,
     ]
 
     def body(*buffers: Buffer) -> None:
@@ -56,10 +57,17 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.
             with T.If(row.temperature == T.float32(0.0)):
                 with T.Then():
                     row.greedy(chunk)
-                with T.Else(), when(chunk == 0):
-                    row.sampled()
+                with T.Else(), T.If(row.limited):
+                    with T.Then(), when(chunk == 0):
+                        row.sampled()
+                    with T.Else():
+                        row.weigh_chunk(chunk)
+        with launch((chunks.count, batch * rows), THREADS) as (chunk, task, thread):
+            row = _Row(chunks, of, task, rows, thread)
+            with when(T.And(row.temperature != T.float32(0.0), T.Not(row.limited))):
+                row.normalize_chunk(chunk)
 
-    return kernel(name, args, body), (peaks, places)
+    return kernel(name, args, body), workspaces
 
 
 class _Row:
@@ -69,6 +77,12 @@ class _Row:
         self._chunks, self._of, self._task, self._thread = chunks, of, task, thread
         self._seq, self._at = T.Bind(task // rows), (T.Bind(task // rows), T.Bind(task % rows))
         self.temperature = T.Bind(of["temperature"][self._seq])
+
+    @property
+    def limited(self) -> Expr:
+        """Whether the row has rules for which all of it must be known."""
+        top_k, top_p = self._of["top_k"][self._seq], self._of["top_p"][self._seq]
+        return T.Or(T.And(top_k > 0, top_k < self._chunks.extent), top_p < T.float32(1.0))
 
     def find_peak(self, chunk: Expr) -> None:
         """The highest logit of a chunk and the first place it is at, to the workspaces."""
@@ -104,8 +118,32 @@ class _Row:
         one, zero = T.float32(1.0), T.float32(0.0)
         self._chunks.each(chunk, self._thread, lambda i: self._store(T.Select(i == self._first, one, zero), i))
 
+    def weigh_chunk(self, chunk: Expr) -> None:
+        """Weights of a chunk, the highest of the row 1, and their sum to the workspace."""
+        peak, min_p = held(self._highest / self.temperature, "float32"), T.Bind(self._of["min_p"][self._seq])
+        total = variable(T.int64(0), "int64")
+
+        def weigh(i: Expr) -> None:
+            weight = held(T.exp(self._of["logits"][(*self._at, i)] / self.temperature - peak), "float32")
+            kept = held(T.Select(weight >= min_p, weight, T.float32(0.0)), "float32")
+            self._store(kept, i)
+            T.buffer_store(total, total[0] + fixed(kept, _BITS), [0])
+
+        self._chunks.each(chunk, self._thread, weigh)
+        (whole,) = group_sums_int64([total[0]], self._thread, THREADS)
+        with when(self._thread == 0):
+            T.buffer_store(self._of["sums"], whole, [self._task, chunk])
+
+    def normalize_chunk(self, chunk: Expr) -> None:
+        """Weights of a chunk over the sum of all."""
+        total = variable(T.int64(0), "int64")
+        with T.serial(0, self._chunks.count) as part:
+            T.buffer_store(total, total[0] + self._of["sums"][self._task, part], [0])
+        divisor = held(as_float(total[0], _BITS), "float32")
+        self._chunks.each(chunk, self._thread, lambda i: self._store(self._value(i) / divisor, i))
+
     def sampled(self) -> None:
-        """All of another row."""
+        """All of a row with other rules."""
         seq, of, zero = self._seq, self._of, T.float32(0.0)
         self._each(lambda i: self._store(of["logits"][(*self._at, i)] / self.temperature, i))
         bound = self._kth_highest(T.Bind(of["top_k"][seq]))
