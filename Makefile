@@ -8,12 +8,17 @@ JOBS ?= 2
 
 # What tests of --target vulkan need: a driver that runs on the processor, and tools that check kernels and calls.
 VULKAN_PACKAGES := libvulkan1 libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
+# And those of --target rocm: a linker, AMD's device libraries, a disassembler.
+ROCM_PACKAGES := lld-19 rocm-device-libs llvm-19
+
+# The page of "dspark inspect --graph" is opened in it.
+BROWSER_PACKAGES := chromium-headless-shell
 
 # What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
 GPU_TESTS := tests/schedules/cuda tests/machine tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py \
   tests/test_cuda_rounds.py
 
-.PHONY: venv vulkan demo test lint format unit gpu-test golden clean
+.PHONY: venv packages demo test lint format unit gpu-test golden clean
 
 venv: $(STAMP)
 
@@ -41,13 +46,15 @@ lint: venv
 	$(BIN)/lint-imports
 
 # Elsewhere, or without root, those tests skip and say what they lack.
-vulkan:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(VULKAN_PACKAGES) >/dev/null 2>&1; then \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-	    $(VULKAN_PACKAGES) >/dev/null || echo "tests of --target vulkan will skip: $(VULKAN_PACKAGES) not installed"; \
-	fi
+packages:
+	@for packages in "$(VULKAN_PACKAGES)" "$(ROCM_PACKAGES)" "$(BROWSER_PACKAGES)"; do \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $$packages >/dev/null 2>&1; then \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	      $$packages >/dev/null || echo "tests will skip that need $$packages, which are not installed"; \
+	  fi; \
+	done
 
-unit: venv vulkan
+unit: venv packages
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv

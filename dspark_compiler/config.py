@@ -28,15 +28,15 @@ _LIKE_CPU: tuple[Target, ...] = ("cpu", "onnxruntime")
 # Types the weights can have, and keys and values besides the type that attention computes with.
 _DTYPES_OF: dict[Target, tuple[DType, ...]] = {"cuda": ("float16", "bfloat16"), "onnxruntime": ("float32",)}
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
-_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # What a target has no kernels or operators for yet.
 _WITHOUT: dict[Target, tuple[str, ...]] = {
-    "vulkan": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
+    "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
     "onnxruntime": ("--quantize", "--quantize-heads", "--arch"),
 }
 # Targets whose schedules can be measured.
-_TUNED: tuple[Target, ...] = ("cpu", "cuda")
+_TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # What --heads takes in place of a folder: drafts are looked up in the text so far.
 NGRAM = Path("ngram")

@@ -29,12 +29,13 @@ from dspark_compiler.frontend.fingerprint import tokenizer_sha256
 from dspark_compiler.frontend.loaded import LoadedModel
 from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
+from dspark_compiler.graph.history import History
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_layouts
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.onnx.models import plain_params, prepare, write_models
 from dspark_compiler.lowering.relax import lower
-from dspark_compiler.machine.kernel_bench import open_bench
+from dspark_compiler.machine.kernel_bench import measured_as, open_bench
 from dspark_compiler.models import ModelInfo
 from dspark_compiler.models.drafters.checkpoint import check_fits, read_heads
 from dspark_compiler.models.drafters.heads import Heads
@@ -47,6 +48,7 @@ from dspark_compiler.runtime.step_times import measure as measure_steps
 from dspark_compiler.schedules.apply import export_records
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.tune import TuningStep
+from dspark_compiler.viewer.record import RECORD, Record, pack
 
 # Called with a stage's name as it begins, and with steps done, in total and how they go where a stage has steps.
 Progress = Callable[..., None]
@@ -150,6 +152,7 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
                 found = check(writer.preview(manifest), reference_of(rewritten.model), progress=stages.step)
                 report["check"] = found.to_json()
         writer.add_json("report.json", report)
+        writer.add_bytes(RECORD, pack(rewritten.history.to_json()))
         with stages("finish"):
             path = writer.finish(manifest)
     return Artifact.open(path, verify=False, runnable=False)
@@ -159,7 +162,7 @@ def _add_library(
     writer: ArtifactWriter, program: Program, backend: Backend, config: CompileConfig, stages: "_Stages"
 ) -> LayoutPlan:
     """Compiles a program and adds library, weights and records; returns how tensors lie."""
-    records = Records.standard(backend.spec.arch)
+    records = Records.standard(measured_as(backend))
     with stages("lower"):
         plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
         lowered = lower(program, plan, records)
@@ -191,6 +194,17 @@ def _add_models(writer: ArtifactWriter, program: Program, stages: "_Stages") -> 
         write_models(program, writer.folder, writer.param_places())
 
 
+def record_passes(model: str, config: CompileConfig, *, progress: Progress | None = None) -> tuple[str, Record]:
+    """Rewrites a model as a compile would, and compiles nothing: its name, and the record of all passes.
+
+    Raises what ``compile_model`` raises.
+    """
+    source = open_source(model)
+    heads = _open_heads(config, source)
+    config = settle(config, source.info, heads)
+    return source.name, _rewrite(source, config, heads, _Stages(progress)).history.to_json()
+
+
 def tune_model(model: str, config: CompileConfig, *, progress: Progress | None = None) -> int:
     """Measures ``config.tune_trials`` schedules for a model on this machine and keeps the records.
 
@@ -201,7 +215,7 @@ def tune_model(model: str, config: CompileConfig, *, progress: Progress | None =
     source = open_source(model)
     heads = _open_heads(config, source)
     config = settle(config, source.info, heads)
-    program, records = _rewrite(source, config, heads, stages).program, Records.standard(backend.spec.arch)
+    program, records = _rewrite(source, config, heads, stages).program, Records.standard(measured_as(backend))
     with stages("lower"):
         lowered = lower(
             program, plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype), records
@@ -254,11 +268,12 @@ def settle(config: CompileConfig, info: ModelInfo, heads: Heads | None = None) -
 
 @dataclass(frozen=True)
 class _Rewritten:
-    """The model as loaded, its program after all passes, and what these did."""
+    """The model as loaded, its program after all passes, what these did, and to which nodes."""
 
     model: LoadedModel
     program: Program
     passes: tuple[PassReport, ...]
+    history: History
 
 
 class _Stages:
@@ -309,8 +324,9 @@ def _rewrite(source: Source, config: CompileConfig, heads: Heads | None, stages:
     _check_positions(program, config, source.info, stages)
     with stages("rewrite"):
         weights = quantization_source(config, source, model)
-        program, passes = run_passes(default_pipeline(config, heads, weights), program, dump_dir=config.dump_ir)
-    return _Rewritten(model, program, passes)
+        history, passes = History(), default_pipeline(config, heads, weights)
+        program, reports = run_passes(passes, program, dump_dir=config.dump_ir, history=history)
+    return _Rewritten(model, program, reports, history)
 
 
 def _check_positions(program: Program, config: CompileConfig, info: ModelInfo, stages: _Stages) -> None:

@@ -101,9 +101,14 @@ def contrib_norm(w: Writer, x: str, name: str) -> str:
     )
 
 
-def decoder(w: Writer, attend: Attend, norm: Norm, ids: str) -> None:
-    """Pre-norm layers with a gated feed-forward part; ``attend`` gives the attention's output [b,S,H*D]."""
+def decoder(w: Writer, attend: Attend, norm: Norm, ids: str, positions: str | None = None) -> None:
+    """Pre-norm layers with a gated feed-forward part; ``attend`` gives the attention's output [b,S,H*D].
+
+    ``positions`` look up what is added to embeddings.
+    """
     x = w.op("Gather", w.weight("embed", VOCAB, HIDDEN), ids, axis=0)
+    if positions is not None:
+        x = w.op("Add", x, w.op("Gather", w.weight("places", POSITIONS, HIDDEN), positions, axis=0))
     for i in range(LAYERS):
         mixed = w.op("MatMul", attend(w, i, norm(w, x, f"{i}.norm1")), w.weight(f"{i}.o", HEADS * SIZE, HIDDEN))
         x = w.op("Add", x, mixed)
@@ -134,11 +139,17 @@ def heads(w: Writer, x: str, count: int) -> str:
     return w.op("Transpose", w.op("Reshape", x, w.ints(0, 0, count, SIZE)), perm=[0, 2, 1, 3])
 
 
+def repeated(w: Writer, x: str) -> str:
+    shape = w.op("Concat", w.op("Shape", x, start=0, end=2), w.ints(HEADS // GROUPS), w.op("Shape", x, start=2), axis=0)
+    flat = w.op("Concat", w.op("Shape", x, start=0, end=1), w.ints(HEADS), w.op("Shape", x, start=2), axis=0)
+    return w.op("Reshape", w.op("Expand", w.op("Unsqueeze", x, w.ints(2)), shape), flat)
+
+
 def merged(w: Writer, x: str) -> str:
     return w.op("Reshape", w.op("Transpose", x, perm=[0, 2, 1, 3]), w.ints(0, 0, HEADS * SIZE))
 
 
-def grouped(packed: bool = False, **options: Any) -> Callable[[Writer], None]:
+def grouped(packed: bool = False, sinks: bool = False, **options: Any) -> Callable[[Writer], None]:
     """onnxruntime-genai: GroupQueryAttention rotates, caches and masks; lengths come from the mask."""
 
     def write(w: Writer) -> None:
@@ -154,6 +165,8 @@ def grouped(packed: bool = False, **options: Any) -> Callable[[Writer], None]:
             if packed:
                 q, k, v = w.op("Concat", q, k, v, axis=-1), "", ""
             inputs = [q, k, v, key, value, lengths, total, cos, sin]
+            if sinks:
+                inputs += ["", "", w.weight(f"{layer}.sinks", HEADS)]
             attributes = {"num_heads": HEADS, "kv_num_heads": GROUPS, "do_rotary": 1} | options
             out, grown_key, grown_value = w.contrib("GroupQueryAttention", *inputs, outputs=3, **attributes)
             for part, grown in (("key", grown_key), ("value", grown_value)):
@@ -299,13 +312,6 @@ def written_out(window: int = 0) -> Callable[[Writer], None]:
             turned = w.op("Concat", w.op("Neg", second), first, axis=-1)
             return w.op("Add", w.op("Mul", x, cos), w.op("Mul", turned, sin))
 
-        def repeated(x: str) -> str:
-            shape = w.op(
-                "Concat", w.op("Shape", x, start=0, end=2), w.ints(HEADS // GROUPS), w.op("Shape", x, start=2), axis=0
-            )
-            flat = w.op("Concat", w.op("Shape", x, start=0, end=1), w.ints(HEADS), w.op("Shape", x, start=2), axis=0)
-            return w.op("Reshape", w.op("Expand", w.op("Unsqueeze", x, w.ints(2)), shape), flat)
-
         def attend(w: Writer, layer: int, x: str) -> str:
             q, k, v = (
                 heads(w, part, n) for part, n in zip(projections(w, layer, x), (HEADS, GROUPS, GROUPS), strict=True)
@@ -316,20 +322,53 @@ def written_out(window: int = 0) -> Callable[[Writer], None]:
             w.output(v, f"present.{layer}.value", ["batch", GROUPS, "total", SIZE])
             root = w.number(SIZE**-0.25)
             scores = w.op(
-                "MatMul", w.op("Mul", q, root), w.op("Mul", w.op("Transpose", repeated(k), perm=[0, 1, 3, 2]), root)
+                "MatMul", w.op("Mul", q, root), w.op("Mul", w.op("Transpose", repeated(w, k), perm=[0, 1, 3, 2]), root)
             )
             probs = w.op("Softmax", w.op("Add", scores, added), axis=-1)
-            return merged(w, w.op("MatMul", probs, repeated(v)))
+            return merged(w, w.op("MatMul", probs, repeated(w, v)))
 
         decoder(w, attend, plain_norm, ids)
 
     return write
 
 
+def learned(w: Writer) -> None:
+    """Plain operators, as optimum writes GPT-2: learned positions; lengths and scale are asked of hidden states."""
+    ids = w.input("input_ids", ["batch", "tokens"])
+    pasts = [w.past(layer) for layer in range(LAYERS)]
+    zero, one = w.constant(np.int64(0)), w.constant(np.int64(1))
+    old = w.op("Squeeze", w.op("Shape", pasts[0][0], start=2, end=3))
+    total = w.op("Add", old, w.op("Squeeze", w.op("Shape", ids, start=1, end=2)))
+    positions = w.op("Unsqueeze", w.op("Range", old, total, one), w.ints(0))
+
+    def attend(w: Writer, layer: int, x: str) -> str:
+        q, k, v = (heads(w, part, n) for part, n in zip(projections(w, layer, x), (HEADS, GROUPS, GROUPS), strict=True))
+        k, v = (w.op("Concat", before, new, axis=2) for before, new in zip(pasts[layer], (k, v), strict=True))
+        w.output(k, f"present.{layer}.key", ["batch", GROUPS, "total", SIZE])
+        w.output(v, f"present.{layer}.value", ["batch", GROUPS, "total", SIZE])
+        tokens = w.op("Squeeze", w.op("Shape", x, start=1, end=2))
+        # A number that might be a window's width, and is beyond what the table of positions has.
+        far = w.constant(np.int64(10 * POSITIONS))
+        keys = w.op("Sub", w.op("Add", w.op("Range", zero, w.op("Add", old, tokens), one), far), far)
+        queries = w.op("Unsqueeze", w.op("Slice", keys, w.op("Reshape", old, w.ints(1)), w.ints(1 << 40)), w.ints(1))
+        seen = w.op("LessOrEqual", w.op("Unsqueeze", keys, w.ints(0)), queries)
+        added = w.op("Where", seen, w.number(0.0), w.number(np.finfo(np.float32).min))
+        size = w.op("Cast", w.op("Shape", q, start=3, end=4), to=TensorProto.FLOAT)
+        root = w.op("Sqrt", w.op("Div", w.number(1.0), w.op("Sqrt", size)))
+        k, v = repeated(w, k), repeated(w, v)
+        scores = w.op("MatMul", w.op("Mul", q, root), w.op("Mul", w.op("Transpose", k, perm=[0, 1, 3, 2]), root))
+        probs = w.op("Softmax", w.op("Add", scores, added), axis=-1)
+        return merged(w, w.op("MatMul", probs, v))
+
+    decoder(w, attend, plain_norm, ids, positions)
+
+
 DIALECTS: dict[str, tuple[int, Callable[[Writer], None]]] = {
     "grouped": (18, grouped()),
     "grouped-packed-window": (18, grouped(packed=True, local_window_size=5, softcap=3.0)),
     "grouped-interleaved": (18, grouped(rotary_interleaved=1, scale=0.3)),
+    "grouped-sinks": (18, grouped(sinks=True)),
+    "grouped-smooth": (18, grouped(smooth_softmax=1)),
     "four-bits": (18, quantized(4, zeros=False)),
     "four-bits-zeros": (18, quantized(4, zeros=True)),
     "eight-bits": (18, quantized(8, zeros=True)),
@@ -337,6 +376,7 @@ DIALECTS: dict[str, tuple[int, Callable[[Writer], None]]] = {
     "standard": (23, standard()),
     "standard-flat": (23, standard(rank=3)),
     "written-out": (17, written_out()),
+    "learned": (18, learned),
     "written-out-window": (18, written_out(window=5)),
 }
 

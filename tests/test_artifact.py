@@ -151,8 +151,8 @@ def test_an_unreadable_text_file(tmp_path: Path) -> None:
     ("target", "message"),
     [
         (
-            TargetInfo("rocm", "gfx942", f"{MACHINE}-linux"),
-            "was compiled for rocm, this version runs cpu, cuda, vulkan;",
+            TargetInfo("abacus", "beads", f"{MACHINE}-linux"),
+            "was compiled for abacus, this version runs cpu, cuda, rocm, vulkan;",
         ),
         (TargetInfo("cpu", "a", "riscv64-unknown-linux-gnu"), f"compiled for riscv64.*this machine is {MACHINE}"),
         (

@@ -84,7 +84,7 @@ OPTIONS = {
         ),
         *("--sweep-budgets", "--sweep-policies", "--task", "--threads"),
     ],
-    "inspect": ["--debug", "--json", "--no-verify"],
+    "inspect": ["--debug", "--graph", "--json", "--no-verify"],
     "tune": [
         *(
             "--arch",

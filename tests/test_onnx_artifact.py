@@ -12,6 +12,7 @@ from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.runtime.engine import load
+from dspark_compiler.viewer.record import RECORD, unpack
 from tests import onnx_graphs
 from tests.frontend.onnx.running import read, reference
 from tests.onnx_graphs import HIDDEN, LAYERS, POSITIONS, VOCAB
@@ -49,8 +50,14 @@ def test_codes_are_kept(tmp_path: Path) -> None:
     artifact = compiled(path, tmp_path / "out", quantize="keep")
     assert artifact.manifest.quantization is not None
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    (notes,) = (p["notes"] for p in report["passes"] if p["name"] == "keep_quantized")
-    assert any("int4-g16-offsets" in note for note in notes)
+    (kept,) = (p["matched"] for p in report["passes"] if p["name"] == "keep_quantized")
+    assert "int4-g16-offsets" in kept
+    data = artifact.read_bytes(RECORD)
+    assert data is not None
+    steps = unpack(data, RECORD)["steps"]
+    assert [step["name"] for step in steps] == ["capture", *(one["name"] for one in report["passes"])]
+    (codes,) = (step["matched"] for step in steps if step["name"] == "keep_quantized")
+    assert sum(len(match["where"]) for match in codes) == sum(artifact.manifest.quantization.weights.values())
 
 
 def test_what_a_file_does_not_say_is_assumed_aloud(tmp_path: Path) -> None:

@@ -82,13 +82,16 @@ def test_weights_of_two_bytes(name: str, dtype: str, tmp_path: Path) -> None:
     assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize(
-    ("option", "given"),
-    [("heads", Path("ngram")), ("kv_budget", 48), ("max_quality_loss", 0.1), ("quantize", "int8"), ("tune_trials", 8)],
-)
-def test_what_does_not_apply_yet_is_refused_before_any_work(option: str, given: Any) -> None:
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} {given}: .*--target vulkan yet"):
-        CompileConfig(target="vulkan", **{option: given})
+def test_quantized_weights_are_those_of_the_cpu(tmp_path: Path) -> None:
+    need_vulkan()
+    prompt, logits = _prompt(30), {}
+    TINY["llama"]().save_pretrained(tmp_path / "source")
+    sizes = {"max_seq_len": 64, "prefill_widths": (20,), "verify_width": 2, "quantize": "int4-g128", "dtype": "float32"}
+    for target in ("cpu", "vulkan"):
+        config = CompileConfig(target=target, output=tmp_path / f"{target}.dspark", check=False, **sizes)
+        executor = Executor(compile_model(str(tmp_path / "source"), config))
+        logits[target] = [executor.prefill(0, prompt, 0, 0).copy(), executor.decode([5], [30], [30], [1])[0].copy()]
+    np.testing.assert_allclose(np.ravel(logits["vulkan"]), np.ravel(logits["cpu"]), atol=5e-5)
 
 
 def test_an_architecture_is_not_asked_for() -> None:

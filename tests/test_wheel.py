@@ -1,4 +1,4 @@
-"""The hook that puts the Vulkan runtime into wheels, on a builder that is none."""
+"""The hook that puts our runtimes into wheels, on a builder that is none."""
 
 import importlib.util
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dspark_compiler.vulkan_runtime import library
+from dspark_compiler import rocm_runtime, vulkan_runtime
+from dspark_compiler.native.library import NativeLibrary
 
 _ROOT = Path(__file__).parent.parent
 _INTERFACE = "hatchling.builders.hooks.plugin.interface"
@@ -24,7 +25,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = module.VulkanRuntimeHook()
+    made = module.RuntimeHook()
     made.root, made.said = str(_ROOT), []
     made.app = SimpleNamespace(display_info=made.said.append)
     return made
@@ -36,23 +37,26 @@ def built(hook: Any, version: str = "standard") -> dict[str, Any]:
     return data
 
 
-def test_the_library_lies_beside_its_sources(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "missing", list)
-    monkeypatch.setattr(library, "build", lambda path: path.write_bytes(b"library"))
+def test_the_libraries_lie_beside_their_sources(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeLibrary, "missing", lambda self: [])
+    monkeypatch.setattr(NativeLibrary, "build", lambda self, path: path.write_text(self.target))
     data = built(hook)
-    ((source, place),) = data["force_include"].items()
-    assert Path(source).read_bytes() == b"library"
-    assert _ROOT / place == library.PACKAGED / library.library_name()
+    for (source, place), library in zip(
+        data["force_include"].items(), (vulkan_runtime.library, rocm_runtime.library), strict=True
+    ):
+        assert Path(source).read_text() == library.target
+        assert _ROOT / place == library.folder / library.library_name()
     assert data["tag"].startswith("py3-none-")
     assert not data["pure_python"]
     hook.finalize("standard", data, "")
     assert not Path(source).exists()
 
 
-def test_without_a_compiler_it_is_left_out(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_they_are_left_out(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert built(hook) == {"force_include": {}, "pure_python": True}
-    assert hook.said == ["wheel without the Vulkan runtime, which needs a C++ compiler (Debian: g++)"]
+    needed = "runtime, which needs a C++ compiler (Debian: g++)"
+    assert hook.said == [f"wheel without the {target} {needed}" for target in ("vulkan", "rocm")]
     hook.finalize("standard", {}, "")
 
 

@@ -36,7 +36,7 @@ def build(shape: str, output: Path, config: CompileConfig, *, drafter: bool, lay
     _hollow(program)
     program, _ = run_passes(default_pipeline(config, heads), program)
     _settle_scales(program)
-    backend = create_backend("cuda", config.arch)
+    backend = create_backend(config.target, config.arch)
     plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
     records = Records.standard(backend.spec.arch)
     lowered = lower(program, plan, records)
@@ -81,6 +81,6 @@ def _settle_scales(program: Program) -> None:
             program.params[name] = torch.full(tensor.shape, value, dtype=tensor.dtype)
 
 
-def config_for(drafter: bool, **options: Any) -> CompileConfig:
+def config_for(drafter: bool, target: str = "cuda", **options: Any) -> CompileConfig:
     """A config for these shapes on a GPU; verifies are of 8 tokens, with a drafter also of 4."""
-    return CompileConfig(target="cuda", heads=Path("drafter") if drafter else None, **options)
+    return CompileConfig(target=target, heads=Path("drafter") if drafter else None, **options)

@@ -4,12 +4,13 @@ import importlib.util
 import platform
 from pathlib import Path
 
+from dspark_compiler.artifact.amd import find_hip
 from dspark_compiler.artifact.manifest import TargetInfo
 from dspark_compiler.artifact.nvidia import find_driver, runs_on
 from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.errors import ArtifactError, InputError
 
-RUNNABLE_KINDS = ("cpu", "cuda", "vulkan", "onnxruntime")
+RUNNABLE_KINDS = ("cpu", "cuda", "rocm", "vulkan", "onnxruntime")
 
 CUDA = (13, 0)  # of the runtime library an artifact carries
 
@@ -68,6 +69,8 @@ def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
         )
     if target.kind == "cuda":
         _check_gpu(target.arch, where, device)
+    elif target.kind == "rocm":
+        _check_amd(target.arch, where, device)
     elif target.kind == "vulkan":
         _check_vulkan(target.arch, where, device)
     elif device:
@@ -105,6 +108,25 @@ def _check_gpu(arch: str, where: str, device: int) -> None:
     if not runs_on(arch, gpu.capability):
         found = f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})"
         raise ArtifactError(f"{where}: was compiled for {arch}, this machine has an {found}; compile it for that")
+
+
+def _check_amd(arch: str, where: str, device: int) -> None:
+    hip = find_hip()
+    if hip is None:
+        raise ArtifactError(
+            f"{where}: was compiled for AMD's GPUs ({arch}), this machine has no HIP runtime (libamdhip64.so); install "
+            "AMD's driver and ROCm 6 or later, or compile with --target cpu"
+        )
+    if not hip.gpus:
+        raise ArtifactError(
+            f"{where}: was compiled for AMD's GPUs ({arch}), the HIP runtime serves none: {hip.problem}; see rocminfo"
+        )
+    _check_number(device, [gpu.name for gpu in hip.gpus])
+    gpu = hip.gpus[device]
+    if gpu.arch != arch:
+        raise ArtifactError(
+            f"{where}: was compiled for {arch}, device {device} is {gpu.name} ({gpu.arch}); compile it for that"
+        )
 
 
 def _check_vulkan(arch: str, where: str, number: int) -> None:

@@ -71,11 +71,19 @@ class Artifact:
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, None if the artifact holds none of this relative path."""
+        data = self.read_bytes(name)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{self.path / name}: cannot be read ({error}); compile again") from None
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """The content of a file, None if the artifact holds none of this relative path."""
         if not self.has(name):
             return None
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return (self.path / name).read_bytes()
+        except OSError as error:
             raise ArtifactError(f"{self.path / name}: cannot be read ({error}); compile again") from None
 
     def size(self) -> int:

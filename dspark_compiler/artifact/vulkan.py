@@ -17,12 +17,14 @@ _PROPERTIES, _FEATURES = 1000059001, 1000059000
 _DRIVER, _SUBGROUP, _ALLOCATION, _SUBGROUP_RANGE = 1000196000, 1000094000, 1000168000, 1000225000
 _FEATURES_1_1, _FEATURES_1_2 = 49, 51
 _NO_DRIVER = -9  # VK_ERROR_INCOMPATIBLE_DRIVER
-_COMPUTE_STAGE, _LOCAL_HEAP = 0x20, 1
+_COMPUTE_STAGE, _SHUFFLES, _LOCAL_HEAP = 0x20, 0x10, 1
 
 # Where features stand in VkPhysicalDeviceFeatures and in the structures of Vulkan 1.1 and 1.2, by our names.
 _CORE = {"float64": 39, "int64": 40, "int16": 41}
 _OF_1_1 = {"storage16": 0}
 _OF_1_2 = {"storage8": 2, "float16": 7, "int8": 8, "timeline": 37, "addresses": 38}
+_LEAST_SUBGROUP = 8  # what kernels count on (schedules/simt/threads.py)
+_KERNELS_NEED = frozenset({"int16", "int64", "storage16", "subgroup_shuffle"})
 _NEEDED = {"timeline": "timeline semaphores", "addresses": "buffer device addresses"}
 
 
@@ -37,6 +39,7 @@ class VulkanDevice:
         memory_bytes: of the device's own heap.
         largest_bytes: one allocation can have.
         problem: why it cannot be used; None where it can.
+        family: vendor and device as their numbers, for what was measured on its like.
     """
 
     name: str
@@ -48,10 +51,11 @@ class VulkanDevice:
     memory_bytes: int
     largest_bytes: int
     problem: str | None = None
+    family: str = ""
 
     def runs(self, arch: str) -> bool:
         """Whether kernels for "generic" or "subgroup32" and its like run on it."""
-        if self.problem is not None:
+        if self.problem is not None or self.subgroup_size < _LEAST_SUBGROUP or not self.features >= _KERNELS_NEED:
             return False
         size = arch.removeprefix("subgroup")
         if not size.isdigit():
@@ -113,6 +117,8 @@ def _device(library: ctypes.CDLL, handle: int) -> VulkanDevice:
     library.vkGetPhysicalDeviceFeatures2(handle, byref(core))
     places = ((core, _CORE), (of_1_1, _OF_1_1), (of_1_2, _OF_1_2))
     features = {name for structure, names in places for name, place in names.items() if structure.values[place]}
+    if subgroup.supportedStages & _COMPUTE_STAGE and subgroup.supportedOperations & _SHUFFLES:
+        features.add("subgroup_shuffle")
     lacking = [text for name, text in _NEEDED.items() if name not in features]
     sizable = bool(sizes.requiredSubgroupSizeStages & _COMPUTE_STAGE)
     words = (driver.driverName.decode(errors="replace"), driver.driverInfo.decode(errors="replace"))
@@ -126,6 +132,7 @@ def _device(library: ctypes.CDLL, handle: int) -> VulkanDevice:
         memory_bytes=_memory(library, handle),
         largest_bytes=allocation.maxMemoryAllocationSize,
         problem=f"lacks {' and '.join(lacking)}" if lacking else None,
+        family=f"{found.vendorID:04x}-{found.deviceID:04x}",
     )
 
 
@@ -171,7 +178,11 @@ _Driver = _structure(
     "_Driver",
     *[("driverID", c_int32), ("driverName", c_char * 256), ("driverInfo", c_char * 256), ("conformance", c_uint8 * 4)],
 )
-_Subgroup = _structure("_Subgroup", ("subgroupSize", c_uint32), ("other", c_uint32 * 3))
+_Subgroup = _structure(
+    "_Subgroup",
+    *[("subgroupSize", c_uint32), ("supportedStages", c_uint32), ("supportedOperations", c_uint32)],
+    ("quadOperationsInAllStages", c_uint32),
+)
 _Allocation = _structure("_Allocation", ("maxPerSetDescriptors", c_uint32), ("maxMemoryAllocationSize", c_uint64))
 _SubgroupRange = _structure(
     "_SubgroupRange",

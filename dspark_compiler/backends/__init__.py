@@ -1,7 +1,7 @@
 """Targets: how a lowered module becomes a library, and what a machine needs for that."""
 
 from dspark_compiler.backends.base import Backend
-from dspark_compiler.errors import BackendUnavailableError
+from dspark_compiler.errors import InputError
 
 
 def create_backend(target: str, arch: str | None) -> Backend:
@@ -9,7 +9,7 @@ def create_backend(target: str, arch: str | None) -> Backend:
 
     Raises:
         BackendUnavailableError: the target cannot be compiled for here, with what is missing.
-        InputError: the architecture is not one the target knows.
+        InputError: the target, or the architecture, is not one there is.
     """
     if target == "cpu":
         from dspark_compiler.backends.cpu import CpuBackend
@@ -23,4 +23,8 @@ def create_backend(target: str, arch: str | None) -> Backend:
         from dspark_compiler.backends.vulkan.backend import VulkanBackend
 
         return VulkanBackend(arch)
-    raise BackendUnavailableError(f"--target {target}: not available in this version; use --target cpu, cuda or vulkan")
+    if target == "rocm":
+        from dspark_compiler.backends.rocm.backend import RocmBackend
+
+        return RocmBackend(arch)
+    raise InputError(f"--target {target}: there is none of this name")

@@ -7,6 +7,7 @@ from dspark_compiler.bench.vulkan_reads import VulkanReads
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import load_cudart, load_libraries
+from dspark_compiler.runtime.rocm import open_runtime
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 
 _BUFFER_BYTES = 1 << 30  # far more than the second-level cache holds
@@ -59,5 +60,7 @@ def of_artifact(artifact: Artifact) -> CopyBandwidth | VulkanReads:
     """
     if artifact.manifest.target.kind == "cuda":
         return CopyBandwidth(CudaRuntime(load_cudart(artifact), artifact.device))
+    if artifact.manifest.target.kind == "rocm":
+        return CopyBandwidth(open_runtime(artifact))
     load_libraries(artifact)
     return VulkanReads(VulkanRuntime(artifact.device), artifact.device)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact.amd import find_hip
 from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.bench.contestants import COMPILED
@@ -65,6 +66,9 @@ def device_of(artifact: Artifact) -> str:
     if kind == "vulkan" and (vulkan := find_vulkan()) is not None and artifact.device < len(vulkan.devices):
         device = vulkan.devices[artifact.device]
         return f"{device.name}, {device.driver}, {device.memory_bytes / 2**30:.0f} GiB"
+    if kind == "rocm" and (hip := find_hip()) is not None and artifact.device < len(hip.gpus):
+        amd = hip.gpus[artifact.device]
+        return f"{amd.name}, {amd.memory_bytes / 2**30:.0f} GiB"
     return str(processor())
 
 

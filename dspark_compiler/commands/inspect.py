@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dspark_compiler.commands.base import Command, print_json
+from dspark_compiler.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,13 +17,29 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", cls=Command)
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", metavar="ARTIFACT")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the artifact's SHA-256 sums.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect_command(artifact: Path, no_verify: bool, as_json: bool) -> None:
-    """Show model, target, entry points, sizes and compile report of ARTIFACT."""
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write an HTML page of what each pass did to the graph instead.",
+)
+def inspect_command(artifact: str, no_verify: bool, as_json: bool, graph: Path | None) -> None:
+    """Show model, target, entry points, sizes and compile report of ARTIFACT.
+
+    With --graph ARTIFACT may be a model, too: its passes are run as a compile without options would, for the CPU.
+    """
     from dspark_compiler.artifact import Artifact
 
+    if graph is not None:
+        from dspark_compiler.commands.graph_page import write_page
+
+        if as_json:
+            raise InputError("--json: --graph writes a page; give one of them")
+        click.echo(write_page(artifact, graph, verify=not no_verify))
+        return
     # Looking at an artifact for another machine is fine.
     opened = Artifact.open(artifact, verify=not no_verify, runnable=False)
     summary = summarize(opened)

@@ -1,16 +1,17 @@
 """What each target needs besides Python packages."""
 
-import ctypes.util
 import importlib.util
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 
+from dspark_compiler import rocm_runtime, vulkan_runtime
+from dspark_compiler.artifact.amd import find_hip
 from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import find_driver
 from dspark_compiler.artifact.vulkan import VulkanDevice, find_vulkan
 from dspark_compiler.doctor.findings import Finding, Status
-from dspark_compiler.vulkan_runtime import library as vulkan_runtime
+from dspark_compiler.native.library import NativeLibrary
 
 _TELLING = ("float16", "storage16", "int8", "storage8")  # features that decide which kernels a device can run
 _COMPILERS = ("cc", "gcc", "clang", "g++")  # any of them links a compiled model
@@ -69,8 +70,29 @@ def _gpu_findings(section: str) -> Iterator[Finding]:
 
 
 def rocm_findings() -> Iterator[Finding]:
-    """AMD's runtime and linker."""
-    return _found("target rocm", libraries=("amdhip64",), programs=("rocminfo", "ld.lld"))
+    """The rocm target: HIP and a GPU to run, a linker, the device libraries and our runtime library to compile."""
+    section = "target rocm"
+    yield Finding(section, "state", Status.ABSENT, "built and checked, not yet run on hardware")
+    hip = find_hip()
+    if hip is None:
+        yield Finding(section, "HIP", Status.ABSENT, "no libamdhip64.so found; compiling needs none")
+    elif not hip.gpus:
+        yield Finding(section, "GPU", Status.ABSENT, str(hip.problem))
+    for index, gpu in enumerate(hip.gpus if hip is not None else ()):
+        detail = f"{gpu.name}, {gpu.arch}, {gpu.memory_bytes / 2**30:.0f} GiB"
+        yield Finding(section, f"GPU {index}", Status.OK, detail)
+    if importlib.util.find_spec("tvm") is None:
+        yield Finding(section, "compiler", Status.ABSENT, "known once the packages for compiling are installed")
+        return
+    from dspark_compiler.backends.rocm import tools
+
+    for name, path, remedy in (
+        ("linker", tools.find_lld(), tools.LLD_REMEDY),
+        ("device libraries", tools.find_bitcode(), tools.BITCODE_REMEDY),
+    ):
+        detail = f"--target rocm needs {remedy}" if path is None else str(path)
+        yield Finding(section, name, Status.ABSENT if path is None else Status.OK, detail)
+    yield _runtime(section, rocm_runtime.library)
 
 
 def vulkan_findings() -> Iterator[Finding]:
@@ -84,12 +106,16 @@ def vulkan_findings() -> Iterator[Finding]:
         yield Finding(section, "device", Status.ABSENT, detail)
     for index, device in enumerate(vulkan.devices if vulkan is not None else ()):
         yield _vulkan_device(section, index, device)
-    if (missing := vulkan_runtime.missing()) and not vulkan_runtime.is_built():
-        detail = f"cannot be built without {' and '.join(missing)}; --target vulkan needs it"
-        yield Finding(section, "runtime", Status.ABSENT, detail)
-    else:
-        detail = str(vulkan_runtime.find()) if vulkan_runtime.is_built() else "built at the first use"
-        yield Finding(section, "runtime", Status.OK, detail)
+    yield _runtime(section, vulkan_runtime.library)
+
+
+def _runtime(section: str, library: NativeLibrary) -> Finding:
+    """Our library that runs what is compiled for a target."""
+    if (missing := library.missing()) and not library.is_built():
+        detail = f"cannot be built without {' and '.join(missing)}; --target {library.target} needs it"
+        return Finding(section, "runtime", Status.ABSENT, detail)
+    detail = str(library.find()) if library.is_built() else "built at the first use"
+    return Finding(section, "runtime", Status.OK, detail)
 
 
 def _vulkan_device(section: str, index: int, device: VulkanDevice) -> Finding:
@@ -120,14 +146,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _found(section: str, libraries: Sequence[str], programs: Sequence[str]) -> Iterator[Finding]:
-    """Says first that the target cannot be had, whatever is found of it."""
-    yield Finding(section, "compiling", Status.ABSENT, "not available in this version; --target cpu is")
-    for name in libraries:
-        path = ctypes.util.find_library(name)
-        yield Finding(section, f"lib{name}", Status.OK if path else Status.ABSENT, path or "not found")
-    for name in programs:
-        path = shutil.which(name)
-        yield Finding(section, name, Status.OK if path else Status.ABSENT, path or "not found")

@@ -6,7 +6,7 @@ point, ``@`` params and states by name.
 
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,33 +39,39 @@ def _lines(entry: EntryPoint) -> Iterator[str]:
     for role in Role:
         for node in entry.placeholders(role):
             names[node] = ("%" if role is Role.INPUT else "@") + node.meta["ref"]
-            yield f"  {role.value} {names[node]}: {_type(node.meta['val'])}"
+            yield f"  {role.value} {names[node]}: {type_text(node.meta['val'])}"
     number = itertools.count()
     for node in entry.graph.graph.nodes:
         if node.op == "call_function":
             names[node] = f"%{next(number)}"
-            args = [_text(a, names) for a in node.args]
-            args += [f"{key}={_text(a, names)}" for key, a in node.kwargs.items()]
-            yield f"  {names[node]} = {operator_name(node)}({', '.join(args)}): {_type(node.meta['val'])}"
+            args = arguments_text(node, names)
+            yield f"  {names[node]} = {operator_name(node)}({args}): {type_text(node.meta['val'])}"
         elif node.op == "output":
             results = zip(entry.outputs, node.args[0], strict=True)
-            yield f"  return {', '.join(f'{name}={_text(result, names)}' for name, result in results)}".rstrip()
+            yield f"  return {', '.join(f'{name}={argument_text(result, names)}' for name, result in results)}".rstrip()
 
 
-def _type(value: Any) -> str:
+def type_text(value: Any) -> str:
     """``float32[1, 16, 576]``."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, tuple | list):
-        return f"({', '.join(_type(v) for v in value)})"
+        return f"({', '.join(type_text(v) for v in value)})"
     return "none" if value is None else type(value).__name__
 
 
-def _text(argument: Any, names: dict[fx.Node, str]) -> str:
+def arguments_text(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+    """All arguments of an operator, as in a call."""
+    args = [argument_text(a, names) for a in node.args]
+    return ", ".join(args + [f"{key}={argument_text(a, names)}" for key, a in node.kwargs.items()])
+
+
+def argument_text(argument: Any, names: Mapping[fx.Node, str]) -> str:
+    """An operator's argument, nodes by their names."""
     if isinstance(argument, fx.Node):
         return names[argument]
     if isinstance(argument, tuple | list):
-        return f"[{', '.join(_text(a, names) for a in argument)}]"
+        return f"[{', '.join(argument_text(a, names) for a in argument)}]"
     if isinstance(argument, torch.dtype):
         return str(argument).removeprefix("torch.")
     return str(argument)

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, TypeAlias
 from torch import fx
 from torch._ops import OpOverload
 
+from dspark_compiler.graph.printer import operator_name
 from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.values import infer
 
 Bindings: TypeAlias = dict[str, Any]
@@ -35,28 +37,28 @@ def emit(before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kwa
     return node
 
 
-def erase_dead(graph: fx.Graph) -> int:
-    """Erases operators whose results nobody uses and that write nothing; placeholders stay. Returns how many."""
-    erased = 0
+def erase_dead(graph: fx.Graph) -> list[str]:
+    """Erases operators whose results nobody uses and that write nothing; placeholders stay. Returns their names."""
+    erased = []
     for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users and not is_mutating(node):
             graph.erase_node(node)
-            erased += 1
+            erased.append(node.name)
     return erased
 
 
-def drop_unused_params(program: Program) -> bool:
-    """Erases param placeholders without users, and params no entry point refers to. Returns whether there were any."""
-    dropped = False
+def drop_unused_params(program: Program) -> list[str]:
+    """Erases param placeholders without users, and params no entry point refers to. Returns the params' names."""
+    dropped = []
     for entry in program.entries.values():
         for node in list(entry.placeholders(Role.PARAM)):
             if not node.users:
                 entry.graph.graph.erase_node(node)
-                dropped = True
+                dropped.append(node.meta["ref"])
     for ref in program.params.keys() - program.used_params():
         del program.params[ref]
-        dropped = True
-    return dropped
+        dropped.append(ref)
+    return list(dict.fromkeys(dropped))
 
 
 @dataclass(frozen=True)
@@ -164,16 +166,16 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of applying rules: how many rewrites, and for each declined match a node name and reason."""
+    """What came of applying rules: the rewrites made, and the matches left alone."""
 
-    count: int
-    declined: tuple[str, ...]
+    matched: tuple[Match, ...]
+    declined: tuple[Declined, ...]
 
 
 def apply_rules(entry: EntryPoint, rules: Sequence[Rule]) -> Applied:
     """Tries each rule at each node, last node first, so that the widest match wins; erases what died."""
     graph = entry.graph.graph
-    count, declined = 0, []
+    matched, declined = [], []
     for node in list(reversed(graph.nodes)):
         if node.op != "call_function" or (not node.users and not is_mutating(node)):
             continue
@@ -183,13 +185,18 @@ def apply_rules(entry: EntryPoint, rules: Sequence[Rule]) -> Applied:
                 continue
             reason = rule.check(node, found)
             if reason is not None:
-                declined.append(f"{entry.name}: {node.name}: {reason}")
+                declined.append(Declined(node.name, reason, entry.name))
                 continue
-            node.replace_all_uses_with(rule.rewrite(node, found))
+            replacement = rule.rewrite(node, found)
+            node.replace_all_uses_with(replacement)
             _erase_chain(node)
-            count += 1
+            matched.append(Match(node.name, f"{type(rule).__name__}: {_names(replacement)}", entry.name))
             break
-    return Applied(count, tuple(declined))
+    return Applied(tuple(matched), tuple(declined))
+
+
+def _names(node: fx.Node) -> str:
+    return operator_name(node) if node.op == "call_function" else node.name
 
 
 def _erase_chain(node: fx.Node) -> None:

@@ -51,6 +51,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     Attributes:
         env: the value of each node that has been converted.
         prepared: what kernels made besides their own node's value, for a node that begins with it.
+        scratch: tensors that kernels of the entry point hand on to each other, by name, as they were written last.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.entry: EntryPoint | None = None
         self.fusions = Epilogues()
         self.prepared: dict[fx.Node, tuple[Any, ...]] = {}
+        self.scratch: dict[str, Any] = {}
         self._kernels: dict[str, Any] = {}
         self._reshaped_from: dict[Any, Any] = {}
         self._state_of: dict[Any, fx.Node] = {}
@@ -102,8 +104,8 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
     ) -> Any:
         """Calls a kernel that writes some of its arguments, and fills a fresh tensor for each of ``outs``.
 
-        Whoever reads a written state afterwards depends on this call: Relax knows no other order. Returns the first
-        fresh tensor, or the first state as written where there is none.
+        Whoever reads a written state or scratch tensor afterwards depends on this call: Relax knows no other order.
+        Returns the first fresh tensor, or the first argument as written where there is none.
         """
         types = [relax.TensorType(out.shape, out.dtype) for out in outs] + [args[i].ty for i in written]
         indices = [*[-1] * len(outs), *written]
@@ -114,9 +116,7 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
             [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(count)] if count > 1 else [result]
         )
         for i, value in zip(written, results[count - len(written) :], strict=True):
-            state = self._state_of[args[i]]
-            self.env[state] = value
-            self._state_of[value] = state
+            self._replace(args[i], value)
         return results[0]
 
     def template(self, name: str, *args: Any, **options: Any) -> tvm.tirx.PrimFunc:
@@ -150,10 +150,21 @@ class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]
         self._reshaped_from[result] = origin
         return result
 
+    def _replace(self, before: Any, after: Any) -> None:
+        """A state or scratch tensor as a call has written it."""
+        for name, kept in self.scratch.items():
+            if kept.same_as(before):
+                self.scratch[name] = after
+                return
+        state = self._state_of[before]
+        self.env[state] = after
+        self._state_of[after] = state
+
     def _import(self, entry: EntryPoint) -> None:
         self.entry = entry
         self.env.clear()
         self.prepared.clear()
+        self.scratch.clear()
         self._reshaped_from.clear()
         arguments = self.arguments(entry)
         variables = {node: relax.Var(node.name, self._type(node)) for node in arguments}

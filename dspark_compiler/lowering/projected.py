@@ -36,7 +36,9 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """Columns of a projection from ``start`` on, as heads; keys and queries are normed and rotated, if they are."""
+
     source: fx.Node
     start: int
     norm: fx.Node | None
@@ -45,7 +47,7 @@ class _Part:
 
 def find_projection(q: fx.Node, k: fx.Node, v: fx.Node) -> Projected | None:
     """The one projection that q, k and v [b,*,S,D] are parts of, in this order and without a gap."""
-    parts = [_part(node) for node in (q, k, v)]
+    parts = [find_part(node) for node in (q, k, v)]
     queries, keys, values = parts
     if queries is None or keys is None or values is None:
         return None
@@ -65,7 +67,7 @@ def find_projection(q: fx.Node, k: fx.Node, v: fx.Node) -> Projected | None:
     return Projected(queries.source, (queries.norm, keys.norm), queries.tables)
 
 
-def _part(node: fx.Node) -> _Part | None:
+def find_part(node: fx.Node) -> Part | None:
     """Heads [b,H,S,D] as a piece of a projection's columns, normed head by head and rotated or not."""
     tables: tuple[Any, Any] | None = None
     if node.target is _dspark.rope.default:
@@ -83,4 +85,4 @@ def _part(node: fx.Node) -> _Part | None:
     source, axis, start, *_ = args_of(piece)
     if axis != len(shape_of(source)) - 1 or len(shape_of(source)) != 3 or len(piece.args) != 4:
         return None
-    return _Part(source, start, norm, tables)
+    return Part(source, start, norm, tables)

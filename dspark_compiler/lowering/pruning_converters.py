@@ -93,27 +93,27 @@ def write_state(node: fx.Node, importer: EntryImporter) -> Any:
 def read_keys(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_keys(k_cache, k_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"], given["k_scale"])
-    kernel = importer.template("read_keys", _cache_name("read_keys", shape), shape)
+    shape = cache_shape(given["k_cache"], given["k_scale"])
+    kernel = importer.template("read_keys", cache_name("read_keys", shape), shape)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def read_values(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.read_values(v_cache, v_scale, sequence)."""
     given = bound_args(node)
-    shape = _cache_shape(given["v_cache"], given["v_scale"])
-    kernel = importer.template("read_values", _cache_name("read_values", shape), shape)
+    shape = cache_shape(given["v_cache"], given["v_scale"])
+    kernel = importer.template("read_values", cache_name("read_values", shape), shape)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
 
 def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.attention_mass(ring, k_cache, …)."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"], given["k_scale"])
+    shape = cache_shape(given["k_cache"], given["k_scale"])
     _, heads, places, _ = shape_of(given["ring"])
     scoring = Scoring(given["scale"], given["window"], given["softcap"], given["sinks"] is not None)
     last, bounded = given["last"], given["pending"] is not None
-    name = _cache_name("attention_mass", shape) + f"_h{heads}_r{places}_{last}_{scoring}_{bounded}"
+    name = cache_name("attention_mass", shape) + f"_h{heads}_r{places}_{last}_{scoring}_{bounded}"
     kernel = importer.template(
         "attention_mass", identifier(name), shape, scoring, heads=heads, places=places, last=last, bounded=bounded
     )
@@ -123,9 +123,9 @@ def attention_mass(node: fx.Node, importer: EntryImporter) -> Any:
 def logit_moments(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.logit_moments(queries, k_cache, k_scale, sequence, length, scale)."""
     given = bound_args(node)
-    shape, scale = _cache_shape(given["k_cache"], given["k_scale"]), given["scale"]
+    shape, scale = cache_shape(given["k_cache"], given["k_scale"]), given["scale"]
     _, heads, queries, _ = shape_of(given["queries"])
-    name = identifier(_cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
+    name = identifier(cache_name("logit_moments", shape) + f"_h{heads}_r{queries}_{scale!r}")
     kernel = importer.template("logit_moments", name, shape, scale, heads=heads, queries=queries)
     return importer.call(kernel, _tensors(importer, node), PhysicalTensor(shape_of(node), "float32"))
 
@@ -144,11 +144,24 @@ def select_slots(node: fx.Node, importer: EntryImporter) -> Any:
 def compact_slots(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.compact_slots: writes k_cache, v_cache, slot_position and, where given, slot_score and the scales."""
     given = bound_args(node)
-    shape = _cache_shape(given["k_cache"], given["k_scale"], given["v_cache"])
+    shape = cache_shape(given["k_cache"], given["k_scale"], given["v_cache"])
     scored = given["slot_score"] is not None
-    name = _cache_name("compact_slots", shape) + ("_scored" if scored else "")
+    name = cache_name("compact_slots", shape) + ("_scored" if scored else "")
     kernel = importer.template("compact_slots", name, shape, scored=scored)
     return _write(importer, kernel, node)
+
+
+def cache_shape(cache: fx.Node, scale: fx.Node | None, values: fx.Node | None = None) -> CacheShape:
+    """Sizes of a cache of keys or of values, or of both."""
+    batch, kv_heads, slots, dim = shape_of(cache)
+    value_dim = dim if values is None else shape_of(values)[3]
+    return CacheShape(batch, kv_heads, slots, dim, value_dim, storage_of(cache, scale))
+
+
+def cache_name(kind: str, shape: CacheShape) -> str:
+    """The name of a kernel on a cache of such a shape."""
+    sizes = f"{shape.batch}x{shape.kv_heads}x{shape.slots}x{shape.head_dim}x{shape.value_dim}"
+    return f"{kind}_{sizes}_{type(shape.storage).__name__.lower()}"
 
 
 def _tensors(importer: EntryImporter, node: fx.Node) -> list[Any]:
@@ -171,13 +184,6 @@ def _row_shape(state: fx.Node, rows: fx.Node) -> RowShape:
     return RowShape(batch, heads, places, calls, width, dim)
 
 
-def _cache_shape(cache: fx.Node, scale: fx.Node | None, values: fx.Node | None = None) -> CacheShape:
-    """Sizes of a cache of keys or of values, or of both."""
-    batch, kv_heads, slots, dim = shape_of(cache)
-    value_dim = dim if values is None else shape_of(values)[3]
-    return CacheShape(batch, kv_heads, slots, dim, value_dim, storage_of(cache, scale))
-
-
 def _row_name(kind: str, shape: RowShape) -> str:
     sizes = (shape.batch, shape.heads, shape.places, shape.rows, shape.width, shape.dim)
     return f"{kind}_" + "x".join(map(str, sizes))
@@ -185,8 +191,3 @@ def _row_name(kind: str, shape: RowShape) -> str:
 
 def _state_name(kind: str, state: PhysicalTensor) -> str:
     return f"{kind}_{'x'.join(map(str, state.shape))}_{state.dtype}"
-
-
-def _cache_name(kind: str, shape: CacheShape) -> str:
-    sizes = f"{shape.batch}x{shape.kv_heads}x{shape.slots}x{shape.head_dim}x{shape.value_dim}"
-    return f"{kind}_{sizes}_{type(shape.storage).__name__.lower()}"

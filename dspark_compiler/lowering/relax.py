@@ -8,9 +8,11 @@ from dspark_compiler.lowering.cpu.target import cpu_lowering
 from dspark_compiler.lowering.cuda.target import cuda_lowering
 from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.lowering.rocm.target import rocm_lowering
 from dspark_compiler.lowering.simt.target import simt_lowering
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.database import Records
+from dspark_compiler.schedules.rocm.layouts import WaveLayouts
 from dspark_compiler.schedules.simt.layouts import RowLayouts
 
 
@@ -40,6 +42,8 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
 def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, FragmentLayouts):
         return cuda_lowering(plan.layouts.dtype, plan.layouts.arch)
+    if isinstance(plan.layouts, WaveLayouts):
+        return rocm_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, RowLayouts):
-        return simt_lowering()
+        return simt_lowering(plan.layouts.dtype, atomics=True)
     return cpu_lowering(plan.isa)

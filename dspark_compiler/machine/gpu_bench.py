@@ -1,4 +1,4 @@
-"""An Nvidia GPU as what tuning measures on: all cores compile while it runs what is done."""
+"""A GPU as what tuning measures on: all cores compile while it runs what is done."""
 
 import os
 import subprocess

@@ -1,14 +1,12 @@
-"""Kernels for an Nvidia GPU: compiled by one process, run and timed by another, in graphs as the runtime replays them.
+"""Kernels for a GPU: compiled by one process, run and timed by another, in graphs as the runtime replays them.
 
 What is here runs in processes of its own: nvcc takes seconds, and a kernel that goes wrong takes its process' GPU with
 it.
 """
 
-import ctypes
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,12 @@ import tvm
 from numpy.typing import NDArray
 
 from dspark_compiler.artifact import TensorInfo
-from dspark_compiler.backends import cuda_toolkit
 from dspark_compiler.errors import LoweringError
-from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
+from dspark_compiler.machine.gpu_toolchains import context_of, ready_to_compile
+from dspark_compiler.runtime.gpu_context import GpuContext
 from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
 from dspark_compiler.schedules.bench import Build, Run, Sample
-from dspark_compiler.schedules.cuda.dependent_launch import register_pipeline
 
 _COLD_BYTES = 160 << 20  # rotated through: well over the L2 of any GPU so far
 _LEAST_CALLS = 4  # of a graph, so that its launch does not count
@@ -38,6 +34,7 @@ class Library:
     path: str = ""
     function: str = ""
     failure: str | None = None
+    kind: str = "cuda"  # of the target
 
 
 def compile_kernels(builds: Sequence[Build], target: Any, start: str) -> list[Library]:
@@ -68,12 +65,12 @@ def compile_kernels(builds: Sequence[Build], target: Any, start: str) -> list[Li
 
 
 def _compile(functions: dict[int, tvm.tirx.PrimFunc], target: Any, path: str) -> dict[int, Library]:
-    cuda_toolkit.prepare()
+    pipeline = ready_to_compile(target.kind.name)
     named = {i: f"kernel_{i}" for i in functions}
     module = tvm.IRModule({name: functions[i].with_attr("global_symbol", name) for i, name in named.items()})
     with target:
-        tvm.compile(module, target=target, tir_pipeline=register_pipeline()).export_library(path)
-    return {i: Library(path, name) for i, name in named.items()}
+        tvm.compile(module, target=target, tir_pipeline=pipeline).export_library(path)
+    return {i: Library(path, name, kind=target.kind.name) for i, name in named.items()}
 
 
 def run_kernels(libraries: Sequence[Library], sample: Sample) -> list[Run]:
@@ -82,7 +79,10 @@ def run_kernels(libraries: Sequence[Library], sample: Sample) -> list[Run]:
     Raises:
         DeviceError: a kernel has brought down the GPU's context, and this process is of no use any more.
     """
-    context = _context()
+    kinds = {library.kind for library in libraries if library.failure is None}
+    if not kinds:
+        return [Run(failure=library.failure) for library in libraries]
+    context = context_of(kinds.pop())
     memory = _Memory(context, sample)
     runs, working = [], []
     outputs: list[NDArray[Any]] = []
@@ -124,6 +124,9 @@ class _Memory:
                 described[names[turn][i]] = TensorInfo(operand.shape, str(operand.values.dtype))
         described["output"] = TensorInfo(sample.expected.shape, sample.dtype)
         self._context = context
+        # Not every GPU reads memory it does not know.
+        sent = max((min(operand.values.nbytes, operand.nbytes) for operand in sample.operands), default=0)
+        self._staging = context.cuda.pinned(max(sent, sample.expected.size * np.dtype(sample.dtype).itemsize))
         self._slab = Slab(context.cuda, described, context.where)
         self._output = np.empty(sample.expected.shape, np.dtype(sample.dtype))
         for i, operand in enumerate(sample.operands):
@@ -137,9 +140,9 @@ class _Memory:
         """Repeats ``values`` until they fill the tensor."""
         cuda, stream = self._context.cuda, self._context.stream
         address = self._slab.address + self._slab.offsets[name]
-        source = np.ascontiguousarray(values)
-        filled = min(source.nbytes, size)
-        cuda.copy(address, source.ctypes.data, filled, stream)
+        filled = min(values.nbytes, size)
+        self._staging[:filled] = np.ascontiguousarray(values).view(np.uint8).reshape(-1)[:filled]
+        cuda.copy(address, self._staging.ctypes.data, filled, stream)
         cuda.synchronize(stream)
         while filled < size:
             step = min(filled, size - filled)
@@ -155,8 +158,9 @@ class _Memory:
         """What the last kernel has written."""
         address = self._slab.address + self._slab.offsets["output"]
         found = np.empty_like(self._output)
-        self._context.cuda.copy(found.ctypes.data, address, found.nbytes, self._context.stream)
+        self._context.cuda.copy(self._staging.ctypes.data, address, found.nbytes, self._context.stream)
         self._context.cuda.synchronize(self._context.stream)
+        found.view(np.uint8).reshape(-1)[:] = self._staging[: found.nbytes]
         return found
 
 
@@ -164,7 +168,7 @@ def _times(
     context: GpuContext, functions: Sequence[Callable[..., Any]], arguments: Sequence[Sequence[Any]]
 ) -> list[float]:
     """Seconds a call of each kernel, the median over rounds in which their graphs are replayed in turns."""
-    cuda, stream = _runtime(), context.stream
+    cuda, stream = context.cuda, context.stream
     calls = max(len(arguments), _LEAST_CALLS)
     graphs = []
     for function in functions:
@@ -185,18 +189,6 @@ def _times(
     for graph in graphs:
         cuda.destroy(graph)
     return [statistics.median(found[1:]) for found in times]  # the first round warms up
-
-
-@cache
-def _context() -> GpuContext:
-    """This process' context; nothing is given back to other work while it is kept."""
-    return GpuContext(_runtime(), FIRST_GPU)
-
-
-@cache
-def _runtime() -> CudaRuntime:
-    cuda_toolkit.prepare()
-    return CudaRuntime(ctypes.CDLL("libcudart.so.13"))
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

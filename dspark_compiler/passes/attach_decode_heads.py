@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import DecodeHeads, EntryKind, EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Match
 from dspark_compiler.graph.signature import entry_inputs
 from dspark_compiler.graph.splice import splice
 from dspark_compiler.graph.values import spec_of
@@ -43,6 +44,7 @@ class AttachDecodeHeads(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply; raises PassError where the target's graph does not have what the drafter reads."""
+        before = set(program.entries)
         if not program.states:
             raise PassError(f"{self.name}: the program has no cache; run insert_kv_cache first")
         if self.heads is None:
@@ -55,7 +57,15 @@ class AttachDecodeHeads(Pass):
             program.entries[f"accept_{verify.width}"] = accept_entry(verify, probs)
         for entry in program.entries.values():
             unmark(entry)
-        return PassResult(program, True)
+        made = [Match(name, "entry point made") for name in program.entries if name not in before]
+        return PassResult(program, (*self._fed(program), *made))
+
+    def _fed(self, program: Program) -> list[Match]:
+        """The entry points that a drafter with weights reads."""
+        if self.heads is None:
+            return [Match("program", "drafts by looking the prompt up")]
+        what = f"writes the memory of a {self.heads.drafter.config.drafter_type} drafter"
+        return [Match(entry.name, what) for entry in program.entries.values() if entry.kind in _FEEDING]
 
     def _attach(self, program: Program, heads: Heads) -> None:
         drafter = heads.drafter

@@ -3,26 +3,38 @@
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dspark_compiler.graph.history import History
 from dspark_compiler.graph.printer import operator_name, print_entry
 from dspark_compiler.graph.program import Program
+from dspark_compiler.graph.remarks import Declined, Match
+from dspark_compiler.graph.rewrite import Applied
 from dspark_compiler.graph.verify import verify
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass leaves: the program, whether it is another than before, and remarks.
-
-    A remark on a rewrite that did not apply reads ``ENTRY: NODE: reason``.
-    """
+    """What a pass leaves: the program, each rewrite it made, and those it declined to make."""
 
     program: Program
-    modified: bool
-    notes: tuple[str, ...] = ()
+    matched: tuple[Match, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    @classmethod
+    def of_rules(cls, program: Program, results: Iterable[Applied]) -> "PassResult":
+        """What applying rules to entry points, one after the other, left."""
+        applied = tuple(results)
+        matched = (match for result in applied for match in result.matched)
+        return cls(program, tuple(matched), tuple(declined for result in applied for declined in result.declined))
+
+    @property
+    def modified(self) -> bool:
+        """Whether the program is another than before: no pass changes it without a match."""
+        return bool(self.matched)
 
 
 @dataclass(frozen=True)
@@ -50,20 +62,26 @@ class PassReport:
 
     name: str
     seconds: float  # of the pass alone, without verification
-    modified: bool
     before: Counter[str]
     after: Counter[str]
-    notes: tuple[str, ...]
+    matched: tuple[Match, ...]
+    declined: tuple[Declined, ...]
+
+    @property
+    def modified(self) -> bool:
+        """See PassResult.modified."""
+        return bool(self.matched)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types; operators only where their number changed."""
+        """The report as JSON types; operators only where their number changed, matches and reasons by their number."""
         changed = sorted(name for name in self.before | self.after if self.before[name] != self.after[name])
         return {
             "name": self.name,
             "seconds": round(self.seconds, 3),
             "modified": self.modified,
             "operators": {name: [self.before[name], self.after[name]] for name in changed},
-            "notes": list(self.notes),
+            "matched": Counter(match.what for match in self.matched),
+            "declined": Counter(declined.reason for declined in self.declined),
         }
 
 
@@ -73,6 +91,7 @@ def run_passes(
     *,
     dump_dir: Path | None = None,
     on_pass: Callable[[PassReport], None] | None = None,
+    history: History | None = None,
 ) -> tuple[Program, tuple[PassReport, ...]]:
     """Runs passes in order, verifying the program before the first and after each.
 
@@ -81,6 +100,7 @@ def run_passes(
         program: consumed; use the one returned.
         dump_dir: where to write ``NN-PASS.ENTRY.txt`` after each pass, and ``00-capture.ENTRY.txt`` first.
         on_pass: called with each report as it comes.
+        history: given the program before the first pass and after each.
 
     Raises:
         PassError: a pass could not go on or left an invalid program; names pass, entry point and node.
@@ -88,6 +108,8 @@ def run_passes(
     """
     verify(program, "before the first pass")
     _dump(program, dump_dir, "00-capture")
+    if history is not None:
+        history.record("capture", program)
     reports = []
     after = _operators(program)
     for number, step in enumerate(passes, start=1):
@@ -98,10 +120,12 @@ def run_passes(
         verify(program, f"after {step.name}")
         _dump(program, dump_dir, f"{number:02d}-{step.name}")
         after = _operators(program)
-        report = PassReport(step.name, seconds, result.modified, before, after, result.notes)
+        report = PassReport(step.name, seconds, before, after, result.matched, result.declined)
         reports.append(report)
         if on_pass is not None:
             on_pass(report)
+        if history is not None:
+            history.record(step.name, program, result.matched, result.declined)
     for entry in program.entries.values():
         entry.graph.recompile()  # once: only who calls the module needs its code
     return program, tuple(reports)

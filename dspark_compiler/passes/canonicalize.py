@@ -13,7 +13,9 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from dspark_compiler.graph.printer import operator_name
 from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.graph.remarks import Match
 from dspark_compiler.graph.rewrite import emit, erase_dead
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -203,20 +205,25 @@ class Canonicalize(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
-        changes = [_canonicalize(entry) for entry in program.entries.values()]
-        return PassResult(program, any(changes))
+        return PassResult(program, tuple(match for entry in program.entries.values() for match in _canonicalize(entry)))
 
 
-def _canonicalize(entry: EntryPoint) -> bool:
+def _canonicalize(entry: EntryPoint) -> list[Match]:
     """One walk in order: what a node reads has its final form by then."""
     graph = entry.graph.graph
-    modified = False
-    for node in list(graph.nodes):
+    matched: dict[str, Match] = {}
+    old = list(graph.nodes)
+    there = set(old)
+
+    def note(node: fx.Node, what: str) -> None:
+        matched[node.name] = Match(node.name, what, entry.name)
+
+    for node in old:
         if node.op != "call_function":
             continue
         if node.target is aten._assert_tensor_metadata.default:  # shapes and types are static and verified
+            note(node, f"{operator_name(node)}: dropped")
             graph.erase_node(node)
-            modified = True
             continue
         simplify = _RULES.get(node.target)
         if simplify is None or not isinstance(node.meta.get("val"), Tensor):
@@ -225,5 +232,10 @@ def _canonicalize(entry: EntryPoint) -> bool:
         replacement = simplify(node)
         if replacement is not None:
             node.replace_all_uses_with(replacement)
-        modified |= replacement is not None or node.args != args
-    return erase_dead(graph) > 0 or modified
+            kept = "dropped" if replacement in there else f"becomes {operator_name(replacement)}"
+            note(node, f"{operator_name(node)}: {kept}")
+        elif node.args != args:
+            note(node, f"{operator_name(node)}: param to the right")
+    for name in erase_dead(graph):
+        matched.setdefault(name, Match(name, "nobody uses it", entry.name))
+    return list(matched.values())

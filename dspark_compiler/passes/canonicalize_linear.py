@@ -91,10 +91,5 @@ class CanonicalizeLinear(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
-        results = [
-            apply_rules(entry, (rule,))
-            for rule in (MatmulToLinear(), Unflatten())
-            for entry in program.entries.values()
-        ]
-        notes = tuple(note for result in results for note in result.declined)
-        return PassResult(program, any(result.count for result in results), notes)
+        rules, entries = (MatmulToLinear(), Unflatten()), program.entries.values()
+        return PassResult.of_rules(program, (apply_rules(entry, (rule,)) for rule in rules for entry in entries))

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import EntryKind, Program
+from dspark_compiler.graph.remarks import Match
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.passes.decode_heads.entries import accept_entry
 
@@ -21,4 +22,4 @@ class DrawTokens(Pass):
         if decode is None:
             raise PassError(f"{self.name}: the program has no entry point decode")
         program.entries["accept_1"] = accept_entry(decode, None)
-        return PassResult(program, True)
+        return PassResult(program, (Match("accept_1", f"entry point made, for the logits of {decode.name}"),))

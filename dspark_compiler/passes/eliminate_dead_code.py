@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dspark_compiler.graph.program import Program
+from dspark_compiler.graph.remarks import Match
 from dspark_compiler.graph.rewrite import drop_unused_params, erase_dead
 from dspark_compiler.passes.base import Pass, PassResult
 
@@ -19,6 +20,10 @@ class EliminateDeadCode(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
-        erased = sum(erase_dead(entry.graph.graph) for entry in program.entries.values())
-        dropped = drop_unused_params(program)
-        return PassResult(program, erased > 0 or dropped)
+        erased = [
+            Match(name, "nobody uses it", entry.name)
+            for entry in program.entries.values()
+            for name in erase_dead(entry.graph.graph)
+        ]
+        dropped = [Match(ref, "param nobody reads") for ref in drop_unused_params(program)]
+        return PassResult(program, (*erased, *dropped))

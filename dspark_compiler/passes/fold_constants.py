@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params, erase_dead, is_mutating
 from dspark_compiler.graph.values import infer, spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -42,11 +43,16 @@ class FoldConstants(Pass):
         constants = {name: _constants(entry) for name, entry in program.entries.items()}
         plan = _affordable(program, constants)
         _fold(program, plan)
-        inlined = [_inline_numbers(program, entry) for entry in program.entries.values()]
+        matched = [
+            Match(node.name, "folded into a param", entry.name)
+            for places in plan.sites.values()
+            for entry, node in places
+        ]
+        matched += [match for entry in program.entries.values() for match in _inline_numbers(program, entry)]
         for entry in program.entries.values():
             erase_dead(entry.graph.graph)
         drop_unused_params(program)
-        return PassResult(program, bool(plan.sites) or any(inlined), tuple(plan.refused.values()))
+        return PassResult(program, tuple(matched), tuple(plan.refused.values()))
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,12 @@ class _Plan:
     sites: dict[str, list[tuple[EntryPoint, fx.Node]]]  # by key
     reads: dict[str, frozenset[str]]  # params read, by key
     readers: dict[str, set[str]]  # by param: keys of expressions, and "" for a use at run time
-    refused: dict[str, str]  # by key: the note
+    refused: dict[str, Declined]  # by key
 
 
 def _affordable(program: Program, constants: dict[str, dict[fx.Node, _Constant]]) -> _Plan:
     """The widest expressions whose results fit the bound; refusing one puts its operands up instead."""
-    refused: dict[str, str] = {}
+    refused: dict[str, Declined] = {}
     while True:
         plan = _Plan(defaultdict(list), {}, defaultdict(set), refused)
         for name, entry in program.entries.items():
@@ -107,14 +113,14 @@ def _affordable(program: Program, constants: dict[str, dict[fx.Node, _Constant]]
             replaced = sum(program.params[ref].nbytes for ref in plan.reads[key] if plan.readers[ref] == {key})
             extra = _bytes(spec_of(node)) - replaced
             if extra > _SLACK_BYTES:
-                too_big[key] = f"{entry.name}: {node.name}: folding it would take {extra} more bytes"
+                too_big[key] = Declined(node.name, f"folding it would take {extra} more bytes", entry.name)
         if not too_big:
             return plan
         refused.update(too_big)
 
 
 def _demanded(
-    entry: EntryPoint, known: dict[fx.Node, _Constant], refused: dict[str, str]
+    entry: EntryPoint, known: dict[fx.Node, _Constant], refused: dict[str, Declined]
 ) -> Iterator[tuple[fx.Node, _Constant]]:
     """The constants that values computed at run time need, each once, as wide as may be folded."""
     waiting = [i for n in entry.graph.graph.nodes if n not in known for i in n.all_input_nodes if i in known]
@@ -161,9 +167,9 @@ def _evaluate(node: fx.Node, program: Program, values: dict[fx.Node, Any]) -> An
     return values[node]
 
 
-def _inline_numbers(program: Program, entry: EntryPoint) -> bool:
+def _inline_numbers(program: Program, entry: EntryPoint) -> list[Match]:
     """A param without axes becomes a literal of the operators that use it, if their results keep their type."""
-    modified = False
+    matched = []
     for param in list(entry.placeholders(Role.PARAM)):
         if param.meta["val"].dim() > 0:
             continue
@@ -175,10 +181,10 @@ def _inline_numbers(program: Program, entry: EntryPoint) -> bool:
             user.args = (args[0], number)
             value = infer(user)
             if TensorSpec(tuple(value.shape), value.dtype) == before:
-                modified = True
+                matched.append(Match(user.name, "takes a param without axes as a number", entry.name))
             else:
                 user.args = args
-    return modified
+    return matched
 
 
 def _bytes(spec: TensorSpec) -> int:

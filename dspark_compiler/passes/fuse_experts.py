@@ -72,6 +72,4 @@ class FuseExperts(Pass):
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
         rules = (WeightTimesColumn(), RowTimesWeight())
-        results = [apply_rules(entry, rules) for entry in program.entries.values()]
-        notes = tuple(note for result in results for note in result.declined)
-        return PassResult(program, any(result.count for result in results), notes)
+        return PassResult.of_rules(program, (apply_rules(entry, rules) for entry in program.entries.values()))

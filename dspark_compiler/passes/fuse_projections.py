@@ -2,9 +2,11 @@
 
 Each output row is still the product of the same input with the same weight row. The stacked weight is made once for
 all entry points, and the pieces are let go at once, so that at any time one group's weights are there twice at most.
+Keys and values of a drafter's layers are projected from confirmed tokens of all layers at once, and with the queries of
+a block layer by layer: where a launch costs more than a copy, such weights are in both stacks.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,6 +16,7 @@ import torch
 from torch import fx
 
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -26,8 +29,9 @@ _Places: TypeAlias = list[tuple[EntryPoint, list[fx.Node]]]
 
 @dataclass(frozen=True)
 class FuseProjections(Pass):
-    """See the module."""
+    """See the module; weights whose names begin with ``copied`` may be in several stacks."""
 
+    copied: str | None = None
     name: ClassVar[str] = "fuse_projections"
 
     def apply(self, program: Program) -> PassResult:
@@ -37,22 +41,36 @@ class FuseProjections(Pass):
             for linears in _siblings(entry):
                 groups[frozenset(_weight(n).meta["ref"] for n in linears)].append((entry, linears))
         users = _param_users(program)
-        fused, notes = 0, []
+        together = {n for places in groups.values() for _, linears in places for n in linears}
+        kept, matched, declined = [], [], []
         for places in groups.values():
-            reason = _objection(places, users)
+            reason = _objection(places, users, together if self.copied is not None else set(), self.copied or "")
             if reason is None:
-                _fuse(program, places)
-                fused += 1
+                kept.append(places)
+                matched += [
+                    Match(linear.name, f"one of {len(linears)} fused linears", entry.name)
+                    for entry, linears in places
+                    for linear in linears
+                ]
             else:
-                notes.append(f"{places[0][0].name}: {places[0][1][0].name}: {reason}")
+                declined += [Declined(linears[0].name, reason, entry.name) for entry, linears in places]
+        left = Counter(ref for places in groups.values() for ref in _refs(places))
+        for places in kept:
+            left.subtract(_refs(places))
+            _fuse(program, places, {ref for ref in _refs(places) if not left[ref]})
         drop_unused_params(program)
-        return PassResult(program, fused > 0, tuple(notes))
+        return PassResult(program, tuple(matched), tuple(declined))
 
 
 def _weight(linear: fx.Node) -> fx.Node:
     weight = linear.args[1]
     assert isinstance(weight, fx.Node)
     return weight
+
+
+def _refs(places: _Places) -> list[str]:
+    """The weights of a group."""
+    return [_weight(n).meta["ref"] for n in places[0][1]]
 
 
 def _bias(linear: fx.Node) -> fx.Node | None:
@@ -79,8 +97,8 @@ def _param_users(program: Program) -> dict[str, set[fx.Node]]:
     return users
 
 
-def _objection(places: _Places, users: dict[str, set[fx.Node]]) -> str | None:
-    """Why these linears must stay apart, or None."""
+def _objection(places: _Places, users: dict[str, set[fx.Node]], together: set[fx.Node], copied: str) -> str | None:
+    """Why these linears must stay apart, or None; weights of names in ``copied`` may be those of ``together``, too."""
     linears = {n for _, members in places for n in members}
     params = [p for n in linears for p in (_weight(n), _bias(n)) if p is not None]
     for param in params:
@@ -89,7 +107,8 @@ def _objection(places: _Places, users: dict[str, set[fx.Node]]) -> str | None:
     if len({n.meta["ref"] for n in params}) * len(places) != len(params):
         return "a weight or bias is shared between the projections"
     for param in params:
-        if not users[param.meta["ref"]] <= linears:
+        shared = together if param.meta["ref"].startswith(copied) else set()
+        if not users[param.meta["ref"]] <= linears | shared:
             return f"{param.meta['ref']} has other uses"
     dtypes = sorted({str(spec_of(p).dtype) for p in params})
     if len(dtypes) > 1:
@@ -97,20 +116,19 @@ def _objection(places: _Places, users: dict[str, set[fx.Node]]) -> str | None:
     return None
 
 
-def _fuse(program: Program, places: _Places) -> None:
+def _fuse(program: Program, places: _Places, last: set[str]) -> None:
+    """Stacks a group's weights; those that are in no stack made later, ``last``, are let go."""
     first = places[0][1]
     refs = [_weight(n).meta["ref"] for n in first]
     biases = [bias.meta["ref"] if bias is not None else None for bias in map(_bias, first)]
     name = _stacked_name(refs)
     sizes = [program.params[ref].shape[0] for ref in refs]
     stacked = {name: torch.cat([program.params[ref] for ref in refs])}
-    for ref in refs:
+    for ref in last:
         del program.params[ref]
     if any(biases):
         dtype = stacked[name].dtype
-        pieces = [
-            program.params.pop(b) if b else torch.zeros(n, dtype=dtype) for b, n in zip(biases, sizes, strict=True)
-        ]
+        pieces = [program.params[b] if b else torch.zeros(n, dtype=dtype) for b, n in zip(biases, sizes, strict=True)]
         stacked[f"{name.removesuffix('.weight')}.bias"] = torch.cat(pieces)
     assert not stacked.keys() & program.params.keys(), f"{name} is taken"
     program.params.update(stacked)

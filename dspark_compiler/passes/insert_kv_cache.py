@@ -13,6 +13,7 @@ from torch import fx
 
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import emit
 from dspark_compiler.graph.signature import entry_inputs
 from dspark_compiler.graph.values import spec_of
@@ -33,14 +34,14 @@ class InsertKVCache(Pass):
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply; raises PassError where an entry point does not fit the cache."""
         if program.states:
-            return PassResult(program, False, ("the program has its cache already",))
+            return PassResult(program, declined=(Declined("program", "has its cache already"),))
         for entry in program.entries.values():
             self._check(entry)
-        for entry in program.entries.values():
-            self._insert(program, entry)
+        matched = [match for entry in program.entries.values() for match in self._insert(program, entry)]
         if any(entry.kind is EntryKind.VERIFY for entry in program.entries.values()):
             program.entries["commit"] = self._commit(program)
-        return PassResult(program, True)
+            matched.append(Match("commit", "entry point made"))
+        return PassResult(program, tuple(matched))
 
     def _check(self, entry: EntryPoint) -> None:
         if entry.kind is not EntryKind.PREFILL and entry.batch != self.batch:
@@ -50,12 +51,13 @@ class InsertKVCache(Pass):
         if entry.width > self.slots:
             raise PassError(f"{self.name}: {entry.name}: {entry.width} tokens, but a sequence has {self.slots} slots")
 
-    def _insert(self, program: Program, entry: EntryPoint) -> None:
+    def _insert(self, program: Program, entry: EntryPoint) -> list[Match]:
         inputs = {
             ref: entry.add_placeholder(Role.INPUT, ref, spec)
             for ref, spec in entry_inputs(entry.kind, entry.batch, entry.width, cached=True).items()
         }
         seen: set[int] = set()
+        matched = []
         for node in list(entry.graph.graph.nodes):
             if node.target is not dspark.attention.default:
                 continue
@@ -68,9 +70,11 @@ class InsertKVCache(Pass):
             target = dspark.scratch_attention if entry.kind is EntryKind.VERIFY else dspark.append_attention
             args = (q, k, v, *states, *(inputs[ref] for ref in names), *options)
             node.replace_all_uses_with(emit(node, target.default, args))
+            matched.append(Match(node.name, f"becomes {target} over {len(states)} states", entry.name))
             entry.graph.graph.erase_node(node)
         if not seen:
             raise PassError(f"{self.name}: {entry.name}: has no dspark::attention to give a cache")
+        return matched
 
     def _states(self, program: Program, entry: EntryPoint, node: fx.Node) -> list[fx.Node]:
         """Placeholders of the cache a layer's attention works on, the states made on first sight."""

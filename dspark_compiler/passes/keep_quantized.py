@@ -1,6 +1,5 @@
 """Weights of a quantized checkpoint stay the codes and scales it has, to the bit, instead of the numbers they are."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,6 +10,7 @@ from torch import Tensor
 from dspark_compiler.config import Target
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import Program
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.passes.quantize_weights import Linears, linears_of_layers, put_quantized
@@ -30,22 +30,22 @@ class KeepQuantized(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply; raises PassError where no weight could be kept."""
-        notes = []
-        made: Counter[str] = Counter()
+        declined: list[Declined] = []
+        matched: list[Match] = []
         linears = linears_of_layers(program)
         for ref, places in linears.items():
             found = self._stored(program, ref)
             if isinstance(found, QuantizedWeight) and _is_looked_up(places) and not _has_row_scales(found):
                 found = "its rows are looked up, too, where there is no kernel for groups of columns"
             if isinstance(found, str):
-                notes.append(f"{places[0][0].name}: {ref}: {found}")
+                declined.append(Declined(ref, found))
                 continue
             put_quantized(program, ref, places, found)
-            made[found.format.tag] += 1
-        if linears and not made:
-            raise PassError(f"{self.name}: no weight is as the checkpoint has it; first, {notes[0]}")
+            matched.append(Match(ref, found.format.tag))
+        if linears and not matched:
+            raise PassError(f"{self.name}: no weight is as the checkpoint has it; first, {declined[0]}")
         drop_unused_params(program)
-        return PassResult(program, bool(made), (*notes, *(f"{count} weights: {tag}" for tag, count in made.items())))
+        return PassResult(program, tuple(matched), tuple(declined))
 
     def _stored(self, program: Program, ref: str) -> QuantizedWeight | str:
         """The checkpoint's form of a weight, or why there is none."""

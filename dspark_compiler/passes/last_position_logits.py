@@ -8,6 +8,7 @@ from torch import fx
 
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import emit
 from dspark_compiler.graph.values import infer, spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -34,18 +35,17 @@ class LastPositionLogits(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply; raises PassError where prefill has no count."""
-        notes = []
-        modified = False
+        matched: list[Match] = []
+        declined: list[Declined] = []
         for entry in program.entries.values():
             if "logits" not in entry.outputs:
                 continue
             if entry.kind is EntryKind.PREFILL and spec_of(logits_of(entry)).shape[1] > 1:
-                notes += self._keep_last(entry)
-                modified = True
-            modified |= _cast_logits(entry)
-        return PassResult(program, modified, tuple(notes))
+                self._keep_last(entry, matched, declined)
+            matched += _cast_logits(entry)
+        return PassResult(program, tuple(matched), tuple(declined))
 
-    def _keep_last(self, entry: EntryPoint) -> list[str]:
+    def _keep_last(self, entry: EntryPoint, matched: list[Match], declined: list[Declined]) -> None:
         count = entry.placeholder("count")
         if count is None:
             raise PassError(f"{self.name}: {entry.name}: no input count; run insert_kv_cache first")
@@ -56,11 +56,13 @@ class LastPositionLogits(Pass):
             head.replace_input_with(hidden, emit(head, dspark.last_row.default, (hidden, count)))
             for node in (head, *rest):
                 node.meta["val"] = infer(node)
-            return []
+            matched.append(Match(head.name, "the head runs on the last real token", entry.name))
+            return
         output = next(iter(reversed(entry.graph.graph.nodes)))
         logits = logits_of(entry)
         output.replace_input_with(logits, emit(output, dspark.last_row.default, (logits, count)))
-        return [f"{entry.name}: {head.name}: {reason}; the head runs on every token"]
+        matched.append(Match(logits.name, "logits of the last real token are picked from all", entry.name))
+        declined.append(Declined(head.name, f"{reason}; the head runs on every token", entry.name))
 
 
 def logits_of(entry: EntryPoint) -> fx.Node:
@@ -92,11 +94,11 @@ def find_head(logits: fx.Node) -> tuple[fx.Node, list[fx.Node], str | None]:
     return node, rest, None
 
 
-def _cast_logits(entry: EntryPoint) -> bool:
+def _cast_logits(entry: EntryPoint) -> list[Match]:
     logits = logits_of(entry)
     if spec_of(logits).dtype == torch.float32:
-        return False
+        return []
     output = next(iter(reversed(entry.graph.graph.nodes)))
     cast = emit(output, aten._to_copy.default, (logits,), {"dtype": torch.float32})
     output.replace_input_with(logits, cast)
-    return True
+    return [Match(logits.name, "logits leave in float32", entry.name)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dspark_compiler.config import CompileConfig, KVDType, Quantization
+from dspark_compiler.config import CompileConfig, KVDType, Quantization, Target
 from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
@@ -24,7 +24,7 @@ from dspark_compiler.passes.last_position_logits import LastPositionLogits
 from dspark_compiler.passes.prune_kv_cache import PruneKVCache
 from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.passes.quantize_kv_cache import QuantizeKVCache
-from dspark_compiler.passes.quantize_weights import QuantizeWeights
+from dspark_compiler.passes.quantize_weights import HEADS, QuantizeWeights
 from dspark_compiler.passes.scale_channels import ScaleChannels
 from dspark_compiler.quantization.source import QuantizationSource
 from dspark_compiler.quantization.weight_format import WeightFormat
@@ -36,6 +36,8 @@ _WEIGHT_FORMATS: dict[Quantization, WeightFormat] = {
     "int4-g128-awq": WeightFormat("int4", group=128),
     "fp8": WeightFormat("float8_e4m3"),
 }
+
+_DRAWING: tuple[Target, ...] = ("cuda", "rocm", "vulkan")
 
 
 def default_pipeline(
@@ -65,9 +67,9 @@ def default_pipeline(
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
-        *([DrawTokens()] if config.target == "cuda" else []),  # where reading logits costs more than drawing
+        *([DrawTokens()] if config.target in _DRAWING else []),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
-        FuseProjections(),  # late: sees which weights nothing else uses any more
+        FuseProjections(HEADS if config.target == "cuda" else None),  # late: sees which weights nothing else uses
         *_quantizing(config, weights),  # after what makes weights of others
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )

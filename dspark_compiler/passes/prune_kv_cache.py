@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from dspark_compiler.graph.cache_ops import USING_SLOTS
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Pruning, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.signature import entry_inputs
 from dspark_compiler.graph.splice import splice
 from dspark_compiler.passes.base import Pass, PassResult
@@ -54,10 +55,16 @@ class PruneKVCache(Pass):
             InputError: a policy needs what the model does not have.
         """
         if program.pruning is not None:
-            return PassResult(program, False, ("slots are evicted already",))
+            return PassResult(program, declined=(Declined("program", "evicts slots already"),))
         layers = self._shrink(program)
+        shrunk = {layer.name for layer in layers}
+        whole = tuple(
+            Declined(f"layer {layer.name}", f"keeps its {layer.slots} slots")
+            for layer in find_layers(program)
+            if layer.name not in shrunk
+        )
         if not layers:
-            return PassResult(program, False, ("every layer has a slot for each token",))
+            return PassResult(program, declined=(Declined("program", "every layer has a slot for each token"),))
         horizon = max(self.budget.block, *(entry.width for entry in program.entries.values()))
         program.pruning = Pruning(
             self.choice.spelled,
@@ -72,7 +79,8 @@ class PruneKVCache(Pass):
                 self._record(program, layer, horizon)
         for name, policy in self._evictions.items():
             program.entries[name] = self._evict(program, name, policy, layers)
-        return PassResult(program, True, tuple(f"layer {layer.name}: {layer.slots} slots" for layer in layers))
+        made = (Match(name, "entry point made") for name in self._evictions)
+        return PassResult(program, (*_shrunk(layers), *made), whole)
 
     @property
     def _policies(self) -> tuple[Policy, ...]:
@@ -175,6 +183,11 @@ class PruneKVCache(Pass):
             dspark.compact_slots(cache.k_cache, cache.v_cache, cache.slot_position, source, control["sequence"], *moved)
 
         return run
+
+
+def _shrunk(layers: list[CachedLayer]) -> list[Match]:
+    why = {True: "its window and a chunk", False: "scored by the policy"}
+    return [Match(f"layer {layer.name}", f"{layer.slots} slots, {why[layer.exact]}") for layer in layers]
 
 
 def _give_free(entry: EntryPoint, layers: list[CachedLayer]) -> None:

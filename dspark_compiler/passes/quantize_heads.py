@@ -4,12 +4,12 @@ What is generated keeps its distribution, since the target that verifies stays a
 once a round for all drafts: they get a copy of it in eight bits, beside the one that verifies.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dspark_compiler.config import Target
 from dspark_compiler.graph.program import EntryKind, Program, Role
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import drop_unused_params
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.passes.quantize_weights import (
@@ -35,19 +35,19 @@ class QuantizeHeads(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
-        made: Counter[str] = Counter()
-        notes = []
+        matched: list[Match] = []
+        declined: list[Declined] = []
         found = [(ref, ref, linears) for ref, linears in linears_of_layers(program, heads=True).items()]
         found += [(ref, f"{HEADS}{ref}", linears) for ref, linears in _shared_linears(program).items()]
         for ref, own, linears in found:
             form = fitting_format(self.format, own, program.params[ref].shape[1], self.target)
             if form is None:
-                notes.append(f"{linears[0][0].name}: {ref}: its columns divide into no groups")
+                declined.append(Declined(ref, "its columns divide into no groups"))
                 continue
             put_quantized(program, own, linears, quantize(program.params[ref], form))
-            made[form.tag] += 1
+            matched.append(Match(ref, form.tag if own == ref else f"{form.tag}, a copy for drafts"))
         drop_unused_params(program)
-        return PassResult(program, bool(made), (*notes, *(f"{count} weights: {tag}" for tag, count in made.items())))
+        return PassResult(program, tuple(matched), tuple(declined))
 
 
 def _shared_linears(program: Program) -> dict[str, Linears]:

@@ -12,6 +12,7 @@ from torch import fx
 
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
 
@@ -59,7 +60,12 @@ class QuantizeKVCache(Pass):
             for node in list(entry.graph.graph.nodes):
                 if node.target in operators:
                     self._give_scales(program, entry, node)
-        return PassResult(program, bool(changed))
+        stored = str(self.dtype).removeprefix("torch.")
+        return PassResult(
+            program,
+            tuple(Match(ref, f"stored as {stored} with a scale a token") for ref in changed),
+            tuple(Declined(ref, f"is {stored} already") for ref in stores if ref not in changed),
+        )
 
     def _retype(self, program: Program, entry: EntryPoint) -> None:
         """Placeholders of what has become bytes say so."""

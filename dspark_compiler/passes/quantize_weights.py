@@ -5,7 +5,7 @@ largest that they do divide into. The LM head takes eight bits: its errors come 
 make up for them. An embedding tied to it is looked up in the same codes; one of its own stays as it is.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from dspark_compiler.config import Target
 from dspark_compiler.graph.program import EntryPoint, Program, Role, TensorSpec
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import bound_args, drop_unused_params, emit
 from dspark_compiler.graph.values import spec_of
 from dspark_compiler.passes.base import Pass, PassResult
@@ -42,21 +43,19 @@ class QuantizeWeights(Pass):
 
     def apply(self, program: Program) -> PassResult:
         """See Pass.apply."""
-        notes = []
-        made: Counter[str] = Counter()
+        declined: list[Declined] = []
+        matched: list[Match] = []
         inputs = linear_inputs(program, self.tokens) if self.tokens else {}
         for ref, linears in linears_of_layers(program).items():
             form = fitting_format(self.format, ref, program.params[ref].shape[1], self.target)
             if form is None:
-                notes.append(
-                    f"{linears[0][0].name}: {ref}: its columns divide into no groups of {_LEAST_GROUP} or more"
-                )
+                declined.append(Declined(ref, f"its columns divide into no groups of {_LEAST_GROUP} or more"))
                 continue
             weight = quantize(program.params[ref], form, inputs[ref].square().mean(0) if ref in inputs else None)
             put_quantized(program, ref, linears, weight)
-            made[form.tag] += 1
+            matched.append(Match(ref, form.tag))
         drop_unused_params(program)
-        return PassResult(program, bool(made), (*notes, *(f"{count} weights: {tag}" for tag, count in made.items())))
+        return PassResult(program, tuple(matched), tuple(declined))
 
 
 def fitting_format(wanted: WeightFormat, ref: str, depth: int, target: Target = "cpu") -> WeightFormat | None:

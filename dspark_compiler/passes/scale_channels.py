@@ -5,7 +5,7 @@ folded into what is there anyway: the weight of the norm a linear reads, or the 
 is gated and read by one. Linears that read anything else, such as attention's output, are left as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from dspark_compiler.config import Target
 from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.passes.base import Pass, PassResult
 from dspark_compiler.passes.quantize_weights import Linears, fitting_format, in_layer, linears_of_layers
@@ -37,18 +38,42 @@ class ScaleChannels(Pass):
         """See Pass.apply."""
         linears = linears_of_layers(program)
         inputs = linear_inputs(program, self.tokens)
-        scaled = 0
+        matched, declined = [], []
         for ref in sorted(linears):
             form = fitting_format(self.format, ref, program.params[ref].shape[1], self.target)
             producer = _producer(linears[ref], program)
-            if form is None or producer is None or ref not in inputs or not in_layer(ref):
+            reason = _objection(ref, form, producer, inputs)
+            if reason is not None:
+                declined.append(Declined(ref, reason))
                 continue
+            assert form is not None
+            assert producer is not None
             scales = channel_scales(program.params[ref], inputs[ref], form)
-            if scales is not None:
-                program.params[ref] = program.params[ref] * scales
-                producer.divide(program, scales)
-                scaled += 1
-        return PassResult(program, scaled > 0, (f"{scaled} of {len(linears)} weights",))
+            if scales is None:
+                declined.append(Declined(ref, "no scales make its errors smaller"))
+                continue
+            program.params[ref] = program.params[ref] * scales
+            producer.divide(program, scales)
+            matched.append(Match(ref, f"columns scaled, {' and '.join(map(_kind, producer.params))} divided"))
+        return PassResult(program, tuple(matched), tuple(declined))
+
+
+def _objection(
+    ref: str, form: WeightFormat | None, producer: "_Producer | None", inputs: Mapping[str, Tensor]
+) -> str | None:
+    """Why a weight's columns are left as they are, or None."""
+    if not in_layer(ref):
+        return "belongs to no layer"
+    if form is None:
+        return "is not going to be quantized"
+    if producer is None:
+        return "what it reads is made by no weight of its own"
+    return None if ref in inputs else "read nothing of the text"
+
+
+def _kind(ref: str) -> str:
+    """``input_layernorm.weight`` of ``model.layers.3.input_layernorm.weight``."""
+    return ref.rpartition(".")[0].rpartition(".")[2] + "." + ref.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

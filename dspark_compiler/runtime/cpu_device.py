@@ -1,5 +1,6 @@
 """Running on the processor: tensors are the host's own arrays, and a call is over when it returns."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ class CpuDevice:
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """See Device."""
         return CpuCall(spec, function, shared)
+
+    def together(self) -> AbstractContextManager[None]:
+        """See Device; calls are made as they come."""
+        return nullcontext()
 
     def fetch(self, *tensors: Any) -> Fetched:
         """See Device; nothing is copied."""

@@ -1,5 +1,6 @@
 """Where an artifact runs: the seam between the executor, which knows what to call, and the machine that does it."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from dspark_compiler.artifact import Artifact, EntrySpec
@@ -31,6 +32,9 @@ class Device(Protocol):
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """An entry point; ``shared`` are ``tensors``."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """Calls made inside may be put off to its end, to be one launch; none of them is made twice there."""
+
     def fetch(self, *tensors: Any) -> Fetched:
         """Tensors' numbers as they are when all calls made so far are over; shared with them, or copies."""
 
@@ -56,6 +60,10 @@ def open_device(artifact: Artifact) -> Device:
         from dspark_compiler.runtime.ort_device import OrtDevice
 
         return OrtDevice()
+    if artifact.manifest.target.kind == "rocm":
+        from dspark_compiler.runtime.rocm import open_rocm
+
+        return open_rocm(artifact)
     from dspark_compiler.runtime.cpu_device import CpuDevice
 
     return CpuDevice()

@@ -7,6 +7,7 @@ Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draf
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,10 @@ class Executor:
         """Whether a round can be made before the host knows how the last one ended, and whether that gains time."""
         return self.device.is_late and self._account is None and self._draft is not None
 
+    def together(self) -> AbstractContextManager[None]:
+        """A draft and what is made of it may wait for the end of this, to be launched as one."""
+        return self.device.together()
+
     def used_slots(self, length: int) -> int:
         """Slots that ``length`` confirmed tokens take."""
         return min(length, self._slots)
@@ -164,9 +169,10 @@ class Executor:
         accept.prepare(
             tokens=0, count=0, position=0, length=0, uniform=np.reshape(uniforms, (-1, 1)), **sampling.as_inputs()
         )
-        logits = self._run_decode(given, positions, lengths, counts)
-        result = accept(logits=logits)
-        fetched = self.device.fetch(result["next"])
+        with self.together():
+            logits = self._run_decode(given, positions, lengths, counts)
+            result = accept(logits=logits)
+            fetched = self.device.fetch(result["next"])
         return Step(result["next"], fetched, lambda row: self._read(logits)[row, 0])
 
     def _run_decode(self, tokens: ArrayLike | Any, positions: ArrayLike, lengths: ArrayLike, counts: ArrayLike) -> Any:

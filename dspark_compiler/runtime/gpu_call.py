@@ -1,7 +1,5 @@
 """An entry point on the GPU, captured once and then replayed as one CUDA graph."""
 
-import weakref
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,17 +12,10 @@ from dspark_compiler.runtime.dlpack import Wrapping
 from dspark_compiler.runtime.gpu import GpuRuntime, Rows
 from dspark_compiler.runtime.gpu_context import GpuContext
 from dspark_compiler.runtime.gpu_memory import Slab
+from dspark_compiler.runtime.launches import Captured, Launch
 from dspark_compiler.runtime.library import Function, import_tvm_ffi
 
 _Place = tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A captured call, and the context's epoch in which what it needs in between may be written."""
-
-    handle: int
-    epoch: int
 
 
 class _Staging:
@@ -35,8 +26,10 @@ class _Staging:
         self.address: int = memory.ctypes.data
         self.sent = cuda.event()
         self.buffers: dict[str, NDArray[Any]] = {
-            tensor.name: memory[offset : offset + nbytes(tensor)].view(tensor.dtype).reshape(tensor.shape)
-            for tensor, offset in zip(spec.inputs, slab.offsets.values(), strict=True)
+            tensor.name: memory[(at := slab.offsets[tensor.name]) : at + nbytes(tensor)]
+            .view(tensor.dtype)
+            .reshape(tensor.shape)
+            for tensor in spec.inputs
         }
 
 
@@ -56,16 +49,18 @@ class GpuCall:
         self._cuda = context.cuda
         self._function = function
         self._outputs = tuple(tensor.name for tensor in spec.outputs)
-        self._slab = context.slab({tensor.name: tensor for tensor in spec.inputs})
-        self._results = context.slab({tensor.name: tensor for tensor in spec.outputs})
+        # Small ones first: what the host gives and reads lies together then, and logits need not cross the bus with it.
+        self._slab = context.slab({tensor.name: tensor for tensor in sorted(spec.inputs, key=nbytes)})
+        self._results = context.slab({tensor.name: tensor for tensor in sorted(spec.outputs, key=nbytes)})
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
-        self.inputs = self._slab.tensors
+        self.inputs = {tensor.name: self._slab.tensors[tensor.name] for tensor in spec.inputs}
+        self._ends = {tensor.name: self._slab.offsets[tensor.name] + nbytes(tensor) for tensor in spec.inputs}
         self._addresses: dict[str, int] = {name: tensor.data_ptr() for name, tensor in self.inputs.items()}
         self._prepared = False
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
         self._tensor = import_tvm_ffi().Tensor
-        self._graphs: dict[_Place, _Graph] = {}
-        self._last: _Graph | None = None
+        self._graphs: dict[_Place, Captured] = {}
+        self._last: Captured | None = None
 
     def prepare(self, **inputs: Any) -> None:
         """See Call."""
@@ -95,17 +90,20 @@ class GpuCall:
         place = tuple((name, tensor.data_ptr()) for name, tensor in tensors.items())
         self._last = self._graphs.get(place)
         if self._last is None or self._last.epoch != self._context.epoch:
+            self._context.launches.flush()
             return self._first(place, tensors)
-        self._cuda.launch(self._last.handle, self._context.stream)
+        self._context.launches.put(Launch(self._last, lambda: self._put(self._arguments(tensors))))
         return self._results.tensors
 
     def again(self) -> None:
         """See Call; it was captured when it ran last."""
         assert self._last is not None, "what was not captured cannot be launched again"
+        self._context.launches.flush()
         self._cuda.launch(self._last.handle, self._context.stream)
 
     def _copy_columns(self, name: str, source: Any) -> None:
         """Puts a copy of the first columns of a tensor to an input's place on the stream."""
+        self._context.launches.flush()
         rows, width = self.inputs[name].shape
         item = source.dtype.bits // 8
         to, of = Rows(self._addresses[name], width * item), Rows(source.data_ptr(), source.shape[1] * item)
@@ -114,46 +112,44 @@ class GpuCall:
     def _send(self, inputs: dict[str, Any]) -> None:
         """Puts a copy of numbers to their places on the stream."""
         cuda, stream = self._cuda, self._context.stream
+        if self._context.launches.has(self._last):
+            self._context.launches.flush()
         # The last run may still wait for its turn on the stream, and its inputs with it; those before it have left.
         self._halves.reverse()
         staging = self._halves[0]
         cuda.wait(staging.sent)
         for name, value in inputs.items():
             staging.buffers[name][...] = value
-        cuda.copy(self._slab.address, staging.address, self._slab.size, stream)
+        cuda.copy(self._slab.address, staging.address, max(self._ends[name] for name in inputs), stream)
         cuda.record(staging.sent, stream)
 
     def _first(self, place: _Place, tensors: dict[str, Any]) -> dict[str, Any]:
         """Runs with tensors from where there were none yet, and captures the kernels for the next time."""
-        given = {name: self._shaped(name, tensor) for name, tensor in tensors.items()}
-        arguments = [given.get(name, own) for name, own in self.inputs.items()] + self._shared
-        epoch = self._context.epoch
+        arguments = self._arguments(tensors)
         with self._context.on_stream(), self._context.counted():
             results = self._run(arguments)
             if self._context.obstacle is not None:
                 return results
             try:
-                graph = self._capture(arguments)
+                graph = self._context.capture(lambda: self._put(arguments))
             except DeviceError as error:
                 self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
                 return results
         self._keep(results)
-        made = self._last = self._graphs[place] = _Graph(graph, epoch)
-        weakref.finalize(made, self._cuda.destroy, graph).atexit = False
+        self._last = self._graphs[place] = graph
         return self._results.tensors
+
+    def _arguments(self, tensors: dict[str, Any]) -> list[Any]:
+        given = {name: self._shaped(name, tensor) for name, tensor in tensors.items()}
+        return [given.get(name, own) for name, own in self.inputs.items()] + self._shared
 
     def _shaped(self, name: str, tensor: Any) -> Any:
         """The tensor in the shape of the input it is given as: [B] may be given for [B,1], [1,M] for [1,N]."""
         return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where).tensor
 
-    def _capture(self, arguments: list[Any]) -> int:
-        self._cuda.begin_capture(self._context.stream)
-        try:
-            self._keep(self._run(arguments))
-        except DeviceError:
-            self._cuda.abandon_capture(self._context.stream)
-            raise
-        return self._cuda.end_capture(self._context.stream)
+    def _put(self, arguments: list[Any]) -> None:
+        """Puts all of a run on the stream."""
+        self._keep(self._run(arguments))
 
     def _keep(self, results: dict[str, Any]) -> None:
         """Copies results to where they stay until the next call."""

@@ -1,10 +1,13 @@
 """What everything that runs on an Nvidia GPU shares: one stream, and the account of memory."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.gpu_memory import Described, Slab
+from dspark_compiler.runtime.launches import Captured, Launch, Launches
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 FIRST_GPU = (2, 0)  # DLPack's type and number
@@ -19,6 +22,7 @@ class GpuContext:
         where: DLPack's type and number of the device.
         epoch: counts how often memory may have been taken back from graphs.
         obstacle: why calls are not captured, None where they are.
+        launches: captured calls on their way to the stream.
         used: bytes of the GPU's memory that were taken.
         largest: bytes that one allocation can have, None where that is all the memory there is.
     """
@@ -32,6 +36,7 @@ class GpuContext:
         self.epoch = 0
         self.obstacle: str | None = None
         self.used = 0
+        self.launches = Launches(self._join, lambda graph: cuda.launch(graph.handle, self.stream))
 
     def slab(self, described: Described) -> Slab:
         """Memory for some tensors."""
@@ -57,3 +62,30 @@ class GpuContext:
         tvm_ffi = import_tvm_ffi()
         with tvm_ffi.use_raw_stream(tvm_ffi.device(*self.where), self.stream):
             yield
+
+    def capture(self, put: Callable[[], None]) -> Captured:
+        """What ``put`` puts on the stream, as a graph instead.
+
+        Raises:
+            DeviceError: it cannot be captured.
+        """
+        epoch = self.epoch
+        self.cuda.begin_capture(self.stream)
+        try:
+            put()
+        except DeviceError:
+            self.cuda.abandon_capture(self.stream)
+            raise
+        made = Captured(self.cuda.end_capture(self.stream), epoch)
+        weakref.finalize(made, self.cuda.destroy, made.handle).atexit = False
+        return made
+
+    def _join(self, calls: list[Launch]) -> Captured:
+        """One graph of several calls."""
+
+        def put() -> None:
+            for call in calls:
+                call.put()
+
+        with self.on_stream(), self.counted():
+            return self.capture(put)

@@ -1,6 +1,7 @@
 """Running on an Nvidia GPU: calls and copies follow each other without the host's waiting."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any
 
@@ -14,7 +15,7 @@ from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.gpu_call import GpuCall
 from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
-from dspark_compiler.runtime.gpu_memory import Described, Slab, slab_bytes, upload
+from dspark_compiler.runtime.gpu_memory import ALIGNMENT, Described, Slab, slab_bytes, upload
 from dspark_compiler.runtime.library import Function, import_tvm_ffi, load_cudart
 
 # Puts weights into the tensors of their names, which hold nothing yet, before it returns or on the device's stream.
@@ -63,19 +64,30 @@ class GpuDevice(GpuContext):
         """See Device."""
         return GpuCall(self, spec, function, shared)
 
+    def together(self) -> AbstractContextManager[None]:
+        """See Device: one launch."""
+        return self.launches.together()
+
     def fetch(self, *tensors: Any) -> Fetched:
         """See Device; copies, so that calls made later do not change them."""
-        sizes = [tensor.numel() * (tensor.dtype.bits // 8) for tensor in tensors]
-        offsets = list(accumulate(sizes, initial=0))
+        pieces = _pieces([(tensor.data_ptr(), tensor.numel() * (tensor.dtype.bits // 8)) for tensor in tensors])
+        offsets = list(accumulate((size for _, size in pieces), initial=0))
         place = self._place(offsets[-1])
-        for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
-            self.cuda.copy(place.address + offset, tensor.data_ptr(), size, self.stream)
-        self.cuda.record(place.filled, self.stream)
-        views = [
-            place.memory[offset : offset + size].view(str(tensor.dtype)).reshape(tensor.shape)
-            for tensor, offset, size in zip(tensors, offsets, sizes, strict=False)
-        ]
-        return Fetched(_Arrival(self.cuda, place, views, self._places.append))
+
+        def put() -> None:
+            for (address, size), offset in zip(pieces, offsets, strict=False):
+                self.cuda.copy(place.address + offset, address, size, self.stream)
+            self.cuda.record(place.filled, self.stream)
+
+        self.launches.after(put)
+
+        def view(tensor: Any) -> NDArray[Any]:
+            begin, size = tensor.data_ptr(), tensor.numel() * (tensor.dtype.bits // 8)
+            number = next(i for i, (address, length) in enumerate(pieces) if address <= begin < address + length)
+            at = offsets[number] + begin - pieces[number][0]
+            return place.memory[at : at + size].view(str(tensor.dtype)).reshape(tensor.shape)
+
+        return Fetched(_Arrival(self, place, [view(tensor) for tensor in tensors], self._places.append))
 
     def _place(self, size: int) -> "_Place":
         found = next((place for place in self._places if place.memory.size >= size), None)
@@ -87,6 +99,17 @@ class GpuDevice(GpuContext):
     def peak_memory_bytes(self) -> int:
         """See Device: what the GPU had less of after each allocation; nothing is given back before the end."""
         return self.used
+
+
+def _pieces(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Addresses and sizes of copies that cover these; what is near each other is one copy."""
+    pieces: list[tuple[int, int]] = []
+    for begin, size in sorted(ranges):
+        if pieces and begin - sum(pieces[-1]) <= ALIGNMENT:
+            pieces[-1] = pieces[-1][0], max(pieces[-1][1], begin + size - pieces[-1][0])
+        else:
+            pieces.append((begin, size))
+    return pieces
 
 
 class _Place:
@@ -102,9 +125,9 @@ class _Arrival:
     """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
 
     def __init__(
-        self, cuda: GpuRuntime, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
+        self, context: GpuContext, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
     ) -> None:
-        self._cuda = cuda
+        self._context = context
         self._place = place
         self._views = views
         self._give_back = give_back
@@ -112,7 +135,8 @@ class _Arrival:
 
     def __call__(self) -> tuple[NDArray[Any], ...]:
         if self._arrays is None:
-            self._cuda.wait(self._place.filled)
+            self._context.launches.flush()
+            self._context.cuda.wait(self._place.filled)
             self._arrays = tuple(np.array(view) for view in self._views)
             self._give_back(self._place)
         return self._arrays

@@ -19,10 +19,10 @@ _THREADS_VARIABLE = "TVM_NUM_THREADS"
 _CUDART = "lib/libcudart.so"  # the beginning of its name
 _POOLED_ALLOCATOR = 2  # keeps freed buffers for the next step
 
-_VULKAN = "lib/libdspark_vulkan"  # the beginning of its name
+_OURS = {kind: f"lib/libdspark_{kind}" for kind in ("rocm", "vulkan")}  # the beginnings of their names
 
 # DLPack's numbers of the devices that targets use besides the host.
-_DEVICE_TYPES = {"cuda": 2, "vulkan": 7}
+_DEVICE_TYPES = {"cuda": 2, "vulkan": 7, "rocm": 10}
 
 Function = Callable[..., Any]
 
@@ -117,12 +117,13 @@ def _runtime_libraries(artifact: Artifact) -> list[str]:
     find = import_tvm_ffi().get_global_func
     devices = [name for name in _beginning(artifact, "lib/libtvm_runtime") if name != _RUNTIME]
     missing = [_RUNTIME] if find("runtime.NumThreads", allow_missing=True) is None else []
-    if artifact.manifest.target.kind == "cuda":
+    kind = artifact.manifest.target.kind
+    if kind == "cuda":
         lacks = find("device_api.cuda", allow_missing=True) is None
         return [*missing, *_beginning(artifact, _CUDART), *devices] if lacks else missing
-    if artifact.manifest.target.kind == "vulkan":
-        lacks = find("device_api.vulkan", allow_missing=True) is None
-        return [*missing, *_beginning(artifact, _VULKAN)] if lacks else missing
+    if kind in _OURS:
+        lacks = find(f"device_api.{kind}", allow_missing=True) is None
+        return [*missing, *_beginning(artifact, _OURS[kind])] if lacks else missing
     return [*missing, *devices] if missing else []
 
 

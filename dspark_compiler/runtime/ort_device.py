@@ -1,5 +1,6 @@
 """Running by ONNX Runtime: sessions whose inputs and outputs are bound to memory that stays where it is."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,10 @@ class OrtDevice:
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """See Device; the session is opened when it is called first."""
         return OrtCall(spec, function, shared)
+
+    def together(self) -> AbstractContextManager[None]:
+        """See Device; calls are made as they come."""
+        return nullcontext()
 
     def fetch(self, *tensors: Any) -> Fetched:
         """See Device; copies."""

@@ -100,6 +100,10 @@ class Speculative:
 
     def _make(self, active: Sequence[SequenceState], after: Anchors | None) -> PlannedRound:
         """Plans a round and, if it has drafts, puts it on the way; ``after`` anchors that the host does not know."""
+        with self._executor.together():
+            return self._plan(active, after)
+
+    def _plan(self, active: Sequence[SequenceState], after: Anchors | None) -> PlannedRound:
         began = time.perf_counter()
         limits = {s.row: self._limit(s) if after is None else self._most for s in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
@@ -125,7 +129,10 @@ class Speculative:
         return replace(made, verdict=verdict)
 
     def _chains(self, active: Sequence[SequenceState], made: PlannedRound) -> bool:
-        """Whether the next round can be made now: nothing it needs depends on how this one ends."""
+        """Whether the next round can be made now: it comes, and has room for a block, however this one ends.
+
+        What it drafts past the end of an answer is not taken.
+        """
         if not self._proposer.chains or len(made.groups) != 1:
             return False
         (group,) = made.groups
@@ -133,8 +140,12 @@ class Speculative:
         if pace is not None and (pace is not self._shared or not pace.wants_drafts()):
             return False  # a seed's rounds go by all that came before them
         waits = pace is not None and len(active) > 1 and made.drafts is not None and made.drafts.has_confidence
-        whole = all(self._limit(s, int(made.counts[s.row]) + 1) == self._most for s in active)
-        return whole and not waits
+        return not waits and all(self._goes_on(s, int(made.counts[s.row]) + 1) for s in active)
+
+    def _goes_on(self, sequence: SequenceState, more: int) -> bool:
+        """Whether a sequence has drafts even if it is ``more`` tokens longer, and room for a whole block then."""
+        room = self._executor.exact_rows(sequence.row, sequence.length + more)
+        return self._limit(sequence, more) > 0 and room > self._most
 
     def _stepped(self, made: PlannedRound) -> None:
         began, self._read = max(made.began, self._read), time.perf_counter()

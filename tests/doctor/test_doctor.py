@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dspark_compiler.artifact.amd import AmdGpu, Hip
 from dspark_compiler.artifact.nvidia import Driver, Gpu
 from dspark_compiler.artifact.vulkan import Vulkan, VulkanDevice
 from dspark_compiler.cli import main
@@ -29,7 +30,7 @@ def test_json_says_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["compiling", "torch"]["status"] == "ok"
     assert found["running artifacts", "numpy"]["detail"] == metadata.version("numpy")
     assert "GB/s" in found["machine", "read bandwidth"]["detail"]
-    assert "not available in this version" in found["target rocm", "compiling"]["detail"]
+    assert found["target rocm", "state"]["detail"] == "built and checked, not yet run on hardware"
     assert "bits" in found["target cpu", "vectors"]["detail"]
 
 
@@ -102,6 +103,21 @@ def test_vulkan_devices(
     monkeypatch.setattr(targets, "find_vulkan", lambda: vulkan)
     found = {finding.name: (finding.status.value, finding.detail) for finding in targets.vulkan_findings()}
     assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("hip", "wanted"),
+    [
+        (None, {"HIP": ("absent", "no libamdhip64.so found; compiling needs none")}),
+        (Hip((), "it is older than ROCm 6"), {"GPU": ("absent", "it is older than ROCm 6")}),
+        (Hip((AmdGpu("MI300X", "gfx942", 192 << 30),)), {"GPU 0": ("ok", "MI300X, gfx942, 192 GiB")}),
+    ],
+)
+def test_amd_gpus(monkeypatch: pytest.MonkeyPatch, hip: Hip | None, wanted: dict[str, tuple[str, str]]) -> None:
+    monkeypatch.setattr(targets, "find_hip", lambda: hip)
+    found = {finding.name: (finding.status.value, finding.detail) for finding in targets.rocm_findings()}
+    assert {name: found[name] for name in wanted} == wanted
+    assert {"linker", "device libraries", "runtime"} <= set(found)
 
 
 def test_a_vulkan_runtime_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.printer import print_entry
 from dspark_compiler.graph.program import Program
+from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.passes.base import Pass, PassResult, run_passes
 from dspark_compiler.passes.eliminate_dead_code import EliminateDeadCode
 from tests.graph.build import Builder, aten
@@ -24,7 +25,7 @@ class _DropNegations(Pass):
             for node in entry.graph.graph.nodes:
                 if node.target is aten.neg.default:
                     node.replace_all_uses_with(node.args[0])
-        return PassResult(program, True, ("prefill_4: neg: for the test",))
+        return PassResult(program, (Match("neg", "dropped"),), (Declined("tanh", "for the test", "prefill_4"),))
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Spoil(Pass):
     def apply(self, program: Program) -> PassResult:
         for entry in program.entries.values():
             next(n for n in entry.graph.graph.nodes if n.target is aten.tanh.default).meta["val"] = torch.empty(3)
-        return PassResult(program, True)
+        return PassResult(program, (Match("tanh", "spoiled"),))
 
 
 def _program() -> Program:
@@ -47,7 +48,12 @@ def test_reports_say_what_each_pass_did():
     program, reports = run_passes((_DropNegations(), EliminateDeadCode()), _program(), on_pass=seen.append)
     assert tuple(seen) == reports
     first, second = reports
-    assert (first.name, first.modified, first.notes) == ("drop_negations", True, ("prefill_4: neg: for the test",))
+    assert (first.name, first.modified) == ("drop_negations", True)
+    assert [str(found) for found in (*first.matched, *first.declined)] == [
+        "neg: dropped",
+        "prefill_4: tanh: for the test",
+    ]
+    assert (first.to_json()["matched"], first.to_json()["declined"]) == ({"dropped": 1}, {"for the test": 1})
     assert first.before == first.after == Counter({"aten.embedding": 1, "aten.neg": 1, "aten.tanh": 1})
     assert (second.name, second.modified) == ("eliminate_dead_code", True)
     assert second.before - second.after == Counter({"aten.neg": 1})

@@ -84,9 +84,9 @@ def test_other_products_stay_and_say_why(build, reason):
     result, left = _run(b, b.call(target, *args))
     assert not result.modified
     assert left[-1] is target
-    assert len(result.notes) == 1
-    assert result.notes[0].startswith("prefill_4: ")
-    assert reason in result.notes[0]
+    assert len(result.declined) == 1
+    assert str(result.declined[0]).startswith("prefill_4: ")
+    assert reason in str(result.declined[0])
 
 
 def test_a_product_scaled_on_the_way_stays():
@@ -102,7 +102,7 @@ def test_a_flattened_product_that_is_used_flat_too_stays():
     flat = b.call(aten.mm.default, b.call(aten.view.default, b.x, [4, 8]), _weight(b))
     result, left = _run(b, flat, b.call(aten.view.default, flat, [1, 4, 5]))
     assert left[-1] is aten.reshape.default
-    assert "has other uses" in result.notes[0]
+    assert "has other uses" in str(result.declined[0])
 
 
 def test_a_reshape_that_splits_the_product_stays():
@@ -110,7 +110,7 @@ def test_a_reshape_that_splits_the_product_stays():
     flat = b.call(aten.linear.default, b.call(aten.view.default, b.x, [4, 8]), b.param("w", linear_weight(0, 6)))
     result, left = _run(b, b.call(aten.view.default, flat, [1, 4, 2, 3]))
     assert left == [aten.reshape.default, aten.linear.default, aten.reshape.default]
-    assert "splits the product's last axis" in result.notes[0]
+    assert "splits the product's last axis" in str(result.declined[0])
 
 
 def test_gpt2_has_no_other_products_left(golden):

@@ -25,9 +25,9 @@ def _linear(b: Builder, letter: str, x=None, bias: bool = False):
     return b.call(aten.linear.default, *args)
 
 
-def _run(program: Program):
+def _run(program: Program, copied: str | None = None):
     before = [evaluate(program, name) for name in program.entries]
-    result = FuseProjections().apply(program)
+    result = FuseProjections(copied).apply(program)
     verify(program, "after fuse_projections")
     for ones, name in zip(before, program.entries, strict=True):
         for one, other in zip(ones, evaluate(program, name), strict=True):
@@ -105,9 +105,9 @@ def test_declines_with_a_reason(build, reason):
     result = _run(program)
     assert not result.modified
     assert print_program(program) == before
-    (note,) = result.notes
-    assert note.startswith("prefill_4: linear_default")
-    assert note.endswith(reason)
+    (note,) = result.declined
+    assert str(note).startswith("prefill_4: linear_default")
+    assert str(note).endswith(reason)
 
 
 def test_types_are_not_mixed():
@@ -115,7 +115,7 @@ def test_types_are_not_mixed():
     program = b.done(*_mixed(b))
     result = FuseProjections().apply(program)
     assert not result.modified
-    assert "the projections mix torch.float32 and torch.float64" in result.notes[0]
+    assert "the projections mix torch.float32 and torch.float64" in str(result.declined[0])
 
 
 def test_entry_points_that_group_differently():
@@ -127,7 +127,39 @@ def test_entry_points_that_group_differently():
     )
     result = _run(program)
     assert not result.modified
-    assert len(result.notes) == 2
+    assert len(result.declined) == 2
+
+
+@pytest.mark.parametrize("biased", ["", "k"])
+def test_weights_of_some_names_are_copied_into_several_stacks(biased):
+    def build() -> Program:
+        first = Builder()
+        first.done(*(_linear(first, c, bias=c in biased) for c in "qkv"))
+        second = Builder(first.program, EntryKind.DECODE)
+        return second.done(*(_linear(second, c, bias=c in biased) for c in "kv"))
+
+    assert not _run(build(), copied="heads.").modified
+    program = build()
+    pieces = dict(program.params)
+    assert _run(program, copied="l.").modified
+    assert {name for name in program.params if name.endswith("weight")} == {"l.0.q_k_v.weight", "l.0.k_v.weight"}
+    for stack in ("qkv", "kv"):
+        expected = torch.cat([pieces[f"l.0.{c}.weight"] for c in stack])
+        assert torch.equal(program.params[f"l.0.{'_'.join(stack)}.weight"], expected)
+
+
+def test_a_copy_is_kept_for_linears_that_cannot_be_stacked():
+    first = Builder()
+    first.done(*(_linear(first, c) for c in "qkv"))
+    second = Builder(first.program, EntryKind.DECODE)
+    bias = second.call(aten.neg.default, second.param("l.0.q.bias", linear_weight(9, 1, ROWS["q"])[0]))
+    weight = second.param("l.0.q.weight", linear_weight(ord("q"), ROWS["q"]))
+    program = second.done(_linear(second, "v"), second.call(aten.linear.default, second.x, weight, bias))
+    result = _run(program, copied="l.")
+    assert len(result.declined) == 1
+    assert {name for name in program.params if name.endswith("weight")} == {
+        *("l.0.q_k_v.weight", "l.0.q.weight", "l.0.v.weight")
+    }
 
 
 def test_many_pieces_get_a_short_name():

@@ -49,7 +49,7 @@ def test_scaling_capping_and_shifting_follow_the_head():
     y = b.call(aten.tanh.default, b.call(aten.div.Tensor, _head(b), 30.0))
     y = b.call(aten.add.Tensor, b.call(aten.mul.Tensor, y, 30.0), b.param("shift", linear_weight(6, 1, VOCAB)[0]))
     result, left = _run(b, y)
-    assert not result.notes
+    assert not result.declined
     assert left[:2] == [dspark.last_row.default, aten.linear.default]
     assert {spec_of(n).shape[1] for n in b.entry.graph.graph.nodes if n.target is aten.tanh.default} == {1}
 
@@ -86,10 +86,10 @@ def test_a_head_that_is_not_found_runs_on_every_token(build):
     y, reason = build(b)
     result, left = _run(b, y)
     assert left[-1] is dspark.last_row.default
-    assert len(result.notes) == 1
-    assert result.notes[0].startswith("prefill_4: ")
-    assert reason in result.notes[0]
-    assert "the head runs on every token" in result.notes[0]
+    assert len(result.declined) == 1
+    assert str(result.declined[0]).startswith("prefill_4: ")
+    assert reason in str(result.declined[0])
+    assert "the head runs on every token" in str(result.declined[0])
 
 
 @pytest.mark.parametrize("capped", [False, True])
@@ -98,7 +98,7 @@ def test_logits_with_another_reader(capped):
     y = b.call(aten.tanh.default, _head(b)) if capped else _head(b)
     b.done(y, b.call(aten.neg.default, y), names=("logits", "other"))
     result = LastPositionLogits().apply(b.program)
-    assert "has other uses" in result.notes[0]
+    assert "has other uses" in str(result.declined[0])
     assert [tuple(t.shape) for t in evaluate(b.program)] == [(1, 1, VOCAB), (1, WIDTH, VOCAB)]
 
 

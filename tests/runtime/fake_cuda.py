@@ -13,8 +13,8 @@ import numpy as np
 from dspark_compiler.artifact import EntrySpec, aligned_zeros
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cpu_device import named_results, to_array
-from dspark_compiler.runtime.cuda import Rows
 from dspark_compiler.runtime.dlpack import Wrapping
+from dspark_compiler.runtime.gpu import Rows
 from dspark_compiler.runtime.gpu_device import Fill, GpuDevice
 from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi

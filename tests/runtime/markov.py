@@ -4,6 +4,7 @@ It keeps what was confirmed, and refuses whatever does not fit that. Acceptance 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -48,6 +49,9 @@ class MarkovExecutor:
         self.room, self.confidence, self.draws, self.chains_rounds = room, confidence, draws, chains
         self.rows: list[list[int]] = [[] for _ in range(batch)]
         self.calls: list[str] = []
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def used_slots(self, length: int) -> int:
         return length

@@ -9,7 +9,8 @@ import pytest
 
 from dspark_compiler.artifact import Artifact, FileInfo
 from dspark_compiler.errors import ArtifactError, DeviceError
-from dspark_compiler.runtime.cuda import CudaRuntime, Rows
+from dspark_compiler.runtime.cuda import CudaRuntime
+from dspark_compiler.runtime.gpu import Rows
 from dspark_compiler.runtime.library import load_cudart
 from tests.runtime import toy
 
@@ -139,6 +140,14 @@ def test_failures_are_one_line(library: ctypes.CDLL) -> None:
     with pytest.raises(DeviceError, match=r"^cudaMalloc: out of memory \(error 2\); 1\.50 of 4\.00 GB are free$"):
         cuda.allocate(1 << 40)
     assert cuda.allocate(1)
+
+
+def test_what_a_lost_gpu_does_not_take_back_is_nobodys_business(library: ctypes.CDLL) -> None:
+    cuda = CudaRuntime(library)
+    for name, give_back in ((b"cudaFree", cuda.release), (b"cudaGraphExecDestroy", cuda.destroy)):
+        library.fail(name, 719)
+        give_back(4096)
+        assert library.last_called() == name
 
 
 def test_an_artifact_without_the_library_or_with_a_broken_one(tmp_path: Path) -> None:

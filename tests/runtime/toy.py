@@ -301,7 +301,7 @@ def write(
     path: Path,
     *,
     text: bool = True,
-    extra: dict[str, str] | None = None,
+    extra: dict[str, bytes | str] | None = None,
     code: bytes | None = None,
     cuda: bool = False,
     **changes: object,

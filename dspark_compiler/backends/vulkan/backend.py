@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.relax.backend.gpu_generic.pipeline import dataflow_lower_passes, finalize_passes
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.vulkan.build import register
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
@@ -75,7 +76,8 @@ class VulkanBackend:
 
     def runs_here(self) -> bool:
         """Whether this machine can run what this backend builds."""
-        return bool(tvm.device("vulkan", 0).exist)
+        found = find_vulkan()
+        return found is not None and any(device.runs(_ARCH) for device in found.devices[:1])
 
     def schedule(self, module: Any, records: Records) -> Any:
         """See Backend."""

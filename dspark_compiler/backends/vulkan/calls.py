@@ -166,6 +166,9 @@ _RULES: dict[str, Rule] = {
     "dspark_subgroup_count": subgroups.builtin(BuiltIn.NUM_SUBGROUPS),
     **{f"dspark_subgroup_{name}": subgroups.reduction(name) for name in ("add", "max", "min")},
     "atomic_add": synchronisation.atomic("add"),
+    "dspark_atomic_load": synchronisation.atomic_load,
+    "dspark_atomic_store": synchronisation.atomic_store,
+    "dspark_device_fence": synchronisation.device_fence,
     **{
         f"dspark_atomic_{name}": synchronisation.atomic(name)
         for name in ("add", "max", "min", "and", "or", "xor", "exchange")

@@ -1,16 +1,16 @@
 """TVM's lowering of scheduled functions to host and device code, as Vulkan needs it.
 
-It is the order of TVM's own pipeline without what this project's kernels never use, and with one difference: TVM makes
-shuffles of reductions over threads for some kinds of target only, of which Vulkan is none, so the pass that does it
-sees them as functions for another kind.
+TVM makes shuffles of reductions over threads for some kinds of target only, of which Vulkan is none, so the pass that
+does it sees them as functions for another kind.
 """
 
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir
 from tvm.tirx import compilation_pipeline
 
+from dspark_compiler.backends.simt_pipeline import lowering
 from dspark_compiler.backends.vulkan.indexing import constant_of
 from dspark_compiler.backends.vulkan.walk import walk
 
@@ -27,49 +27,11 @@ def register_pipeline() -> str:
 
 def _pipeline() -> tuple[Any, Any, Any]:
     """Passes on the module, then those on host functions and on device functions."""
-    return _lower, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
-
-
-@tvm.transform.module_pass(opt_level=0, name="LowerForVulkan")  # type: ignore[untyped-decorator]
-def _lower(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-    s, t = s_tir.transform, tirx.transform
-    passes = [
-        s.CanonicalizeLoop(),
-        s.LowerCrossThreadReduction(),
-        s.LowerInitBlock(),
-        s.PlanAndUpdateBufferAllocationLocation(),
-        s.ConvertBlocksToOpaque(),
-        s.LiftThreadBinding(),
-        s.ManifestSharedMemoryLocalStage(),
-        s.CompactBufferAllocation(),
-        s.LowerAutoCopy(),
-        s.UnifyThreadBinding(),
-        s.LowerMatchBuffer(),
-        s.StmtSimplify(),
-        s.LowerOpaqueBlock(),
-        t.FlattenBuffer(),
-        t.BF16ComputeLegalize(),
-        t.NarrowDataType(32),
-        s.LoopPartition(),
-        t.VectorizeLoop(True),
-        s.InjectVirtualThread(),
-        t.StorageRewrite(),
-        t.UnrollLoop(),
-        t.StmtSimplify(),
-        s.RewriteUnsafeSelect(),
-        t.CommonSubexprElim(),
-        t.FP8ComputeLegalize(),
-        t.VerifyMemory(),
-        t.AnnotateEntryFunc(),
-        s.ThreadSync("shared"),
-        s.ThreadSync("warp"),
-        lower_thread_allreduce,
-        t.SplitHostDevice(),
-        t.MakePackedAPI(),
-        t.FP8StorageLegalize(),
-        t.BF16StorageLegalize(),
-    ]
-    return tvm.transform.Sequential(passes)(module)
+    return (
+        lowering(lower_thread_allreduce),
+        compilation_pipeline.finalize_host_passes,
+        compilation_pipeline.finalize_device_passes,
+    )
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerThreadAllreduceForVulkan")  # type: ignore[untyped-decorator]

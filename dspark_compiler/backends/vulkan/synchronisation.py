@@ -53,6 +53,30 @@ def atomic(name: str) -> Rule:
     return rule
 
 
+def atomic_load(emitter: Emitter, call: Any) -> Value:
+    """dspark_atomic_load(address_of(buffer[i])): what any invocation of the device stored there by atomic_store."""
+    do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]))
+    scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+    return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
+
+
+def atomic_store(emitter: Emitter, call: Any) -> None:
+    """dspark_atomic_store(address_of(buffer[i]), value): orders nothing else."""
+    do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-2]))
+    value = emitter.value(call.args[-1])
+    if view.scalar != value.scalar:
+        raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
+    scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+    do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
+
+
+def device_fence(emitter: Emitter, call: Any) -> None:
+    """dspark_device_fence(): atomic operations before and after it are seen in this order by the whole device."""
+    do = emitter.do
+    semantics = do.constant(UINT32, numbers.ACQUIRE_RELEASE | numbers.UNIFORM_MEMORY).id
+    do.body.emit_void(Op.MEMORY_BARRIER, do.constant(UINT32, Scope.DEVICE).id, semantics)
+
+
 def _target(address: Any) -> Any:
     """The load whose element an address_of names."""
     inner = getattr(address, "args", [None])[0]

@@ -33,7 +33,8 @@ def evaluate(
     Args:
         feeds: known inputs, and meta tensors for the others; any value may be given and is then not worked out.
         wanted: what to work out.
-        weights: read large constants, too, instead of leaving them unknown.
+        weights: read large constants, too, instead of leaving them unknown, but nothing that only a shape is asked of:
+            more tokens than a table has positions can be worked out then.
         known: values worked out before, added to.
 
     Raises:
@@ -41,17 +42,38 @@ def evaluate(
     """
     values: Values = {} if known is None else known
     values.update(feeds)
-    for value in needed(wanted, values):
+    wanted = list(wanted)
+    order = needed(wanted, values)
+    exact = _asked(order, wanted) if weights else set(order)
+    for value in order:
         node = value.producer()
         if node is not None:
             if value not in values:
-                outputs = zip(node.outputs, run(node, values), strict=False)
+                outputs = zip(node.outputs, run(node, values, exact=not exact.isdisjoint(node.outputs)), strict=False)
                 values.update((output, x) for output, x in outputs if x is not None)
             continue
         if value.const_value is None:
             raise UnsupportedModelError(f"input {value.name!r}: there is nothing it could be fed with")
-        values[value] = _constant(value.const_value, weights)
+        values[value] = _constant(value.const_value, weights and value in exact)
     return values
+
+
+def asked(wanted: Sequence[ir.Value]) -> set[ir.Value]:
+    """``wanted`` and what they are made of, without what only a shape is asked of."""
+    return _asked(needed(wanted, {}), wanted)
+
+
+def _asked(order: Sequence[ir.Value], wanted: Sequence[ir.Value]) -> set[ir.Value]:
+    found = set(wanted)
+    for value in reversed(order):
+        node = value.producer()
+        if node is None:
+            continue
+        operator = require(node)
+        everything = operator.shaped_by_values or (not operator.shape_only and not found.isdisjoint(node.outputs))
+        places = range(len(node.inputs)) if everything else operator.static
+        found.update(i for place in places if place < len(node.inputs) and (i := node.inputs[place]) is not None)
+    return found
 
 
 def needed(wanted: Iterable[ir.Value], known: Mapping[ir.Value, object]) -> list[ir.Value]:
@@ -74,12 +96,12 @@ def needed(wanted: Iterable[ir.Value], known: Mapping[ir.Value, object]) -> list
     return order
 
 
-def run(node: ir.Node, values: Mapping[ir.Value, Tensor]) -> tuple[Tensor | None, ...]:
-    """The node's outputs, known if all its inputs are; None for one that is never read."""
+def run(node: ir.Node, values: Mapping[ir.Value, Tensor], *, exact: bool = True) -> tuple[Tensor | None, ...]:
+    """The node's outputs, known if all its inputs are and they shall be ``exact``; None for one that is never read."""
     operator = require(node)
     inputs = [None if value is None else values[value] for value in node.inputs]
     decides = [x for place, x in enumerate(inputs) if x is not None and place not in operator.static]
-    if any(x.is_meta for x in decides) and not operator.shape_only:
+    if (any(x.is_meta for x in decides) or not exact) and not operator.shape_only:
         inputs = [x if x is None or place in operator.static else x.to("meta") for place, x in enumerate(inputs)]
     return call(node, operator, inputs)
 

@@ -1,6 +1,6 @@
 """Small helpers over onnx_ir graphs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,20 +76,6 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     return None
 
 
-def ancestors(value: ir.Value) -> Iterator[ir.Value]:
-    """The value and everything it is made of."""
-    seen = {value}
-    waiting = [value]
-    while waiting:
-        found = waiting.pop()
-        yield found
-        node = found.producer()
-        for source in () if node is None else node.inputs:
-            if source is not None and source not in seen:
-                seen.add(source)
-                waiting.append(source)
-
-
 def drop_unused(graph: ir.Graph) -> None:
     """Removes nodes and constants nothing reads."""
     for node in reversed(graph):
@@ -103,7 +89,6 @@ def drop_unused(graph: ir.Graph) -> None:
 __all__ = [
     "CONTRIB",
     "OURS",
-    "ancestors",
     "attribute",
     "constant",
     "constant_tensor",

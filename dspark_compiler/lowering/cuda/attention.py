@@ -16,6 +16,8 @@ from dspark_compiler.schedules.cuda import attention as kernels
 from dspark_compiler.schedules.cuda import cache_writes as write_kernels
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue, qkv_prologue
 
+_LAYERS = 16  # whose caches fit a launch's arguments
+
 # What new keys and values are written to, without and with scratch.
 _WRITTEN = (
     ("k_cache", "v_cache", "slot_position", "k_scale", "v_scale"),
@@ -34,17 +36,31 @@ def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
 
 
 def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.commit_scratch: writes live slots."""
-    tensors, dtype = tensor_args(node), compute_dtype(importer.plan)
+    """dspark.commit_scratch: writes live slots; a launch does it for several layers that are alike."""
+    alike = [n for n in node.graph.find_nodes(op="call_function", target=node.target) if _commits(n) == _commits(node)]
+    number, tensors = alike.index(node), tensor_args(node)
+    if number % _LAYERS:
+        return importer.env[tensors["k_cache"]]
+    together, dtype = alike[number : number + _LAYERS], compute_dtype(importer.plan)
     batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
     value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
-    shape, form = (
-        AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch),
-        cache_form(tensors),
+    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
+    form, layers = cache_form(tensors), len(together)
+    sizes = f"{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{layers}"
+    kernel = write_kernels.commit_scratch(
+        identifier(f"commit_scratch_{sizes}_{dtype}{form_name(form)}"), shape, dtype, form, layers
     )
-    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{form_name(form)}")
-    kernel = write_kernels.commit_scratch(name, shape, dtype, form)
-    return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
+    args = [importer.env[n] for each in together for n in tensor_args(each).values()]
+    written = [layer * len(tensors) + i for layer, each in enumerate(together) for i in written_args(each)]
+    importer.call_inplace(kernel, args, written)
+    return importer.env[tensors["k_cache"]]
+
+
+def _commits(node: fx.Node) -> tuple[Any, ...]:
+    """What commits have in common that can be made together."""
+    tensors = tensor_args(node)
+    told = [tensors[name] for name in ("length", "accepted", "free") if name in tensors]
+    return (cache_form(tensors), [(name, shape_of(n)) for name, n in tensors.items()], told)
 
 
 def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 from tvm import relax
 
@@ -149,6 +150,15 @@ def _call(node: fx.Node) -> LinearCall:
     return call
 
 
+def _every_row(value: fx.Node | None) -> tuple[fx.Node | None, tuple[int, int]]:
+    """A tensor whose rows first, step + first, 2 step + first, … are those of ``value``; and step and first."""
+    if value is None or value.target is not torch.ops.aten.select.int:
+        return value, (1, 0)
+    whole, dim, index = args_of(value)
+    inside = dim == 1 and len(shape_of(whole)) == 3 and index >= 0
+    return (whole, (shape_of(whole)[1], index)) if inside else (value, (1, 0))
+
+
 def _late_outputs(rows: int, depth: int, dtype: str) -> list[PhysicalTensor]:
     return [PhysicalTensor((rows, depth), dtype), PhysicalTensor((rows, late_norm_parts(depth)), "float32")]
 
@@ -170,10 +180,12 @@ def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: 
     biased, added = bias is not None, residual is not None
     args = [source.rows, *weight.args]
     args += [] if bias is None else [env[bias]]
-    args += [] if residual is None else [rows_of(residual, importer, "float32")]
+    whole, every = _every_row(residual) if work.rows <= FEW_ROWS else (residual, (1, 0))
+    args += [] if whole is None else [rows_of(whole, importer, "float32")]
     args += source.squares
     outs = [PhysicalTensor((work.rows, features), stored)]
     extras = ("_bias" if biased else "") + ("_residual" if added else "")
+    extras += "" if every == (1, 0) else f"_{every[0]}_{every[1]}"
     name = f"linear_{work.rows}x{work.depth}x{features}{extras}_{stored}{source.name}{weight.name(dtype)}"
     cut = importer.linear_schedule(work)
     if isinstance(cut, TileSchedule):
@@ -193,6 +205,7 @@ def _linear(importer: EntryImporter, node: fx.Node, call: LinearCall, residual: 
         cut,
         bias=biased,
         residual=added,
+        every=every,
         norm_eps=source.norm_eps,
         late_norm=source.norm_eps is not None,
         feeds_norm=fed is not None,

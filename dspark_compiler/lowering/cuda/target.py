@@ -2,6 +2,8 @@
 
 from dspark_compiler.lowering.converters import common_converters
 from dspark_compiler.lowering.cuda.attention import append_attention, commit_scratch, scratch_attention
+from dspark_compiler.lowering.cuda.drafting import block_attention, write_ring
+from dspark_compiler.lowering.cuda.drawing import draw, token_probs
 from dspark_compiler.lowering.cuda.fusions import find_fusions
 from dspark_compiler.lowering.cuda.linear import linear, lower_epilogue
 from dspark_compiler.lowering.cuda.norm import rms_norm
@@ -21,6 +23,10 @@ def cuda_lowering(dtype: str, arch: str) -> TargetLowering:
         "append_attention.default": append_attention,
         "scratch_attention.default": scratch_attention,
         "commit_scratch.default": commit_scratch,
+        "block_attention.default": block_attention,
+        "write_ring.default": write_ring,
+        "token_probs.default": token_probs,
+        "draw.default": draw,
     }
     converters = common_converters() | pruning_converters() | draft_converters() | own
     return TargetLowering(converters, find_fusions, lower_epilogue, cuda_kernels(dtype), FragmentLinears(arch))

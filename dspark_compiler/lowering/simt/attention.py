@@ -15,20 +15,22 @@ from dspark_compiler.lowering.storage import cache_form, form_name
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt import attention as kernels
 from dspark_compiler.schedules.simt import cache_rows
+from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
+from dspark_compiler.schedules.simt.rows import zeros
 
 # What new keys and values are written to, without and with scratch.
 _WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
 
 
-def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
-    """dspark.append_attention: writes live slots."""
-    return _attend(node, importer, "append_attention", kernels.append_attention)
+def append_attention(node: fx.Node, importer: EntryImporter, *, atomics: bool) -> Any:
+    """dspark.append_attention: writes live slots; with ``atomics`` work groups may meet (device_memory.py)."""
+    return _attend(node, importer, "append_attention", kernels.append_attention, atomics=atomics)
 
 
-def scratch_attention(node: fx.Node, importer: EntryImporter) -> Any:
+def scratch_attention(node: fx.Node, importer: EntryImporter, *, atomics: bool) -> Any:
     """dspark.scratch_attention: writes scratch."""
-    return _attend(node, importer, "scratch_attention", kernels.scratch_attention)
+    return _attend(node, importer, "scratch_attention", kernels.scratch_attention, atomics=atomics)
 
 
 def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
@@ -43,7 +45,7 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
 
-def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any]) -> Any:
+def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any], *, atomics: bool) -> Any:
     given, tensors = bound_args(node), tensor_args(node)
     rows, heads, width, dim = shape_of(given["q"])
     batch, kv_heads, slots, _ = shape_of(given["k_cache"])
@@ -55,7 +57,10 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
     name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), "float32")
-    found = find_projection(given["q"], given["k"], given["v"])
+    # What makes codes of rows reads them whole.
+    found = None if form.storage.scaled else find_projection(given["q"], given["k"], given["v"])
+    if found is not None and atomics and is_step(shape, dtype):
+        return _step(node, importer, found, identifier(f"step_{kind}_{sizes}_{rest}"), (shape, scoring, form))
     if found is not None:
         q = _store_projected(node, importer, found, shape, form, sizes)
         kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form)
@@ -85,6 +90,40 @@ def _store_projected(
     args += [importer.env[tensors[name]] for name in stored]
     q = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), "float32")
     return importer.call_inplace(kernel, args, written, q)
+
+
+def _step(
+    node: fx.Node,
+    importer: EntryImporter,
+    found: Projected,
+    name: str,
+    call: tuple[AttentionShape, Scoring, CacheForm],
+) -> Any:
+    """The whole of it in one launch, from the projection on."""
+    shape, scoring, form = call
+    tensors = tensor_args(node)
+    dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
+    name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}")
+    kernel, workspace = step_attention(name, shape, scoring, work, dtype, form)
+    *lead, columns = shape_of(found.source)
+    args = [importer.reshape(importer.env[found.source], (math.prod(lead), columns))]
+    args += [importer.env[operand] for operand in found.operands]
+    stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
+    written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
+    args += [importer.env[tensors[name]] for name in stored]
+    args += [importer.env[tensors["sinks"]]] if scoring.sinks else []
+    written.append(len(args))
+    args.append(_arrived(importer, counters(shape)))
+    outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "uint32"))
+    return importer.call_inplace(kernel, args, written, *outs)
+
+
+def _arrived(importer: EntryImporter, count: int) -> Any:
+    """Counters that are zero whenever no attention is under way."""
+    name = f"arrived_{count}"
+    if name not in importer.scratch:
+        importer.scratch[name] = importer.call(zeros(f"zeros_{count}", count), [], PhysicalTensor((count,), "uint32"))
+    return importer.scratch[name]
 
 
 def _stored(tensors: dict[str, fx.Node], plan: LayoutPlan) -> str:

@@ -9,18 +9,18 @@ from tvm import relax
 
 from dspark_compiler.lowering.epilogues import Gate, Residual
 from dspark_compiler.lowering.importer import EntryImporter
-from dspark_compiler.lowering.layout import PhysicalTensor
+from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
 from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import Options, stream_linear
-from dspark_compiler.schedules.simt.tile_linear import tile_linear
+from dspark_compiler.schedules.simt.stream_linear import stream_linear
+from dspark_compiler.schedules.simt.stream_output import Options
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
-    """aten.linear."""
+    """aten.linear and dspark.quantized_linear."""
     return _linear(importer, node, _call(node), Options())
 
 
@@ -49,17 +49,27 @@ def _linear(
     x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
     eps = None if norm is None else args_of(norm)[2]
     options = dataclasses.replace(options, bias=call.bias is not None, norm_eps=eps)
-    stored = importer.plan.params[call.weight.meta["ref"]].dtype
-    work = LinearWorkload(rows, shape_of(call.weight)[0], depth, stored, options.activation is not None)
-    args = [importer.reshape(env[x], (rows, depth)), env[call.weight], *(env[weight] for weight in norm_weight)]
+    stored, scale_dtype = _stored(call, importer.plan)
+    work = LinearWorkload(rows, shape_of(call.weight)[0], depth, stored, options.activation is not None, scale_dtype)
+    args = [importer.reshape(env[x], (rows, depth)), *(env[part] for part in (call.weight, *call.factors))]
+    args += [env[weight] for weight in norm_weight]
     args += [] if call.bias is None else [env[call.bias]]
     args += [] if residual is None else [importer.reshape(env[residual], (rows, features))]
     name, schedule = _name(work, features, options), importer.linear_schedule(work)
     assert isinstance(schedule, RowSchedule)
-    tiled = schedule.splits == 0
-    kernel = tile_linear(name, work, options) if tiled else stream_linear(name, work, schedule, options)
+    if schedule.splits == 0:
+        kernel = importer.template("tile_linear", name, work, options)
+    else:
+        kernel = stream_linear(name, work, schedule, options)
     value = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
     return importer.reshape(value, shape_of(node))
+
+
+def _stored(call: LinearCall, plan: LayoutPlan) -> tuple[str, str]:
+    """What a workload calls a weight and its scales."""
+    if call.format is None:
+        return plan.params[call.weight.meta["ref"]].dtype, "float32"
+    return call.format.tag, plan.params[call.factors[0].meta["ref"]].dtype
 
 
 def _plain(importer: EntryImporter, call: LinearCall, residual: fx.Node | None) -> Any:
@@ -73,6 +83,7 @@ def _plain(importer: EntryImporter, call: LinearCall, residual: fx.Node | None) 
 
 def _name(work: LinearWorkload, features: int, options: Options) -> str:
     parts = [f"linear_{work.rows}x{work.depth}x{features}_{work.weight_dtype}"]
+    parts += [f"scales_{work.scale_dtype}"] if work.quantized else []
     parts += [options.activation] if options.activation else []
     parts += [] if options.norm_eps is None else [f"norm_{options.norm_eps:.3e}"]
     parts += [name for name in ("bias", "residual") if getattr(options, name)]

@@ -1,23 +1,36 @@
 """All that lowering must know of a GPU of any maker."""
 
+from functools import partial
+
 from dspark_compiler.lowering.converters import common_converters
 from dspark_compiler.lowering.draft_converters import draft_converters
-from dspark_compiler.lowering.importer import TargetLowering
+from dspark_compiler.lowering.importer import Converter, TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
 from dspark_compiler.lowering.simt.attention import append_attention, commit_scratch, scratch_attention
 from dspark_compiler.lowering.simt.fusions import find_fusions
 from dspark_compiler.lowering.simt.linear import linear, lower_epilogue
+from dspark_compiler.lowering.simt.sampling import accept, draw, token_probs
+from dspark_compiler.lowering.simt.scoring import attention_mass
 from dspark_compiler.schedules.simt.kernels import simt_kernels
 from dspark_compiler.schedules.simt.row_linears import RowLinears
+from dspark_compiler.schedules.simt.stored import STORED
 
 
-def simt_lowering() -> TargetLowering:
-    """Converters and kernels."""
-    own = {
+def simt_lowering(dtype: str, *, atomics: bool = False) -> TargetLowering:
+    """Converters and kernels where weights, keys and values are stored as ``dtype``.
+
+    ``atomics`` says that the code generator knows those of simt/device_memory.py.
+    """
+    own: dict[str, Converter] = {
         "linear.default": linear,
-        "append_attention.default": append_attention,
-        "scratch_attention.default": scratch_attention,
+        "quantized_linear.default": linear,
+        "append_attention.default": partial(append_attention, atomics=atomics),
+        "scratch_attention.default": partial(scratch_attention, atomics=atomics),
         "commit_scratch.default": commit_scratch,
+        "attention_mass.default": attention_mass,
+        "token_probs.default": token_probs,
+        "draw.default": draw,
+        "accept.default": accept,
     }
     converters = common_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, find_fusions, lower_epilogue, simt_kernels(), RowLinears())
+    return TargetLowering(converters, find_fusions, lower_epilogue, simt_kernels(STORED[dtype]), RowLinears())

@@ -132,8 +132,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """X [b,S,inputs] -> [b,S,d]."""
-        keys, values = self.keys_values(x, angles)
-        mixed = attend(self.layer, self.queries(x, angles), keys, values)
+        mixed = attend(self.layer, self.queries(x, angles), *self.keys_values(x, angles))
         out: Tensor = self.o_proj(mixed.reshape(*x.shape[:2], -1))
         return out
 

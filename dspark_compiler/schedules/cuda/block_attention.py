@@ -5,15 +5,19 @@ A block's groups of warps take 32 keys at a time each: products of the rows with
 the sums of all groups of all blocks.
 """
 
+from collections.abc import Callable
+
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.block_attention import BlockShape
 from dspark_compiler.schedules.cuda import functions
+from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.clusters import MOST_BLOCKS, cluster_barrier, from_block, launch_clusters
 from dspark_compiler.schedules.cuda.loops import unrolled
+from dspark_compiler.schedules.cuda.memory import copy_from
 from dspark_compiler.schedules.cuda.row_registers import variable
-from dspark_compiler.schedules.cuda.threads import WARP, barrier, registers, shared
+from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, registers, shared
 from dspark_compiler.schedules.cuda.warps import reduce_float
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, when, widest_vector
 
@@ -78,6 +82,9 @@ class _Part:
         self._weights, self._decay = shared((groups, _KEYS, _ROWS)), shared((groups, _ROWS))
         self._sums = shared((groups, _ROWS, shape.value_dim), dynamic=True)
         self._highest, self._totals = shared((groups, _ROWS)), shared((groups, _ROWS))
+        # Of all groups together.
+        self._merged = shared((_ROWS, shape.value_dim))
+        self._peak, self._total = shared(_ROWS), shared(_ROWS)
         # Elements of the output of a thread: one column, a few rows.
         self._items = -(-shape.value_dim * (_ROWS // _MINE) // _GROUP)
 
@@ -100,9 +107,13 @@ class _Part:
             base = T.Bind(((step * MOST_BLOCKS + self._block) * self._groups + self._group) * _KEYS)
             barrier()  # the last keys have been used
             self._load_tile((self._k, self._stride), k, k_ring, (base, count, start))
+            commit_copies()
             self._load_tile((self._v, shape.value_dim), v, v_ring, (base, count, start))
+            commit_copies()
+            wait_copies(1)
             barrier()
             self._weigh(base + self._lane < end, peaks, totals)
+            wait_copies(0)
             barrier()
             self._add_values(acc)
         barrier()  # sums may lie where values were
@@ -118,27 +129,59 @@ class _Part:
 
     def combine(self, put: Expr) -> None:
         """Calls put with the output's elements, and where each belongs."""
-        shape = self._shape
+        self._combine_groups()
+        barrier()  # which TVM asks for; the next is one, too
         cluster_barrier()
-        size, threads = _ROWS * shape.value_dim, self._groups * _GROUP
-        with T.serial(0, -(-size // (threads * MOST_BLOCKS))) as step:
-            i = T.Bind((step * MOST_BLOCKS + self._block) * threads + self._thread)
+        shape = self._shape
+        size = _ROWS * shape.value_dim
+        share = min(-(-size // MOST_BLOCKS), self._groups * _GROUP)  # of a block's threads at a time
+        with T.serial(0, -(-size // (share * MOST_BLOCKS))) as step:
+            i = T.Bind((step * MOST_BLOCKS + self._block) * share + self._thread)
             r, d = T.Bind(i // shape.value_dim), T.Bind(i % shape.value_dim)
             number = T.Bind(self._first + r)
-            with when(T.And(i < size, number < shape.rows)):
-                highest = variable(T.float32(_MASKED), "float32")
-                value, total = variable(T.float32(0.0), "float32"), variable(T.float32(0.0), "float32")
-                with unrolled(MOST_BLOCKS * self._groups) as source:
-                    peak = from_block(source // self._groups, self._highest, source % self._groups, r)
-                    T.buffer_store(highest, T.max(highest[0], peak), [0])
-                with unrolled(MOST_BLOCKS * self._groups) as source:
-                    block, group = source // self._groups, source % self._groups
-                    factor = functions.exp(from_block(block, self._highest, group, r) - highest[0])
-                    T.buffer_store(value, value[0] + factor * from_block(block, self._sums, group, r, d), [0])
-                    T.buffer_store(total, total[0] + factor * from_block(block, self._totals, group, r), [0])
+            with when(T.And(self._thread < share, T.And(i < size, number < shape.rows))):
+                value, total = self._weighed_sums(
+                    MOST_BLOCKS,
+                    lambda block: from_block(block, self._peak, r),
+                    lambda block: from_block(block, self._total, r),
+                    lambda block: from_block(block, self._merged, r, d),
+                )[1:]
                 query = self._head * (shape.rows // shape.width) + number // shape.width
-                put(value[0] / total[0], number % shape.width, query, d)
+                put(value / total, number % shape.width, query, d)
         cluster_barrier()  # nobody leaves while others read here
+
+    def _combine_groups(self) -> None:
+        """Makes one of the sums of the block's groups: what other blocks have to read is a fraction then."""
+        barrier()
+        size, threads = _ROWS * self._shape.value_dim, self._groups * _GROUP
+        with T.serial(0, -(-size // threads)) as step:
+            i = T.Bind(step * threads + self._thread)
+            r, d = T.Bind(i // self._shape.value_dim), T.Bind(i % self._shape.value_dim)
+            with when(i < size):
+                highest, value, total = self._weighed_sums(
+                    self._groups,
+                    lambda group: self._highest[group, r],
+                    lambda group: self._totals[group, r],
+                    lambda group: self._sums[group, r, d],
+                )
+                T.buffer_store(self._merged, value, [r, d])
+                with when(d == 0):
+                    T.buffer_store(self._peak, highest, [r])
+                    T.buffer_store(self._total, total, [r])
+
+    def _weighed_sums(
+        self, count: int, peak: Callable[[Expr], Expr], part: Callable[[Expr], Expr], of: Callable[[Expr], Expr]
+    ) -> tuple[Expr, Expr, Expr]:
+        """The highest peak of some sources, and what sums and totals add up to, each as far below it as its own is."""
+        highest = variable(T.float32(_MASKED), "float32")
+        value, total = variable(T.float32(0.0), "float32"), variable(T.float32(0.0), "float32")
+        with unrolled(count) as source:
+            T.buffer_store(highest, T.max(highest[0], peak(source)), [0])
+        with unrolled(count) as source:
+            factor = T.Bind(functions.exp(peak(source) - highest[0]))
+            T.buffer_store(value, value[0] + factor * of(source), [0])
+            T.buffer_store(total, total[0] + factor * part(source), [0])
+        return highest[0], value[0], total[0]
 
     def _load_queries(self, q: Buffer, scale: float) -> None:
         shape = self._shape
@@ -156,29 +199,34 @@ class _Part:
     def _load_tile(
         self, target: tuple[Buffer, int], fresh: Buffer, ring: Buffer, bounds: tuple[Expr, Expr, Expr]
     ) -> None:
-        """Copies the keys or values from number base on: ``count`` are the ring's, from ``start`` on, then the block's.
+        """Starts copying keys or values from number base on: ``count`` of the ring, from ``start``, then the block's.
 
-        ``target`` is where they go, and the elements from one to the next.
+        ``target`` is where they go, and the elements from one to the next. Keys behind the last one get no weight, but
+        must be numbers.
         """
         tile, stride = target
         base, count, start = bounds
         dim = int(ring.shape[3])
         lanes = widest_vector(dim, 4)
         size = _KEYS * dim // lanes
+        direct = lanes == 4 and ring.dtype == fresh.dtype == "float32"
         with unrolled(-(-size // _GROUP)) as step:
             i = T.Bind(step * _GROUP + self._member)
             with when(i < size):
                 key, d = T.Bind(i // (dim // lanes)), T.Bind(i % (dim // lanes) * lanes)
                 number, place = T.Bind(base + key), T.Bind((self._group * _KEYS + key) * stride + d)
-                with T.If(number < count):
-                    with T.Then(), vector(lanes) as lane:
-                        value = ring[self._row, self._head, (start + number) % self._shape.places, d + lane]
-                        T.buffer_store(tile, T.cast(value, "float32"), [place + lane])
-                    with T.Else(), vector(lanes) as lane:
-                        # Keys behind the last one get no weight, but must be numbers.
-                        own = T.min(number - count, self._shape.fresh - 1)
-                        value = fresh[self._row, self._head, own, d + lane]
-                        T.buffer_store(tile, T.cast(value, "float32"), [place + lane])
+                slot = (start + number) % self._shape.places
+                own = T.max(T.min(number - count, self._shape.fresh - 1), 0)
+                sources = (ring, slot), (fresh, own)
+                if direct:
+                    there, here = (address(source, self._row, self._head, at, d) for source, at in sources)
+                    copy_from(16, address(tile, place), there, here, number < count, tvm.tirx.const(True, "bool"))
+                else:
+                    with T.If(number < count):
+                        for branch, (source, at) in zip((T.Then, T.Else), sources, strict=True):
+                            with branch(), vector(lanes) as lane:
+                                value = T.cast(source[self._row, self._head, at, d + lane], "float32")
+                                T.buffer_store(tile, value, [place + lane])
 
     def _weigh(self, real: Expr, peaks: Buffer, totals: Buffer) -> None:
         """Weights of the lane's key for the warp's rows; what the rows' sums so far shrink by goes to ``decay``."""

@@ -1,6 +1,7 @@
 """Launches that put new keys and values into the cache or its scratch, and the move from scratch to live slots."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -93,46 +94,64 @@ def _write_codes(slot: NewSlot, name: str, new: Buffer, place: tuple[Expr, Expr,
     slot.store_row(name, head, values, pairs, lane)
 
 
-def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN) -> tvm.tirx.PrimFunc:
+def commit_scratch(
+    name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN, layers: int = 1
+) -> tvm.tirx.PrimFunc:
     """Kernel that moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
 
     Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], k_scratch [B,G,N,D], v_scratch [B,G,N,Dv] of ``dtype`` or
     quantized, length and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]], [k_scale, v_scale float32
-    [B,G,C], k_scratch_scale, v_scratch_scale [B,G,N]]; the operator's, in its order.
+    [B,G,C], k_scratch_scale, v_scratch_scale [B,G,N]]; the operator's, in its order. Those of each of ``layers``.
     """
     check_heads(shape)
     args = cache_args(shape, dtype, form, [Arg(each, (shape.batch,), "int32") for each in ("length", "accepted")])
-    per_word = 4 if form.storage.scaled else 2
 
     def body(*buffers: Buffer) -> None:
-        of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        with launch((shape.scratch, shape.kv_heads, shape.batch), _threads(shape, per_word)) as axes:
-            token, head, row, thread = axes
+        threads = _threads(shape, _per_word(form))
+        with launch((shape.scratch, shape.kv_heads, shape.batch * layers), threads) as (token, head, piece, thread):
             await_previous()
             release_next()
-            length = T.Bind(load_int(address(of["length"], row)))
-            used = T.min(length, shape.slots - load_int(address(of["free"], row))) if form.free else length
-            slot = T.Bind(used + token)
+            for layer in range(layers):
+                own = buffers[layer * len(args) : (layer + 1) * len(args)]
+                of = dict(zip((arg.name for arg in args), own, strict=True))
+                with when(piece // shape.batch == layer):
+                    _commit(shape, form, of, (token, head, piece % shape.batch), thread)
 
-            def move(which: str, d: Expr) -> None:
+    every = [replace(arg, name=f"{arg.name}_{layer}") for layer in range(layers) for arg in args]
+    return kernel(name, every, body)
+
+
+def _commit(
+    shape: AttentionShape, form: CacheForm, of: dict[str, Buffer], place: tuple[Expr, Expr, Expr], thread: Expr
+) -> None:
+    """Moves a token's key and value of a head, if it was accepted."""
+    token, head, row = place
+    length = T.Bind(load_int(address(of["length"], row)))
+    used = T.min(length, shape.slots - load_int(address(of["free"], row))) if form.free else length
+    slot = T.Bind(used + token)
+
+    def move(which: str, d: Expr) -> None:
+        copy_word(
+            address(of[f"{which}_cache"], row, head, slot, d),
+            address(of[f"{which}_scratch"], row, head, token, d),
+        )
+
+    with when(T.And(token < load_int(address(of["accepted"], row)), slot < shape.slots)):
+        _each_word(shape, _per_word(form), thread, move)
+        if form.slot_position:
+            with when(thread == 0):
+                T.buffer_store(of["slot_position"], length + token, [row, head, slot])
+        for number, which in enumerate("kv" if form.storage.scaled else ""):
+            with when(thread == number):
                 copy_word(
-                    address(of[f"{which}_cache"], row, head, slot, d),
-                    address(of[f"{which}_scratch"], row, head, token, d),
+                    address(of[scale_name(which, "cache")], row, head, slot),
+                    address(of[scale_name(which, "scratch")], row, head, token),
                 )
 
-            with when(T.And(token < load_int(address(of["accepted"], row)), slot < shape.slots)):
-                _each_word(shape, per_word, thread, move)
-                if form.slot_position:
-                    with when(thread == 0):
-                        T.buffer_store(of["slot_position"], length + token, [row, head, slot])
-                for number, which in enumerate("kv" if form.storage.scaled else ""):
-                    with when(thread == number):
-                        copy_word(
-                            address(of[scale_name(which, "cache")], row, head, slot),
-                            address(of[scale_name(which, "scratch")], row, head, token),
-                        )
 
-    return kernel(name, args, body)
+def _per_word(form: CacheForm) -> int:
+    """Stored elements in four bytes."""
+    return 4 if form.storage.scaled else 2
 
 
 def _threads(shape: AttentionShape, per_word: int) -> int:

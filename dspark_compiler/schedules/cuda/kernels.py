@@ -15,7 +15,7 @@ from dspark_compiler.schedules.cuda.expert_linear import expert_linear
 from dspark_compiler.schedules.cuda.logit_moments import logit_moments
 from dspark_compiler.schedules.cuda.rope import rope
 from dspark_compiler.schedules.cuda.select_slots import select_slots
-from dspark_compiler.schedules.cuda.token_probs import token_probs
+from dspark_compiler.schedules.cuda.token_probs import drawn_probs, token_probs
 from dspark_compiler.schedules.cuda.topk import topk
 
 Template = Callable[..., tvm.tirx.PrimFunc]
@@ -23,7 +23,7 @@ Template = Callable[..., tvm.tirx.PrimFunc]
 _PLAIN: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope, rows.packed_embedding, rows.quantized_embedding),
     *(rows.row_embedding, rows.last_row),
-    *(expert_linear, topk, token_probs, draw, accept, ring.write_ring, ring.read_ring, block_attention),
+    *(expert_linear, topk, token_probs, drawn_probs, draw, accept, ring.write_ring, ring.read_ring, block_attention),
     *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
     *(slot_rows.append_slot_scores, slot_rows.commit_slot_scores, select_slots),
     *(slot_reads.read_state, slot_reads.write_state),

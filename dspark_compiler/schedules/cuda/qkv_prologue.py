@@ -34,6 +34,15 @@ class Prologue:
     rope: bool = True
 
 
+@dataclass(frozen=True)
+class HeadShape:
+    """Tokens of a row, and sizes of a head of queries or keys and of one of values."""
+
+    width: int
+    head_dim: int
+    value_dim: int
+
+
 def qkv_prologue(
     name: str, shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm = _PLAIN
 ) -> tvm.tirx.PrimFunc:
@@ -58,7 +67,7 @@ def qkv_prologue(
             await_previous()
             release_next()
             number, lane = T.Bind(group * _WARPS + thread // WARP), T.Bind(thread % WARP)
-            head = _Head(shape, work, tensors, (row, token), lane)
+            head = Head(HeadShape(shape.width, shape.head_dim, shape.value_dim), work, tensors, (row, token), lane)
             slot = NewSlot(problem, tensors, row, token)
             kv_head = T.Bind(number - shape.heads)
             with when(number < shape.heads):
@@ -92,7 +101,7 @@ def _args(problem: Problem, work: Prologue) -> list[Arg]:
     ]
 
 
-class _Head:
+class Head:
     """A warp's head: lanes hold pairs of neighbours, of both halves where those turn together.
 
     Attributes:
@@ -100,8 +109,9 @@ class _Head:
     """
 
     def __init__(
-        self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
+        self, shape: HeadShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
     ) -> None:
+        """Reads "x", "cos" and "sin", and weights of norms, of the ``tensors`` for a row's token."""
         self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
         self._row = T.Bind(token[0] * shape.width + token[1])
         self._turns = -(-shape.head_dim // (4 * WARP))

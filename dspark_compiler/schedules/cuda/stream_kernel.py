@@ -36,6 +36,7 @@ class Around:
 
     bias: bool = False
     residual: bool = False
+    every: tuple[int, int] = (1, 0)  # the residual's row r is (step * r + first)-th of what is given
     norm_eps: float | None = None
     late_norm: bool = False
     feeds_norm: bool = False
@@ -63,7 +64,7 @@ class StreamKernel:
         if around.bias:
             args.append(Arg("bias", (features,)))
         if around.residual:
-            args.append(Arg("residual", (rows, features)))
+            args.append(Arg("residual", (rows * around.every[0], features)))
         if self._early_norm:
             args.append(Arg("norm_weight", (depth,)))
         elif around.norm_eps is not None:
@@ -95,8 +96,11 @@ class StreamKernel:
 
             def inputs() -> Inputs:
                 if self.around.residual:
+                    step, start = self.around.every
                     asked["residual"] = outputs.early(
-                        lambda row, place: written_float(address(given["residual"], row, self._within(first + place)))
+                        lambda row, place: written_float(
+                            address(given["residual"], row * step + start, self._within(first + place))
+                        )
                     )
                 return self._inputs(given, thread, late)
 

@@ -30,6 +30,7 @@ def stream_linear(
     offsets: bool = False,
     bias: bool = False,
     residual: bool = False,
+    every: tuple[int, int] = (1, 0),
     norm_eps: float | None = None,
     late_norm: bool = False,
     feeds_norm: bool = False,
@@ -50,6 +51,7 @@ def stream_linear(
         offsets: whether groups have an offset, too.
         bias: whether float32 [N] is added.
         residual: whether float32 [M, N] is added.
+        every: step and first of the rows of a residual [step M, N] that are added.
         norm_eps: if given, x goes through an RMS norm first.
         late_norm: whether x is what a kernel that feeds a norm made of it (late_norm.py), with its squares. Otherwise x
             is float32, and each block works its norm out anew: for up to EARLY_NORM_ROWS.
@@ -62,7 +64,7 @@ def stream_linear(
     y = Arg("y", (work.rows, work.features), out_dtype)
     form = _form(work, dtype, group, offsets)
     cut = schedule or default_stream_schedule(work)
-    around = Around(bias, residual, norm_eps, late_norm, feeds_norm)
+    around = Around(bias, residual, every, norm_eps, late_norm, feeds_norm)
     return StreamKernel(work, form, cut, around, y, 1, lambda sums: sums[0]).build(name)
 
 

@@ -1,14 +1,16 @@
 """What can be chosen about a streaming linear kernel, the choice without a record, and what is worth measuring."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dspark_compiler.schedules.cuda.fragments import TILE_DEPTH, TILE_ROWS
 from dspark_compiler.schedules.cuda.quantized_fragments import BITS, tile_depth
+from dspark_compiler.schedules.cuda.stream_inputs import GROUP
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 
 FEW_ROWS = 32  # up to so many rows a linear streams its weight
 
 _MANY = 4 * 132  # stripes that fill a chip's multiprocessors with blocks of one
+_SHALLOW = 256  # columns of W of which a stripe takes less time than a block does to begin and end
 _ONE_WAVE = 2 * 132  # and those whose blocks all start at once
 
 
@@ -22,7 +24,26 @@ class StreamSchedule:
 
 
 def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
-    """The schedule without a record.
+    """The schedule without a record: as many warps share a stripe whatever the rows.
+
+    Many rows of x are read from the L2 by every block: a block that takes two stripes reads them half as often. Blocks
+    of a gated product have two anyway; those of eight bits then have too few registers to look far ahead.
+    """
+    few, stripes = _few_rows_schedule(work), -(-work.features // TILE_ROWS)
+    if work.rows <= (GROUP if work.weight_dtype in BITS else 2 * GROUP):
+        return few
+    if work.gated:
+        return replace(few, ahead=2) if work.weight_dtype == "int8" else few
+    if stripes >= _MANY or few.warps not in (8, 16) or few.warps > _tiles(work):
+        return few
+    # Four bits have deep stripes that 16 warps share; two of those take more registers than there are.
+    if work.weight_dtype == "int4" and few.warps == 16 and work.rows > 2 * GROUP:
+        return few
+    return StreamSchedule(2, few.warps, 4 if few.warps == 8 else 2)
+
+
+def _few_rows_schedule(work: LinearWorkload) -> StreamSchedule:
+    """For rows that take one product of a tile.
 
     Where there are many stripes, several blocks of few warps share a multiprocessor, one of them starting while others
     stream. Few stripes have to be taken by as many warps as can be kept at it, all of a stripe under way at once; or,
@@ -30,6 +51,8 @@ def default_stream_schedule(work: LinearWorkload) -> StreamSchedule:
     """
     tiles, quantized = _tiles(work), work.weight_dtype in BITS
     stripes = -(-work.features // TILE_ROWS) // (1 + work.gated)
+    if stripes >= _MANY and work.depth <= _SHALLOW:
+        return StreamSchedule(4, 4, 2)
     if stripes >= _MANY:
         if quantized:
             return StreamSchedule(1, 8 if tiles >= 40 else 4, 4)

@@ -8,6 +8,8 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda import functions
+from dspark_compiler.schedules.cuda.clusters import cluster_barrier
+from dspark_compiler.schedules.cuda.draw import Drawing
 from dspark_compiler.schedules.cuda.interval_search import Search
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float32, flipped, ranked, variable
@@ -30,30 +32,74 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tvm.tirx.PrimFu
             seq, r = T.Bind(task // rows), T.Bind(task % rows)
             registers = RowRegisters(cluster, block, thread)
             registers.load(lambda i: logits[seq, r, i])
-            row = _Row(registers, T.Bind(temperature[seq]))
-            with T.If(temperature[seq] == T.float32(0.0)):
-                with T.Then():
-                    row.greedy()
-                with T.Else():
-                    row.scores()
-                    row.weigh(row.kth_highest(T.Bind(top_k[seq])))
-                    with when(top_p[seq] < T.float32(1.0)):
-                        row.keep_nucleus(T.cast(top_p[seq], "float64"))
-                    with when(min_p[seq] > T.float32(0.0)):
-                        row.drop_below(T.Bind(min_p[seq]))
-                    row.normalize()
+            _weigh(registers, seq, (temperature, top_k, top_p, min_p))
             registers.store(lambda value, i: T.buffer_store(out, value, [seq, r, i]))
 
-    shape, control = (batch, rows, vocab), (batch,)
+    return kernel(name, [*_args(batch, rows, vocab), Arg("out", (batch, rows, vocab))], body)
+
+
+def drawn_probs(name: str, batch: int, vocab: int, numbers: int) -> tvm.tirx.PrimFunc:
+    """The distribution of one token a sequence, as ``token_probs`` makes it, and the token drawn from it (draw.py).
+
+    Arguments: logits [B,1,V], temperature [B], top_k int32 [B], top_p [B], min_p [B], uniform [B, ``numbers``], the
+    column of uniform to draw by int32 [1], out [B,1,V], token int64 [B].
+    """
+    cluster = RowCluster(vocab)
+
+    def body(logits: Buffer, temperature: Buffer, top_k: Buffer, top_p: Buffer, min_p: Buffer, *rest: Buffer) -> None:
+        uniform, column, out, token = rest
+        with cluster.launch(batch) as (seq, block, thread):
+            registers = RowRegisters(cluster, block, thread)
+            registers.load(lambda i: logits[seq, 0, i])
+            certain = _weigh(registers, seq, (temperature, top_k, top_p, min_p))
+            registers.store(lambda value, i: T.buffer_store(out, value, [seq, 0, i]))
+            with when(T.And(certain >= 0, T.And(block == 0, thread == 0))):
+                T.buffer_store(token, T.cast(certain, "int64"), [seq])
+            with when(certain < 0):
+                cluster_barrier()  # all of the row is there
+                drawing = Drawing(cluster, (block, thread), lambda i: out[seq, 0, i])
+                drawing.add_up()
+                drawing.token(T.Bind(uniform[seq, column[0]]), lambda drawn: T.buffer_store(token, drawn, [seq]))
+
     args = [
-        Arg("logits", shape),
+        *_args(batch, 1, vocab),
+        Arg("uniform", (batch, numbers)),
+        Arg("column", (1,), "int32"),
+        Arg("out", (batch, 1, vocab)),
+        Arg("token", (batch,), "int64"),
+    ]
+    return kernel(name, args, body)
+
+
+def _args(batch: int, rows: int, vocab: int) -> list[Arg]:
+    """What a distribution is made of."""
+    control = (batch,)
+    return [
+        Arg("logits", (batch, rows, vocab)),
         Arg("temperature", control),
         Arg("top_k", control, "int32"),
         Arg("top_p", control),
         Arg("min_p", control),
-        Arg("out", shape),
     ]
-    return kernel(name, args, body)
+
+
+def _weigh(registers: RowRegisters, seq: Expr, knobs: tuple[Buffer, Buffer, Buffer, Buffer]) -> Expr:
+    """Logits in ``registers`` become probabilities; returns the token that has all of it, -1 if one is to be drawn."""
+    temperature, top_k, top_p, min_p = knobs
+    row = _Row(registers, T.Bind(temperature[seq]))
+    certain = variable(T.int32(-1), "int32")
+    with T.If(temperature[seq] == T.float32(0.0)):
+        with T.Then():
+            T.buffer_store(certain, row.greedy(), [0])
+        with T.Else():
+            row.scores()
+            row.weigh(row.kth_highest(T.Bind(top_k[seq])))
+            with when(top_p[seq] < T.float32(1.0)):
+                row.keep_nucleus(T.cast(top_p[seq], "float64"))
+            with when(min_p[seq] > T.float32(0.0)):
+                row.drop_below(T.Bind(min_p[seq]))
+            row.normalize()
+    return T.Bind(certain[0])
 
 
 class _Row:
@@ -63,10 +109,11 @@ class _Row:
         self._row, self._temperature = row, temperature
         self._highest = row.maximum()
 
-    def greedy(self) -> None:
-        """1 for the first of the highest logits, 0 for all others."""
+    def greedy(self) -> Expr:
+        """1 for the first of the highest logits, whose index it returns, 0 for all others."""
         first = self._row.first(lambda value: value == self._highest)
         self._row.change(lambda _, i: T.Select(i == first, T.float32(1.0), T.float32(0.0)))
+        return first
 
     def scores(self) -> None:
         """Logits over the temperature; the order they have after rounding is the one that counts."""

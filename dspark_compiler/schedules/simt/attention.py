@@ -9,8 +9,10 @@ import tvm
 
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.simt.attention_teams import attend, chunks_of, combine, partial_size
+from dspark_compiler.schedules.simt.attention_parts import chunks_of, partial_size
+from dspark_compiler.schedules.simt.attention_teams import attend, combine
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, cache_args, form_args, scratch_args, write_new
+from dspark_compiler.schedules.simt.quantized_rows import write_new_codes
 from dspark_compiler.schedules.simt.threads import TEAM
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
 
@@ -23,11 +25,11 @@ def append_attention(
     """Kernel that writes new keys and values into live slots and attends to them; and its workspace's shape.
 
     Arguments: q [b,H,S,D], k, v float32, k_cache, v_cache of ``dtype``, sequence, length, count int32 [b],
-    [sinks float32 [H]], [free int32 [b]], [slot_position int32 [B,G,C]], out float32 [b,S,H,Dv], workspace float32
-    (anything in it).
+    [sinks float32 [H]], [free int32 [b]], [slot_position int32 [B,G,C]], [scales], out float32 [b,S,H,Dv], workspace
+    float32 (anything in it).
 
     Raises:
-        LoweringError: a quantized cache, one of 2^31 elements or more, or head sizes that are no multiples of 8.
+        LoweringError: a cache of 2^31 elements or more, or head sizes that are no multiples of 8.
     """
     return _attention(name, _problem(shape, scoring, dtype, form), ("sequence", "length", "count"))
 
@@ -54,8 +56,6 @@ def written_attention(
 
 
 def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm) -> Problem:
-    if form.storage.scaled:
-        raise LoweringError(f"--target vulkan: no attention over a cache of {form.storage.dtype} yet")
     if shape.head_dim % TEAM or shape.value_dim % TEAM:
         raise LoweringError(f"--target vulkan: head sizes {shape.head_dim}, {shape.value_dim} are no multiples of 8")
     if shape.batch * shape.kv_heads * shape.slots * max(shape.head_dim, shape.value_dim) >= 1 << 31:
@@ -73,7 +73,7 @@ def _attention(
     def body(*buffers: Buffer) -> None:
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         if writes:
-            write_new(problem, tensors)
+            (write_new_codes if problem.form.storage.scaled else write_new)(problem, tensors)
         attend(problem, tensors)
         if split:
             combine(problem, tensors)

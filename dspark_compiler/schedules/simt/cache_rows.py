@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.stored import narrow
+from dspark_compiler.schedules.simt.stored import narrow, widen
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 
@@ -29,6 +29,10 @@ class Problem:
     def rows(self) -> int:
         """Query rows of a key/value head."""
         return self.shape.width * self.shape.group
+
+    def wide(self, element: Expr) -> Expr:
+        """An element of a key or value as float32, without its slot's scale."""
+        return self.form.storage.load(element) if self.form.storage.scaled else widen(element, self.dtype)
 
     @property
     def slots(self) -> int:
@@ -91,8 +95,17 @@ class NewSlot:
 
     def store(self, name: str, head: Expr, d: Expr, value: Expr) -> None:
         """Stores element d of "k" or "v"."""
+        self.store_as_is(name, head, d, narrow(value, self._problem.dtype))
+
+    def store_as_is(self, name: str, head: Expr, d: Expr, element: Expr) -> None:
+        """The same of what has the cache's type."""
         target = self._tensors[f"{name}_{self._kind}"]
-        T.buffer_store(target, narrow(value, self._problem.dtype), [self._span.sequence, head, self._slot, d])
+        T.buffer_store(target, element, [self._span.sequence, head, self._slot, d])
+
+    def store_scale(self, name: str, head: Expr, scale: Expr) -> None:
+        """Stores what the elements of "k" or "v" are multiples of."""
+        target = self._tensors[scale_name(name, self._kind)]
+        T.buffer_store(target, scale, [self._span.sequence, head, self._slot])
 
     def store_position(self, head: Expr, condition: Expr) -> None:
         """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
@@ -121,7 +134,7 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
     """Kernel that moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
 
     Arguments: k_cache [B,G,C,D], v_cache [B,G,C,Dv], k_scratch [B,G,N,D], v_scratch [B,G,N,Dv] of ``dtype``, length
-    and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]]; the operator's, in its order.
+    and accepted int32 [B], [free int32 [B]], [slot_position int32 [B,G,C]], [scales]; the operator's, in its order.
     """
     args = [
         *cache_args(shape, dtype),
@@ -143,9 +156,12 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
                         T.buffer_store(
                             of[f"{which}_cache"], of[f"{which}_scratch"][row, head, token, d], [row, head, slot, d]
                         )
-                if form.slot_position:
-                    with when(d == 0):
+                with when(d == 0):
+                    if form.slot_position:
                         T.buffer_store(of["slot_position"], length + token, [row, head, slot])
+                    for which in "kv" if form.storage.scaled else "":
+                        scale = of[scale_name(which, "scratch")][row, head, token]
+                        T.buffer_store(of[scale_name(which, "cache")], scale, [row, head, slot])
 
         each((shape.batch, shape.kv_heads, shape.scratch, max(shape.head_dim, shape.value_dim)), move)
 
@@ -167,6 +183,21 @@ def scratch_args(shape: AttentionShape, dtype: str) -> list[Arg]:
 
 
 def form_args(shape: AttentionShape, form: CacheForm, rows: int) -> list[Arg]:
-    """What a cache has besides keys and values."""
-    positions = Arg("slot_position", (shape.batch, shape.kv_heads, shape.slots), "int32")
-    return [*([Arg("free", (rows,), "int32")] if form.free else []), *([positions] if form.slot_position else [])]
+    """What a cache has besides keys and values: [free], [slot_position], [k_scale, v_scale and those of scratch]."""
+    places = (shape.batch, shape.kv_heads)
+    slots = {"cache": shape.slots} | ({"scratch": shape.scratch} if shape.scratch else {})
+    return [
+        *([Arg("free", (rows,), "int32")] if form.free else []),
+        *([Arg("slot_position", (*places, shape.slots), "int32")] if form.slot_position else []),
+        *(
+            Arg(scale_name(name, place), (*places, count))
+            for place, count in slots.items()
+            for name in "kv"
+            if form.storage.scaled
+        ),
+    ]
+
+
+def scale_name(name: str, place: str) -> str:
+    """The tensor of the scales of "k" or "v" in the "cache" or in "scratch"."""
+    return f"{name}_scale" if place == "cache" else f"{name}_scratch_scale"

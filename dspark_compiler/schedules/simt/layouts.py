@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dspark_compiler.errors import LoweringError
 from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.simt.stored import STORED, elements_at_once
+from dspark_compiler.schedules.simt.weights import WeightForm, pack_codes
 
 _CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
 
@@ -33,19 +33,19 @@ class RowLayouts:
 
     def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
         """See Layouts."""
-        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+        return WeightForm(features, depth, form.tag).args()[0].shape, "uint32"
 
     def pack_codes(self, form: WeightFormat, codes: np.ndarray) -> np.ndarray:
         """See Layouts."""
-        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+        return pack_codes(form, codes)
 
     def factors(self, form: WeightFormat, features: int, groups: int, exact: bool) -> tuple[tuple[int, ...], str]:
-        """See Layouts."""
-        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+        """See Layouts: in two bytes where a group has its own and those hold it."""
+        return (features, groups), "float16" if form.group and exact else "float32"
 
     def pack_factors(self, form: WeightFormat, factors: np.ndarray, exact: bool) -> np.ndarray:
         """See Layouts."""
-        raise LoweringError("--quantize: no kernels for vulkan in this version; leave it out")
+        return factors.astype(np.float16) if form.group and exact else np.ascontiguousarray(factors)
 
     def can_gate(self, features: int) -> bool:
         """See Layouts: any two rows meet."""

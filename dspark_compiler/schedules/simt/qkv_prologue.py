@@ -44,7 +44,7 @@ def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, f
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         with launch((-(-heads // _TEAMS), shape.width, shape.rows), _THREADS) as (group, token, row, thread):
             number, lane = T.Bind(group * _TEAMS + thread // TEAM), T.Bind(thread % TEAM)
-            head = _Head(shape, work, tensors, (row, token), lane)
+            head = Head(shape, work, tensors, (row, token), lane)
             slot = NewSlot(problem, tensors, row, token)
             kv_head = T.Bind(number - shape.heads)
             value_head = T.Bind(kv_head - shape.kv_heads)
@@ -67,14 +67,21 @@ def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, f
     return kernel(name, args, body)
 
 
-def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> list[Arg]:
+def projection_args(shape: AttentionShape, work: Prologue) -> list[Arg]:
+    """The projection, and what queries and keys are normed and rotated by."""
     columns = (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.value_dim
     table = (shape.rows, 1, shape.width, shape.head_dim)
-    control = ("length",) if shape.scratch else ("sequence", "length", "count")
     return [
         Arg("x", (shape.rows * shape.width, columns)),
         *([Arg(f"{each}_weight", (shape.head_dim,)) for each in "qk"] if work.eps is not None else []),
         *([Arg(each, table) for each in ("cos", "sin")] if work.rope else []),
+    ]
+
+
+def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> list[Arg]:
+    control = ("length",) if shape.scratch else ("sequence", "length", "count")
+    return [
+        *projection_args(shape, work),
         *cache_args(shape, dtype),
         *scratch_args(shape, dtype),
         *(Arg(each, (shape.rows,), "int32") for each in control),
@@ -83,7 +90,7 @@ def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) ->
     ]
 
 
-class _Head:
+class Head:
     """A team's head: lane by lane the elements of its first half, and those of the second that turn with them."""
 
     def __init__(

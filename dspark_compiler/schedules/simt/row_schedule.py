@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from dspark_compiler.schedules.simt.layouts import padded_depth
-from dspark_compiler.schedules.simt.stored import elements_at_once
 from dspark_compiler.schedules.simt.threads import TEAM
+from dspark_compiler.schedules.simt.weights import WeightForm
 
 FEW_ROWS = 16  # up to so many rows a product streams its weight
 MOST_SPLITS = 16  # teams of a work group
@@ -39,7 +38,7 @@ def _default_splits(work: LinearWorkload) -> int:
 
 
 def _most_splits(work: LinearWorkload) -> int:
-    accesses = padded_depth(work.depth, work.weight_dtype) // elements_at_once(work.weight_dtype)
+    accesses = WeightForm(work.features, work.depth, work.weight_dtype).accesses
     splits = 1
     while splits < MOST_SPLITS and accesses >= 2 * splits * TEAM * _FEWEST_STEPS:
         splits *= 2

@@ -3,9 +3,11 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
 from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.layouts import padded_depth
 from dspark_compiler.schedules.simt.stored import widen
+from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
 
@@ -19,17 +21,37 @@ def packed_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_d
     return _embedding(name, tokens, depth, (vocab, padded_depth(depth, weight_dtype)), weight_dtype)
 
 
+def quantized_embedding(
+    name: str, tokens: int, vocab: int, depth: int, *, codes_kept: CodeType, scale_dtype: str
+) -> tvm.tirx.PrimFunc:
+    """The same out of codes with a scale a row; arguments ids, those of the weight (weights.py), y."""
+    form = WeightForm(vocab, depth, WeightFormat(codes_kept).tag, scale_dtype)
+
+    def body(ids: Buffer, *buffers: Buffer) -> None:
+        weight = WeightReader(form, dict(zip((arg.name for arg in form.args()), buffers, strict=False)))
+
+        def copy(token: Expr, k: Expr) -> None:
+            T.buffer_store(buffers[-1], weight.element(_row(ids, token, vocab), k), [token, k])
+
+        each((tokens, depth), copy)
+
+    return kernel(name, [Arg("ids", (tokens,), "int64"), *form.args(), Arg("y", (tokens, depth))], body)
+
+
 def _embedding(name: str, tokens: int, depth: int, shape: tuple[int, int], weight_dtype: str) -> tvm.tirx.PrimFunc:
     def body(ids: Buffer, w: Buffer, y: Buffer) -> None:
         def copy(token: Expr, k: Expr) -> None:
-            # A token that is none takes the nearest row there is.
-            row = T.Bind(T.cast(T.max(T.min(ids[token], T.int64(shape[0] - 1)), T.int64(0)), "int32"))
-            T.buffer_store(y, widen(w[row, k], weight_dtype), [token, k])
+            T.buffer_store(y, widen(w[_row(ids, token, shape[0]), k], weight_dtype), [token, k])
 
         each((tokens, depth), copy)
 
     args = [Arg("ids", (tokens,), "int64"), Arg("w", shape, weight_dtype), Arg("y", (tokens, depth))]
     return kernel(name, args, body)
+
+
+def _row(ids: Buffer, token: Expr, vocab: int) -> Expr:
+    """A token's row; one that is none takes the nearest there is."""
+    return T.Bind(T.cast(T.max(T.min(ids[token], T.int64(vocab - 1)), T.int64(0)), "int32"))
 
 
 def last_row(name: str, rows: int, width: int, depth: int) -> tvm.tirx.PrimFunc:
@@ -44,3 +66,12 @@ def last_row(name: str, rows: int, width: int, depth: int) -> tvm.tirx.PrimFunc:
 
     args = [Arg("x", (rows, width, depth)), Arg("count", (rows,), "int32"), Arg("y", (rows, 1, depth))]
     return kernel(name, args, body)
+
+
+def zeros(name: str, count: int) -> tvm.tirx.PrimFunc:
+    """Kernel for y = 0, y uint32 [count]: counters before a step."""
+
+    def body(y: Buffer) -> None:
+        each((count,), lambda i: T.buffer_store(y, T.uint32(0), [i]))
+
+    return kernel(name, [Arg("y", (count,), "uint32")], body, block=True)

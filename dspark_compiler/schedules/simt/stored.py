@@ -38,3 +38,11 @@ def load(target: Buffer, at: int, source: Buffer, index: tuple[Expr, ...], count
     *outer, last = index
     with T.vectorized(0, count) as lane:
         T.buffer_store(target, widen(source[(*outer, last + lane)], source.dtype), [at + lane])
+
+
+def copy(target: Buffer, at: tuple[int, ...], source: Buffer, index: tuple[Expr, ...], count: int) -> None:
+    """The same without a change of type; ``target`` and ``source`` are of one."""
+    *outer, last = index
+    *place, first = at
+    with T.vectorized(0, count) as lane:
+        T.buffer_store(target, source[(*outer, last + lane)], [*place, first + lane])

@@ -10,10 +10,11 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
-from dspark_compiler.schedules.simt.layouts import padded_depth
 from dspark_compiler.schedules.simt.stored import widen
-from dspark_compiler.schedules.simt.stream_linear import PLAIN, Options
+from dspark_compiler.schedules.simt.stream_linear import form_of
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
+from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _TILE, _STEP, _SIDE = 64, 16, 16  # rows and features of a tile, depth of a step, threads along a side
@@ -26,14 +27,14 @@ _LINE = _TILE + _VECTOR  # of a tile in shared memory: neighbours down a column 
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel for y = x @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 
-    Arguments: x float32 [rows, depth], W [features, depth padded] of ``work.weight_dtype``, [bias [features]],
-    [residual [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
+    Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual
+    [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
     """
     assert options.norm_eps is None
     features = work.features // 2 if options.activation else work.features
     args = [
         Arg("x", (work.rows, work.depth)),
-        Arg("w", (work.features, padded_depth(work.depth, work.weight_dtype)), work.weight_dtype),
+        *form_of(work).args(),
         *([Arg("bias", (features,))] if options.bias else []),
         *([Arg("residual", (work.rows, features))] if options.residual else []),
         Arg("y", (work.rows, features)),
@@ -50,6 +51,7 @@ class _Tile:
 
     def __init__(self, work: LinearWorkload, options: Options, features: int, of: dict[str, Buffer]) -> None:
         self._work, self._options, self._of, self._features = work, options, of, features
+        self._weight = WeightReader(form_of(work), of)
         self._halves = 2 if options.activation else 1
 
     def emit(self) -> None:
@@ -93,17 +95,20 @@ class _Tile:
 
     def _bring_w(self, tile: Buffer, half: int, columns: Expr, k: Expr, thread: Expr) -> None:
         """The same of the weight, whose rows are whole accesses."""
-        weight = self._of["w"]
         number, first = T.Bind(thread // _VECTOR), T.Bind(thread % _VECTOR * _VECTOR)
         feature = T.Bind(T.min(columns + number, self._features - 1) + half * self._features)
-        padded = int(weight.shape[1])
-        held = registers(_VECTOR)
-        inside = nullcontext() if padded % _STEP == 0 else when(k + first < padded)
-        if padded % _STEP:
+        form, held = self._weight.form, registers(_VECTOR)
+        inside = nullcontext() if form.padded % _STEP == 0 else when(k + first < form.padded)
+        if form.padded % _STEP:
             for e in range(_VECTOR):
                 T.buffer_store(held, T.float32(0.0), [e])
-        with inside, T.vectorized(0, _VECTOR) as e:
-            T.buffer_store(held, widen(weight[feature, k + first + e], weight.dtype), [e])
+        with inside:
+            if form.format is None:
+                with T.vectorized(0, _VECTOR) as e:
+                    T.buffer_store(held, widen(self._of["w"][feature, k + first + e], self._of["w"].dtype), [e])
+            else:
+                for e in range(_VECTOR):
+                    T.buffer_store(held, self._weight.element(feature, k + first + e), [e])
         for e in range(_VECTOR):
             T.buffer_store(tile, held[e], [first + e, number])
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,21 @@ def build(module: tvm.IRModule, lanes: int = 1) -> Any:
 
 def run(function: tvm.tirx.PrimFunc, *arrays: np.ndarray, lanes: int = 1) -> list[np.ndarray]:
     """All arrays as a scheduled function leaves them."""
+    return compiled(function, lanes)(*arrays)
+
+
+def compiled(function: tvm.tirx.PrimFunc, lanes: int = 1) -> Callable[..., list[np.ndarray]]:
+    """The same for one that is called several times."""
     register()
     named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    compiled = tvm.compile(named, target(lanes), tir_pipeline=register_pipeline())
-    tensors = [tvm.runtime.tensor(array, tvm.device("vulkan", 0)) for array in arrays]
-    compiled["main"](*tensors)
-    return [tensor.numpy() for tensor in tensors]
+    built = tvm.compile(named, target(lanes), tir_pipeline=register_pipeline())
+
+    def call(*arrays: np.ndarray) -> list[np.ndarray]:
+        tensors = [tvm.runtime.tensor(array, tvm.device("vulkan", 0)) for array in arrays]
+        built["main"](*tensors)
+        return [tensor.numpy() for tensor in tensors]
+
+    return call
 
 
 def _run_tool(name: str, code: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:

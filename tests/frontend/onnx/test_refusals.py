@@ -41,6 +41,52 @@ def unknown_operator(model: ModelProto) -> None:
     found.op_type, found.domain = "QMoE", "com.microsoft"
 
 
+def branch(model: ModelProto) -> None:
+    """A node gives way to one that runs one of two graphs."""
+    found = node(model, "Sigmoid")
+    kind = TensorProto.FLOAT
+    graphs = {
+        f"{which}_branch": helper.make_graph(
+            [helper.make_node("Sigmoid", [found.input[0]], [f"{which}_out"])],
+            which,
+            [],
+            [helper.make_tensor_value_info(f"{which}_out", kind, None)],
+        )
+        for which in ("then", "else")
+    }
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(True), "yes"))
+    choice = helper.make_node("If", ["yes"], list(found.output), name="choice", **graphs)
+    found.CopyFrom(choice)
+
+
+def loop(model: ModelProto) -> None:
+    """A node gives way to one that runs a graph twice."""
+    found = node(model, "Sigmoid")
+    kind, gate = TensorProto.FLOAT, found.input[0]
+    body = helper.make_graph(
+        [helper.make_node("Sigmoid", ["value"], ["next"]), helper.make_node("Identity", ["on"], ["still"])],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", kind, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", kind, None),
+        ],
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(2), "twice"))
+    found.CopyFrom(helper.make_node("Loop", ["twice", "", gate], list(found.output), name="again", body=body))
+
+
+def encoder(model: ModelProto) -> None:
+    """What encoders and embedders give."""
+    no_logits(model)
+    next(value for value in model.graph.output if value.name == "last_hidden_state").name = "pooler_output"
+    next(n for n in model.graph.node if n.name == "out_logits").output[0] = "pooler_output"
+
+
 def no_logits(model: ModelProto) -> None:
     for value in (*model.graph.output, *model.graph.node):
         if isinstance(value, onnx.ValueInfoProto) and value.name == "logits":
@@ -94,6 +140,9 @@ def last_logits_only(model: ModelProto) -> None:
     ("dialect", "change", "kind", "named", "remedy"),
     [
         ("grouped", unknown_operator, UnsupportedModelError, "(com.microsoft.QMoE)", "Hugging Face folder"),
+        ("grouped", branch, UnsupportedModelError, "'choice' (If)", "Hugging Face folder"),
+        ("grouped", loop, UnsupportedModelError, "'again' (Loop)", "Hugging Face folder"),
+        ("grouped", encoder, UnsupportedModelError, "pooler_output", "ForCausalLM"),
         ("grouped", no_logits, UnsupportedModelError, "last_hidden_state", "ForCausalLM"),
         ("grouped", vision, UnsupportedModelError, "'pixel_values'", "only decoders"),
         ("grouped", segments, UnsupportedModelError, "'token_type_ids'", "only decoders"),

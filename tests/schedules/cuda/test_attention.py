@@ -208,21 +208,26 @@ def test_decode_gives_the_bits_of_verify(storage: Storage) -> None:
     assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
 
 
-def test_scratch_is_moved_as_it_is() -> None:
+@pytest.mark.parametrize("layers", [1, 3])
+def test_scratch_is_moved_as_it_is(layers: int) -> None:
     gpu()
     case = Case(4, (30, 7), scratch=4, storage=E4M3FN)
-    given = {name: array for name, array in operands(case).items() if name not in "qkv"}
-    given = {name: given[name] for name in ("k_cache", "v_cache", "k_scratch", "v_scratch", "length")} | {
-        "accepted": np.array([3, 0], np.int32),
-        **{name: given[name] for name in given if name.endswith("_scale")},
-    }
-    kernel = commit_scratch("commit", case.shape, "float16", case.form)
-    arrays = list(given.values())
+    every = []
+    for _ in range(layers):
+        given = {name: array for name, array in operands(case).items() if name not in "qkv"}
+        every.append(
+            {name: given[name] for name in ("k_cache", "v_cache", "k_scratch", "v_scratch", "length")}
+            | {"accepted": np.array([3, 0], np.int32)}
+            | {name: given[name] for name in given if name.endswith("_scale")}
+        )
+    kernel = commit_scratch("commit", case.shape, "float16", case.form, layers)
+    arrays = [array for given in every for array in given.values()]
     left = call(compile_for({"commit": kernel}, ARCH)["commit"], arrays, outputs=len(arrays))
-    tensors = {name: as_torch(array) for name, array in given.items()}
-    torch.ops.dspark.commit_scratch(**tensors)
-    for name, array in zip(given, left, strict=True):
-        assert torch.equal(as_torch(array), tensors[name]), name
+    for number, given in enumerate(every):
+        tensors = {name: as_torch(array) for name, array in given.items()}
+        torch.ops.dspark.commit_scratch(**tensors)
+        for (name, tensor), array in zip(tensors.items(), left[number * len(given) :], strict=False):
+            assert torch.equal(as_torch(array), tensor), name
 
 
 def test_kernels_build_without_spills() -> None:
@@ -238,7 +243,7 @@ def test_kernels_build_without_spills() -> None:
         "many": written_attention("many", many, Scoring(0.25), "float16", CacheForm(E4M3FN))[0],
         "wide": written_attention("wide", wide, Scoring(0.25), "float16", arch=ARCH)[0],
         "prologue": qkv_prologue("prologue", few, Prologue(1e-6), "bfloat16", codes),
-        "commit": commit_scratch("commit", split, "bfloat16", codes),
+        "commit": commit_scratch("commit", split, "bfloat16", codes, layers=16),
     }
     report = report_of(kernels, ARCH)
     assert report.kernels == 3 + 3 + 2 + 1 + 1 + 1

@@ -10,7 +10,7 @@ import torch
 from dspark_compiler.graph import sampling_ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.cuda.accept import accept
 from dspark_compiler.schedules.cuda.draw import draw
-from dspark_compiler.schedules.cuda.token_probs import token_probs
+from dspark_compiler.schedules.cuda.token_probs import drawn_probs, token_probs
 from tests.schedules.cuda.gpu import call, compile_for, gpu, report_of
 from tests.schedules.test_accept import places, verdict
 from tests.schedules.test_token_probs import KNOBS
@@ -38,6 +38,7 @@ def test_rows_stay_in_registers() -> None:
     functions = {
         "probs": token_probs("probs", 1, 8, 50000),
         "draw": draw("draw", 1, 50000),
+        "drawn": drawn_probs("drawn", 1, 50000, 7),
         "accept": accept("accept", 1, 8, 50000, drafts=7),
     }
     report = report_of(functions, ARCH)
@@ -68,6 +69,24 @@ def test_draws(vocab: int, sparse: bool) -> None:
     uniform[:3] = (0, np.nextafter(np.float32(1), np.float32(0)), 0.5)
     (out,) = call(compiled(draw, 64, vocab), [probs, uniform, np.full(64, -7, np.int64)])
     np.testing.assert_array_equal(out, dspark.draw(torch.from_numpy(probs), torch.from_numpy(uniform)).numpy())
+
+
+@pytest.mark.parametrize("vocab", [8, 1000, 49152])
+def test_a_draw_at_once_is_the_one_afterwards(vocab: int) -> None:
+    random = np.random.default_rng()
+    logits = np.round(random.standard_normal((len(KNOBS), 1, vocab)) * 4).astype(np.float32)
+    temperature, top_k, top_p, min_p = zip(*KNOBS, strict=True)
+    knobs = [np.array(temperature, np.float32), np.array(top_k, np.int32)]
+    knobs += [np.array(top_p, np.float32), np.array(min_p, np.float32)]
+    (probs,) = call(compiled(token_probs, len(KNOBS), 1, vocab), [logits, *knobs, np.zeros_like(logits)])
+    uniform, kernel = random.random((len(KNOBS), 3), dtype=np.float32), compiled(drawn_probs, len(KNOBS), vocab, 3)
+    for column in range(3):
+        number = np.ascontiguousarray(uniform[:, column])
+        (expected,) = call(compiled(draw, len(KNOBS), vocab), [probs[:, 0], number, np.full(len(KNOBS), -7, np.int64)])
+        given = [logits, *knobs, uniform, np.array([column], np.int32), np.zeros_like(logits)]
+        found = call(kernel, [*given, np.full(len(KNOBS), -7, np.int64)], 2)
+        np.testing.assert_array_equal(found[0], probs)
+        np.testing.assert_array_equal(found[1], expected)
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 2])

@@ -67,6 +67,7 @@ def test_every_kernel_compiles() -> None:
             "f7", replace(cache, storage=INT8), Scoring(SCALE), heads=6, places=10, last=7, bounded=True, dtype=F16
         ),
         block_attention("f8", BlockShape(1, 4, 2, 5, 5, 64, 64, 50, 10), SCALE, dtype=F16),
+        block_attention("f8b", BlockShape(1, 4, 2, 5, 5, 64, 64, 50, 10), SCALE, out_dtype="bfloat16"),
     ]
     compile_for({f"f{i}": function for i, function in enumerate(functions)}, ARCH)
 
@@ -86,13 +87,14 @@ def test_rows_go_to_a_ring_and_come_back(start: int) -> None:
     np.testing.assert_array_equal(out, dspark.read_ring(*map(torch.from_numpy, (expected, length, sequence))).numpy())
 
 
+@pytest.mark.parametrize("dtype", [F16, "float32"])
 @pytest.mark.parametrize("places", [50, 300])
-def test_a_block_sees_its_ring_and_itself(places: int) -> None:
+def test_a_block_sees_its_ring_and_itself(places: int, dtype: str) -> None:
     shape = BlockShape(2, 6, 2, 5, 4, 64, 32, places, 10)
-    run = kernel(block_attention, shape, SCALE, dtype=F16)
+    run = kernel(block_attention, shape, SCALE, dtype=dtype)
     for length in (ints(0, 1), ints(places // 2, places - 10), ints(places - 3, 5 * places + 7)):
         q, k, v = (half(*s).astype(np.float32) for s in ((2, 6, 5, 64), (2, 2, 4, 64), (2, 2, 4, 32)))
-        rings = half(2, 2, places, 64), half(2, 2, places, 32)
+        rings = half(2, 2, places, 64).astype(dtype), half(2, 2, places, 32).astype(dtype)
         (*_, out) = run(q, k, v, *rings, length, np.full((2, 5, 6, 32), np.nan, np.float32))
         tensors = [torch.from_numpy(array) for array in (q, k, v, *(r.astype(np.float32) for r in rings), length)]
         np.testing.assert_allclose(out, dspark.block_attention(*tensors, 10, SCALE).numpy(), rtol=1e-4, atol=1e-5)

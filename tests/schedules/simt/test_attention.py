@@ -9,7 +9,6 @@ import torch
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cache_storage import INT8
 from dspark_compiler.schedules.simt.attention import append_attention, scratch_attention
 from dspark_compiler.schedules.simt.cache_rows import commit_scratch
 from tests.backends.vulkan.shaders import run
@@ -81,8 +80,5 @@ def test_commit_moves_what_was_accepted() -> None:
 
 
 def test_caches_that_are_refused() -> None:
-    shape = AttentionShape(1, 1, 2, 1, 16, 16, 1, 100, 0)
-    with pytest.raises(LoweringError, match="int8"):
-        append_attention("a", shape, Scoring(1.0), "float16", CacheForm(INT8))
     with pytest.raises(LoweringError, match="multiples of 8"):
         append_attention("a", AttentionShape(1, 1, 2, 1, 12, 16, 1, 100, 0), Scoring(1.0), "float16", CacheForm())

@@ -139,7 +139,7 @@ def _step(node: ir.Node, found: _Scores, probe: Probe) -> ir.Value | None:
         left, right = node.inputs
         return left if (bound := scalar(right)) is not None and bound <= HIDDEN else None
     if node.op_type in ("Mul", "Div"):
-        return _scaled(node, found)
+        return _scaled(node, found, probe)
     if node.op_type == "Add":
         return _added(node, found, probe)
     if node.op_type == "Where":
@@ -147,8 +147,8 @@ def _step(node: ir.Node, found: _Scores, probe: Probe) -> ir.Value | None:
     return None
 
 
-def _scaled(node: ir.Node, found: _Scores) -> ir.Value | None:
-    value, number = _number(node)
+def _scaled(node: ir.Node, found: _Scores, probe: Probe) -> ir.Value | None:
+    value, number = _number(node, probe)
     if value is None or number is None:
         return None
     if not is_node(value, "Tanh"):
@@ -164,12 +164,12 @@ def _scaled(node: ir.Node, found: _Scores) -> ir.Value | None:
     return tanh.inputs[0]
 
 
-def _number(node: ir.Node) -> tuple[ir.Value | None, float | None]:
+def _number(node: ir.Node, probe: Probe) -> tuple[ir.Value | None, float | None]:
     """X and c of x * c or x / c, the latter as its inverse."""
     left, right = node.inputs
-    if (number := scalar(right)) is not None:
+    if (number := probe.number(right)) is not None:
         return left, number if node.op_type == "Mul" else 1 / number
-    if node.op_type == "Mul" and (number := scalar(left)) is not None:
+    if node.op_type == "Mul" and (number := probe.number(left)) is not None:
         return right, number
     return None, None
 

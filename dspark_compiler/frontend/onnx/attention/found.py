@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from dspark_compiler.frontend.onnx.evaluate import Values, evaluate
+from dspark_compiler.frontend.onnx.graph import scalar
 from dspark_compiler.frontend.onnx.inputs import Inputs
 
 
@@ -53,6 +55,7 @@ class Found:
 
 # Extents unlike each other and unlike those of models, so that axes can be told apart.
 PROBE_BATCH, PROBE_WIDTH = 2, 7
+_OTHER_WIDTH, _OTHER_PAST = 11, 5
 
 
 @dataclass
@@ -66,17 +69,32 @@ class Probe:
     inputs: Inputs
     positions: ir.Value
     values: Values = field(default_factory=dict)
+    others: Values = field(default_factory=dict)  # for another number of new and past tokens
 
     def __getitem__(self, value: ir.Value) -> Tensor:
         """The value, or a meta tensor of its shape where it depends on tokens."""
-        if not self.values:
-            feeds = self.inputs.feeds(PROBE_BATCH, PROBE_WIDTH)
-            row = feeds[self.inputs.ids].new_zeros((PROBE_BATCH, PROBE_WIDTH)).long()
-            self.values.update({**feeds, self.positions: row})
-        if value not in self.values:
-            evaluate({}, [value], known=self.values)
-        return self.values[value]
+        return self._known(self.values, value, PROBE_WIDTH, 0)
+
+    def number(self, value: ir.Value | None) -> float | None:
+        """The number a value of one element is, however many tokens there are; None if there is no such number."""
+        found = scalar(value)
+        if found is not None or value is None:
+            return found
+        known = self[value]
+        if known.is_meta or known.numel() != 1:
+            return None
+        other = self._known(self.others, value, _OTHER_WIDTH, _OTHER_PAST if self.inputs.past else 0)
+        return float(known) if not other.is_meta and torch.equal(known, other) else None
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """The extents of a value."""
         return tuple(self[value].shape)
+
+    def _known(self, values: Values, value: ir.Value, width: int, past: int) -> Tensor:
+        if not values:
+            feeds = self.inputs.feeds(PROBE_BATCH, width, past)
+            row = feeds[self.inputs.ids].new_zeros((PROBE_BATCH, width)).long()
+            values.update({**feeds, self.positions: row})
+        if value not in values:
+            evaluate({}, [value], known=values)
+        return values[value]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.onnx.attention.found import Found, Mask
-from dspark_compiler.frontend.onnx.evaluate import evaluate
-from dspark_compiler.frontend.onnx.graph import ancestors, constant_tensor
+from dspark_compiler.frontend.onnx.evaluate import Values, asked, evaluate, require
+from dspark_compiler.frontend.onnx.graph import constant_tensor
 from dspark_compiler.frontend.onnx.inputs import Inputs
 from dspark_compiler.frontend.onnx.operators.base import named
 
@@ -37,6 +37,9 @@ class MaskProver:
         self._inputs = inputs
         self._positions = positions
         self._proved: dict[tuple[object, ...], Proved] = {}
+        # By new and past tokens, shapes of what depends on token ids: a layer's mask may ask its keys for them,
+        # and these are made of all layers before.
+        self._shapes: dict[tuple[int, int], Values] = {}
 
     def prove(self, found: Found) -> Proved:
         """The window of an attention.
@@ -85,7 +88,11 @@ class MaskProver:
         if found.window:
             seen = seen & (keys > queries - found.window)
         feeds = self._inputs.feeds(1, width, past) | {self._positions: queries.T.clone()}
-        values = evaluate(feeds, [mask.value for mask in found.masks], weights=True) if found.masks else {}
+        values: Values = {}
+        if found.masks:
+            shapes = self._shapes.setdefault((width, past), {})
+            values = evaluate(feeds, [mask.value for mask in found.masks], weights=True, known=dict(shapes))
+            shapes.update(_unknown(values, {*shapes, *(value for value, given in feeds.items() if given.is_meta)}))
         for mask in found.masks:
             part = self._part(found, mask, values[mask.value])
             # A cache that keeps a window's keys only has no others to hide.
@@ -115,6 +122,20 @@ class MaskProver:
         return keep if keep.ndim == 2 else keep.view(1, -1)
 
 
+def _unknown(values: Values, sources: set[ir.Value]) -> Values:
+    """Those of the values that depend on ``sources``, and would be no better known if more than shapes were asked."""
+    found = {value: values[value] for value in sources}
+    for value, tensor in values.items():
+        node = value.producer()
+        if node is None or not tensor.is_meta or value in found:
+            continue
+        operator = require(node)
+        decides = (i for place, i in enumerate(node.inputs) if i is not None and place not in operator.static)
+        if not operator.shape_only and any(i in found for i in decides):
+            found[value] = tensor
+    return found
+
+
 def _telling_widths(found: Found) -> tuple[list[int], list[int]]:
     """Widths at which a window would show, by the numbers that masks are made of; and those that are too wide."""
     widths = {_WIDTH}
@@ -130,15 +151,14 @@ def _telling_widths(found: Found) -> tuple[list[int], list[int]]:
 
 def _numbers(masks: Sequence[ir.Value]) -> set[int]:
     found: set[int] = set()
-    for mask in masks:
-        for value in ancestors(mask):
-            tensor = constant_tensor(value)
-            if tensor is None:
-                continue
-            if tensor.size == 1:
-                number = float(np.asarray(tensor.numpy()).astype(np.float64).reshape(()))
-                if abs(number) < _FURTHEST and number.is_integer():
-                    found.add(abs(int(number)))
-            elif len(tensor.shape) >= 2:
-                found.update(extent - 3 for extent in tensor.shape.numpy()[-2:])
+    for value in asked(masks):
+        tensor = constant_tensor(value)
+        if tensor is None:
+            continue
+        if tensor.size == 1:
+            number = float(np.asarray(tensor.numpy()).astype(np.float64).reshape(()))
+            if abs(number) < _FURTHEST and number.is_integer():
+                found.add(abs(int(number)))
+        elif len(tensor.shape) >= 2:
+            found.update(extent - 3 for extent in tensor.shape.numpy()[-2:])
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dspark_compiler.frontend.onnx.attention.found import PROBE_BATCH, PROBE_WIDTH, Probe
 from dspark_compiler.frontend.onnx.evaluate import call, require
-from dspark_compiler.frontend.onnx.graph import constant, insert, scalar
+from dspark_compiler.frontend.onnx.graph import constant, insert
 
 # Operators that only move elements of their first input.
 _MOVES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Identity", "Slice", "Tile"})
@@ -134,7 +134,7 @@ def _step(node: ir.Node, probe: Probe, scaled: bool) -> tuple[Step, float] | Non
         pieces = [place for place, piece in enumerate(node.inputs) if piece is not None and probe[piece].numel()]
         return (Step(node, pieces[0]), 1.0) if len(pieces) == 1 else None
     if scaled and node.op_type in ("Mul", "Div"):
-        left, right = (scalar(value) for value in node.inputs)
+        left, right = (probe.number(value) for value in node.inputs)
         if right is not None:
             return Step(node, 0), right if node.op_type == "Mul" else 1 / right
         if left is not None and node.op_type == "Mul":

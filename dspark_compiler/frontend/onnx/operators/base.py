@@ -22,6 +22,7 @@ class Operator:
         static: inputs that decide shapes; they must be known before the graph runs, and are given as lists or numbers.
         numbers: whether the right one of two inputs may be a plain number.
         shape_only: whether the result depends on the input's shape alone.
+        shaped_by_values: whether the result's shape depends on what is in the inputs.
         counts: whether the function wants to know how many outputs the node has, as ``count``.
     """
 
@@ -29,6 +30,7 @@ class Operator:
     static: tuple[int, ...] = ()
     numbers: bool = False
     shape_only: bool = False
+    shaped_by_values: bool = False
     counts: bool = False
 
 

@@ -88,7 +88,7 @@ _SHAPES: dict[str, Operator] = {
     "ScatterElements": Operator(gathers.scatter_elements),
     "TopK": Operator(gathers.top_k, static=(1,)),
     "ArgMax": Operator(gathers.arg_max),
-    "NonZero": Operator(gathers.non_zero),
+    "NonZero": Operator(gathers.non_zero, shaped_by_values=True),
 }
 
 _NETWORKS: dict[str, Operator] = {

@@ -1,0 +1,1 @@
+"""Kernels for AMD's GPUs that use what their makers' instructions have beyond schedules/simt."""

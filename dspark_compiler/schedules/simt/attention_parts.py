@@ -1,0 +1,195 @@
+"""Attention whose slots are shared out to several work groups: their parts in a workspace, and the sum of these.
+
+Parts of a sequence after FlashDecoding. Parts are added up in the order of their slots, whoever does it, and one in
+which a row sees nothing changes nothing: a token's output does not depend on what else is asked for.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.attention_block import MASKED, THREADS, TURN, Place, Totals
+from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
+from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_shared
+from dspark_compiler.schedules.simt.threads import barrier, registers, shared
+from dspark_compiler.schedules.tir import Expr, when
+
+FEW_TOKENS = 32  # of a call whose slots are shared out
+
+_MOST_CHUNKS = 64
+_TURNS = 4  # of a part at least: meeting takes longer than a few of them
+_WRITTEN_OUT = 2  # elements of a thread that follow each other without a loop
+_AT_ONCE = 8  # parts whose numbers are on their way together
+
+
+def chunk_size(problem: Problem) -> int:
+    """Slots of a part, whole turns."""
+    if problem.shape.width > FEW_TOKENS:
+        return problem.slots
+    return TURN * max(_TURNS, -(-problem.slots // (TURN * _MOST_CHUNKS)))
+
+
+def chunks_of(problem: Problem) -> int:
+    """Parts of a call."""
+    return -(-problem.slots // chunk_size(problem))
+
+
+def partial_size(problem: Problem) -> int:
+    """Numbers of the workspace: for each row of the call, query row and part the values, their weight, the maximum."""
+    shape = problem.shape
+    return shape.rows * shape.kv_heads * problem.rows * chunks_of(problem) * (shape.value_dim + 2)
+
+
+def chunk_range(place: Place) -> tuple[Expr, Expr]:
+    """The parts in which any of the rows may see a slot, one at least: from the first up to before the second."""
+    size = chunk_size(place.problem)
+    begin, stop = place.bounds()
+    first = T.Bind(begin // size)
+    return first, T.Bind(T.max((stop + (size - 1)) // size, first + 1))
+
+
+def chunk_bounds(place: Place, chunk: Expr) -> tuple[Expr, Expr]:
+    """Slots of a part that any of the rows may see."""
+    size = chunk_size(place.problem)
+    begin, stop = place.bounds()
+    return T.Bind(T.max(begin, chunk * size)), T.Bind(T.min(stop, (chunk + 1) * size))
+
+
+def is_in(chunk: Expr, parts: tuple[Expr, Expr]) -> Expr:
+    """Whether ``chunk`` is one of a range."""
+    return T.And(chunk >= parts[0], chunk < parts[1])
+
+
+class Parts:
+    """The parts of a call's rows in the workspace; ``at_once`` where they are read in the launch that writes them."""
+
+    def __init__(self, problem: Problem, tensors: Tensors, *, at_once: bool) -> None:
+        self._problem, self._tensors, self._at_once = problem, tensors, at_once
+        self._width = problem.shape.value_dim + 2
+
+    def put(self, place: Place, chunk: Expr, totals: Totals) -> None:
+        """Stores the work group's part, all its threads together."""
+        value_dim = self._problem.shape.value_dim
+
+        def store(i: Expr, d: Expr) -> None:
+            value, weight, peak = totals.of(i, d)
+            at = self._line(place, place.first + i, chunk)
+            self._store(at + d, value)
+            with when(d == 0):
+                self._store(at + value_dim, weight)
+                self._store(at + (value_dim + 1), peak)
+
+        for_elements(place, store)
+
+    def write_out(self, place: Place, first: Expr, last: Expr) -> None:
+        """Writes "out" of parts first..last of all the work group's rows."""
+        for_elements(place, lambda i, d: put_out(place, self._tensors, i, d, *self._sum(place, i, d, first, last)))
+
+    def _sum(self, place: Place, i: Expr, d: Expr, first: Expr, last: Expr) -> tuple[Expr, Expr, Expr]:
+        """The sum of parts first..last of one element, its weight, and the maximum they are relative to."""
+        value_dim = self._problem.shape.value_dim
+        peak, total, value = registers(1), registers(1), registers(1)
+        T.buffer_store(peak, T.float32(MASKED), [0])
+        T.buffer_store(total, T.float32(0.0), [0])
+        T.buffer_store(value, T.float32(0.0), [0])
+        values, weights, peaks = registers(_AT_ONCE), registers(_AT_ONCE), registers(_AT_ONCE)
+        with T.serial(0, (last - first + (_AT_ONCE - 1)) // _AT_ONCE) as turn:
+            begin = T.Bind(first + turn * _AT_ONCE)
+            for u in range(_AT_ONCE):
+                at = self._line(place, place.first + i, T.min(begin + u, last - 1))
+                T.buffer_store(values, self._load(at + d), [u])
+                T.buffer_store(weights, self._load(at + value_dim), [u])
+                T.buffer_store(peaks, self._load(at + (value_dim + 1)), [u])
+            for u in range(_AT_ONCE):
+                with when(begin + u < last):
+                    higher, kept, added = registers(1), registers(1), registers(1)
+                    T.buffer_store(higher, T.max(peak[0], peaks[u]), [0])
+                    T.buffer_store(kept, T.exp(peak[0] - higher[0]), [0])
+                    T.buffer_store(added, T.exp(peaks[u] - higher[0]), [0])
+                    T.buffer_store(total, T.fma(weights[u], added[0], total[0] * kept[0]), [0])
+                    T.buffer_store(value, T.fma(values[u], added[0], value[0] * kept[0]), [0])
+                    T.buffer_store(peak, higher[0], [0])
+        return value[0], total[0], peak[0]
+
+    def _line(self, place: Place, m: Expr, chunk: Expr) -> Expr:
+        """Where the numbers of a query row's part begin."""
+        shape = self._problem.shape
+        row = (place.row * shape.kv_heads + place.head) * self._problem.rows + m
+        return T.Bind((row * chunks_of(self._problem) + chunk) * self._width)
+
+    def _store(self, at: Expr, value: Expr) -> None:
+        workspace = self._tensors["workspace"]
+        if self._at_once:
+            store_shared(workspace, at, value)
+        else:
+            T.buffer_store(workspace, value, [at])
+
+    def _load(self, at: Expr) -> Expr:
+        workspace = self._tensors["workspace"]
+        return load_shared(workspace, at) if self._at_once else workspace[at]
+
+
+def put_total(place: Place, tensors: Tensors, totals: Totals) -> None:
+    """Stores "out" of all the work group's rows, whose slots are all in ``totals``."""
+    for_elements(place, lambda i, d: put_out(place, tensors, i, d, *totals.of(i, d)))
+
+
+def for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:
+    """Calls emit(i, d) for the elements of the work group's rows that are a thread's; rows there are not have none."""
+    problem, count = place.problem, place.count
+    value_dim = problem.shape.value_dim
+    whole = count * value_dim % THREADS == 0 and problem.rows % count == 0
+
+    def one(turn: Expr) -> None:
+        unit = T.Bind(turn * THREADS + place.thread)
+        i, d = T.Bind(unit // value_dim), T.Bind(unit % value_dim)
+        inside = T.And(unit < count * value_dim, place.first + i < problem.rows)
+        with nullcontext() if whole else when(inside):
+            emit(i, d)
+
+    turns = -(-count * value_dim // THREADS)
+    if whole and turns <= _WRITTEN_OUT:
+        for turn in range(turns):  # nothing between them, so that they run side by side
+            one(T.int32(turn))
+        return
+    with T.serial(0, turns) as turn:
+        one(turn)
+
+
+def put_out(place: Place, tensors: Tensors, i: Expr, d: Expr, value: Expr, weight: Expr, peak: Expr) -> None:
+    """Stores an element of "out"; a sink is one more slot, of no value. Rows of padding have seen nothing: zeros."""
+    token, head = place.query(i)
+    if place.problem.scoring.sinks:
+        higher, kept, sink = registers(1), registers(1), tensors["sinks"][head]
+        T.buffer_store(higher, T.max(peak, sink), [0])
+        T.buffer_store(kept, T.exp(peak - higher[0]), [0])
+        value, weight = value * kept[0], T.fma(weight, kept[0], T.exp(sink - higher[0]))
+    quotient = T.Select(weight > T.float32(0.0), value / weight, T.float32(0.0))
+    T.buffer_store(tensors["out"], quotient, [place.row, token, head, d])
+
+
+class Meeting:
+    """Where work groups with parts of the same rows find out who comes last. Made at the top of a kernel."""
+
+    def __init__(self) -> None:
+        self._before = shared(1, "int32")
+
+    def is_last(self, place: Place, tensors: Tensors, blocks: int, others: Expr) -> Expr:
+        """Whether all ``others`` that have parts of these rows have put them; what they put is seen then.
+
+        "arrived" is zero before the launch and after it.
+        """
+        number = (place.row * place.problem.shape.kv_heads + place.head) * blocks + place.first // place.count
+        before = registers(1, "int32")
+        fence()
+        barrier()
+        with when(place.thread == 0):
+            T.buffer_store(before, T.cast(arrive(tensors["arrived"], number), "int32"), [0])
+            T.buffer_store(self._before, before[0], [0])
+            with when(before[0] == others):
+                T.buffer_store(tensors["arrived"], T.uint32(0), [number])
+        barrier()
+        fence()
+        T.buffer_store(before, self._before[0], [0])
+        return before[0] == others

@@ -1,0 +1,187 @@
+"""All of attention for few tokens in one launch, from the fused projection to the sum over slots.
+
+Each work group makes what it needs of the projection itself: its queries, and the new keys and values where its slots
+have them. The one with the first of those slots writes them to the cache, where nobody else reads them. The last to
+arrive of those that share rows adds up the parts.
+"""
+
+import tvm
+from tvm import DataType
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.simt.attention_block import TEAMS, THREADS, Block, Place, rows_together
+from dspark_compiler.schedules.simt.attention_parts import (
+    FEW_TOKENS,
+    Meeting,
+    Parts,
+    chunk_bounds,
+    chunk_range,
+    chunk_size,
+    chunks_of,
+    is_in,
+    partial_size,
+    put_total,
+)
+from dspark_compiler.schedules.simt.cache_rows import (
+    NewSlot,
+    Problem,
+    Tensors,
+    cache_args,
+    form_args,
+    scratch_args,
+    span_of,
+)
+from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
+from dspark_compiler.schedules.simt.stored import copy, narrow
+from dspark_compiler.schedules.simt.threads import barrier, launch, shared
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+
+_MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
+
+
+def is_step(shape: AttentionShape, dtype: str) -> bool:
+    """Whether a call's new tokens are few enough for every work group to keep them."""
+    size = shape.width * (shape.head_dim + shape.value_dim) * int(DataType(dtype).bits) // 8
+    return shape.width <= FEW_TOKENS and size <= _MOST_NEW
+
+
+def counters(shape: AttentionShape) -> int:
+    """Numbers in "arrived"."""
+    problem = Problem(shape, Scoring(1.0), CacheForm(), "float32")
+    return shape.rows * shape.kv_heads * -(-problem.rows // rows_together(problem))
+
+
+def step_attention(
+    name: str, shape: AttentionShape, scoring: Scoring, work: Prologue, dtype: str, form: CacheForm
+) -> tuple[tvm.tirx.PrimFunc, tuple[int, ...]]:
+    """Kernel from the projection to the output of attention; and its workspace's shape.
+
+    Arguments: those of ``qkv_prologue`` without q, [sinks float32 [H]], arrived uint32 [``counters``], all zero before
+    and after, out float32 [b,S,H,Dv], workspace uint32 (anything in it).
+    """
+    problem = Problem(shape, scoring, form, dtype)
+    workspace = (partial_size(problem),)
+    control = ("length",) if shape.scratch else ("sequence", "length", "count")
+    args = [
+        *projection_args(shape, work),
+        *cache_args(shape, dtype),
+        *scratch_args(shape, dtype),
+        *(Arg(each, (shape.rows,), "int32") for each in control),
+        *form_args(shape, form, shape.rows),
+        *([Arg("sinks", (shape.heads,))] if scoring.sinks else []),
+        Arg("arrived", (counters(shape),), "uint32"),
+        Arg("out", (shape.rows, shape.width, shape.heads, shape.value_dim)),
+        Arg("workspace", workspace, "uint32"),
+    ]
+
+    def body(*buffers: Buffer) -> None:
+        _emit(problem, work, Tensors(dict(zip((arg.name for arg in args), buffers, strict=True))))
+
+    return kernel(name, args, body), workspace
+
+
+def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
+    shape, count, chunks = problem.shape, rows_together(problem), chunks_of(problem)
+    blocks = -(-problem.rows // count)
+    with launch((chunks, shape.kv_heads * blocks, shape.rows), THREADS) as (chunk, number, row, thread):
+        span = span_of(problem, tensors, row)
+        head, first = T.Bind(number // blocks), T.Bind(number % blocks * count)
+        place = Place(problem, span, row, head, first, count, thread)
+        parts = chunk_range(place)
+        new, meeting = _Projected(place, work, tensors), Meeting()
+        block = Block(place, tensors, new)
+        with when(is_in(chunk, parts)):
+            bounds, size = chunk_bounds(place, chunk), chunk_size(problem)
+            block.ask(*bounds)
+            has_new = T.Bind((chunk + 1) * size > span.used)
+            new.prepare(has_new, T.Bind(T.And(T.And(has_new, chunk * size <= span.used), first == 0)))
+            block.begin()
+            block.take(*bounds)
+            totals = block.put_together()
+            others = T.Bind(parts[1] - parts[0] - 1)
+            with T.If(others == 0):
+                with T.Then():
+                    put_total(place, tensors, totals)
+                with T.Else():
+                    shares = Parts(problem, tensors, at_once=True)
+                    shares.put(place, chunk, totals)
+                    with when(meeting.is_last(place, tensors, blocks, others)):
+                        shares.write_out(place, *parts)
+
+
+class _Projected:
+    """See Rows: queries, new keys and values out of the projection, in shared memory; the others live."""
+
+    def __init__(self, place: Place, work: Prologue, tensors: Tensors) -> None:
+        self._place, self._work, self._tensors = place, work, tensors
+        shape, dtype = place.problem.shape, place.problem.dtype
+        self._q = shared((place.count, shape.head_dim))
+        self._new = {
+            "k": shared((shape.width, shape.head_dim), dtype),
+            "v": shared((shape.width, shape.value_dim), dtype),
+        }
+
+    def prepare(self, has_new: Expr, writes: Expr) -> None:
+        """Brings the work group's queries and, where its slots may be new, new keys and values; one ``writes`` them."""
+        place, shape = self._place, self._place.problem.shape
+        with T.serial(0, -(-(place.count + shape.width) // TEAMS)) as turn:
+            task = T.Bind(turn * TEAMS + place.team)
+            is_query = T.Bind(task < place.count)
+            query_token, query_head = place.query(task)
+            token = T.Bind(T.Select(is_query, query_token, T.min(task - place.count, shape.width - 1)))
+            number = T.Bind(T.Select(is_query, query_head, shape.heads + place.head))
+            head = Head(shape, self._work, self._tensors, (place.row, token), place.lane)
+            slot = NewSlot(place.problem, self._tensors, place.row, token)
+            is_key = T.And(T.And(task >= place.count, task < place.count + shape.width), has_new)
+
+            def store_query(d: Expr, value: Expr, is_query: Expr = is_query, task: Expr = task) -> None:
+                with when(is_query):
+                    T.buffer_store(self._q, value, [task, d])
+
+            def store_key(d: Expr, value: Expr, is_key: Expr = is_key, token: Expr = token) -> None:
+                with when(is_key):
+                    T.buffer_store(self._new["k"], narrow(value, place.problem.dtype), [token, d])
+                    with when(T.And(writes, slot.fits)):
+                        slot.store("k", place.head, d, value)
+
+            head.rotate(number, store_query, store_key)
+        with when(has_new):
+            self._bring_values(writes)
+        barrier()
+
+    def query(self, i: int, element: Expr) -> Expr:
+        """See Rows."""
+        return self._q[i, element]
+
+    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """See Rows."""
+        place, span = self._place, self._place.span
+        with when(slot < span.used):
+            live = self._tensors[f"{name}_cache"]
+            copy(target, at, live, (span.sequence, place.head, slot, element), count)
+
+    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """See Rows."""
+        used = self._place.span.used
+        with when(slot >= used):
+            copy(target, at, self._new[name], (slot - used, element), count)
+
+    def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
+        """See Rows; caches that have scales are written by a launch of their own."""
+        raise AssertionError("a step reads no quantized cache")
+
+    def _bring_values(self, writes: Expr) -> None:
+        """All threads, an element of a token's value each in turn."""
+        place, shape = self._place, self._place.problem.shape
+        start = (shape.heads + shape.kv_heads) * shape.head_dim + place.head * shape.value_dim
+        with T.serial(0, -(-shape.width * shape.value_dim // THREADS)) as turn:
+            unit = T.Bind(turn * THREADS + place.thread)
+            with when(unit < shape.width * shape.value_dim):
+                token, d = T.Bind(unit // shape.value_dim), T.Bind(unit % shape.value_dim)
+                value = T.Bind(self._tensors["x"][place.row * shape.width + token, start + d])
+                T.buffer_store(self._new["v"], narrow(value, place.problem.dtype), [token, d])
+                slot = NewSlot(place.problem, self._tensors, place.row, token)
+                with when(T.And(writes, slot.fits)):
+                    slot.store("v", place.head, d, value)
+                    slot.store_position(place.head, d == 0)

@@ -1,0 +1,66 @@
+"""Kernels that read or replace one sequence's part of a state."""
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.flat import each
+from dspark_compiler.schedules.simt.stored import widen
+from dspark_compiler.schedules.slot_shape import CacheShape
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+
+
+def read_state(name: str, shape: tuple[int, ...], dtype: str) -> tvm.tirx.PrimFunc:
+    """out[0] = state[sequence[0]]; arguments state [B,...], sequence int32 [1], out [1,...]."""
+
+    def body(state: Buffer, sequence: Buffer, out: Buffer) -> None:
+        def copy(row: Expr, *at: Expr) -> None:
+            T.buffer_store(out, state[(sequence[0], *at)], [row, *at])
+
+        each((1, *shape[1:]), copy)
+
+    args = [Arg("state", shape, dtype), Arg("sequence", (1,), "int32"), Arg("out", (1, *shape[1:]), dtype)]
+    return kernel(name, args, body)
+
+
+def write_state(name: str, shape: tuple[int, ...], dtype: str) -> tvm.tirx.PrimFunc:
+    """state[sequence[0]] = value[0]; arguments state [B,...], value [1,...], sequence int32 [1]."""
+
+    def body(state: Buffer, value: Buffer, sequence: Buffer) -> None:
+        def copy(row: Expr, *at: Expr) -> None:
+            T.buffer_store(state, value[(row, *at)], [sequence[0], *at])
+
+        each((1, *shape[1:]), copy)
+
+    args = [Arg("state", shape, dtype), Arg("value", (1, *shape[1:]), dtype), Arg("sequence", (1,), "int32")]
+    return kernel(name, args, body)
+
+
+def read_rows(name: str, shape: CacheShape, dtype: str) -> tvm.tirx.PrimFunc:
+    """One sequence's keys or values as float32, those that ``shape.head_dim`` is the size of.
+
+    Arguments: cache [B,G,C,D] of ``dtype`` or quantized, [scales [B,G,C]], sequence int32 [1], out [1,G,C,D].
+    """
+
+    def body(cache: Buffer, *rest: Buffer) -> None:
+        *scales, sequence, out = rest
+
+        def copy(row: Expr, head: Expr, slot: Expr, d: Expr) -> None:
+            value = stored_value(shape, cache, (sequence[0], head, slot, d))
+            for scale in scales:
+                value = value * scale[sequence[0], head, slot]
+            T.buffer_store(out, value, [row, head, slot, d])
+
+        each((1, *shape.per_slot[1:], shape.head_dim), copy)
+
+    args = [
+        Arg("cache", (*shape.per_slot, shape.head_dim), shape.stored(dtype)),
+        *shape.scale("scale"),
+        Arg("sequence", (1,), "int32"),
+        Arg("out", (1, *shape.per_slot[1:], shape.head_dim)),
+    ]
+    return kernel(name, args, body)
+
+
+def stored_value(shape: CacheShape, cache: Buffer, at: tuple[Expr, ...]) -> Expr:
+    """cache[at] as float32, without its slot's scale."""
+    return shape.storage.load(cache[at]) if shape.storage.scaled else widen(cache[at], str(cache.dtype))

@@ -1,0 +1,113 @@
+"""How a work group that has streamed its part of a weight ends: sums of teams are added up, and threads store them.
+
+Sums of a row's splits are added in their order, whatever the rows of x.
+"""
+
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.activations import ACTIVATIONS
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
+from dspark_compiler.schedules.simt.weights import WeightReader
+from dspark_compiler.schedules.tir import Buffer, Expr, when
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a linear does besides its product."""
+
+    bias: bool = False
+    residual: bool = False
+    activation: str | None = None  # of the first half of the features, which gates the second
+    norm_eps: float | None = None  # of the root-mean-square norm of x, whose weight is an argument
+
+
+PLAIN = Options()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a launch is cut: rows first..first+count of x, features a team makes, teams that share them."""
+
+    first: int
+    count: int
+    outputs: int
+    splits: int
+    teams: int  # of a work group
+
+    @property
+    def sets(self) -> int:
+        """Sets of features that a work group makes at once."""
+        return self.teams // self.splits
+
+    @property
+    def features(self) -> int:
+        """That a work group makes."""
+        return self.sets * self.outputs
+
+
+class StreamOutput:
+    """The sums of a launch, from the registers of its threads to y. Made at the top of a kernel."""
+
+    def __init__(self, cut: Cut, options: Options, weight: WeightReader, of: dict[str, Buffer]) -> None:
+        self._cut, self._options, self._weight, self._of = cut, options, weight, of
+        self._features = int(of["y"].shape[1])
+        self._lines = cut.outputs * (2 if options.activation else 1)
+        self._slots = self._lines + (0 if options.norm_eps is None else 1)
+        self._parts = shared((cut.teams, cut.count, self._slots))
+
+    def store(self, sums: Buffer, squares: Buffer, group: Expr, thread: Expr) -> None:
+        """Ends the work group; ``sums`` [count, lines] and ``squares`` [count] are each thread's own."""
+        cut, lane, team = self._cut, T.Bind(thread % TEAM), T.Bind(thread // TEAM)
+        for m in range(cut.count):
+            for slot in range(self._slots):
+                total = team_sum(sums[m, slot] if slot < self._lines else squares[m])
+                with when(lane == (m * self._slots + slot) % TEAM):
+                    T.buffer_store(self._parts, total, [team, m, slot])
+        barrier()
+        threads, outputs = cut.teams * TEAM, cut.count * cut.features
+        with T.serial(0, -(-outputs // threads)) as turn:
+            unit = T.Bind(turn * threads + thread)
+            m, place = T.Bind(unit // cut.features), T.Bind(unit % cut.features)
+            feature = T.Bind(group * cut.features + place)
+            with when(T.And(unit < outputs, feature < self._features)):
+                self._finish(m, T.Bind(place // cut.outputs), T.Bind(place % cut.outputs), feature)
+
+    def _finish(self, m: Expr, own: Expr, output: Expr, feature: Expr) -> None:
+        options, row, extra = self._options, self._cut.first + m, registers(2)
+        # On its way while sums are added up.
+        if options.residual:
+            T.buffer_store(extra, self._of["residual"][row, feature], [0])
+        if options.bias:
+            T.buffer_store(extra, self._of["bias"][feature], [1])
+        inverse = self._inverse_root(own, m)
+        value = self._total(own, m, output, feature, inverse)
+        if options.activation is not None:
+            up = self._total(own, m, self._cut.outputs + output, feature + self._features, inverse)
+            value = ACTIVATIONS[options.activation](value) * up
+        value = value + extra[1] if options.bias else value
+        T.buffer_store(self._of["y"], value + extra[0] if options.residual else value, [row, feature])
+
+    def _total(self, own: Expr, m: Expr, slot: Expr, row: Expr, inverse: Expr | None) -> Expr:
+        """The product of a row of x with a row of the weight."""
+        total = self._add_up(own, m, slot)
+        if self._weight.form.format is not None and not self._weight.form.by_group:
+            T.buffer_store(total, total[0] * self._weight.factor("scale", row, T.int32(0)), [0])
+        return total[0] if inverse is None else total[0] * inverse
+
+    def _inverse_root(self, own: Expr, m: Expr) -> Expr | None:
+        """What the norm scales a row of x by."""
+        if self._options.norm_eps is None:
+            return None
+        squares = self._add_up(own, m, T.int32(self._lines))
+        mean = squares[0] * T.float32(1.0 / self._weight.form.depth) + T.float32(self._options.norm_eps)
+        T.buffer_store(squares, T.float32(1.0) / T.sqrt(mean), [0])
+        return squares[0]
+
+    def _add_up(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
+        total = registers(1)
+        T.buffer_store(total, self._parts[own, m, slot], [0])
+        for split in range(1, self._cut.splits):
+            T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, m, slot], [0])
+        return total

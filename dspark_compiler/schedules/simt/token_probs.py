@@ -1,0 +1,219 @@
+"""Logits to the distribution tokens are drawn from.
+
+The maximum of a row is found chunk by chunk. A greedy row is written chunk by chunk, too; for another one a single
+work group does all, and each thread reads again only what it wrote. Nothing is sorted: the k-th highest score and the
+last weight of the nucleus are found digit by digit, since floats order as their bits do. Sums are in fixed point.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.fixed_point import as_float, fixed, share
+from dspark_compiler.schedules.simt.group_counts import group_counts, group_min, group_sums_int64, held, variable
+from dspark_compiler.schedules.simt.rank_search import float_of, highest, rank_of
+from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
+from dspark_compiler.schedules.simt.threads import group_max, launch, registers
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+
+_LOWEST = -3.4028234663852886e38
+_NOWHERE = 2**31 - 1
+_INDEX_BITS = 20
+_BITS = 40  # fractional, of sums: 2^18 weights, none above 1, add up within 58 bits
+
+Workspaces = tuple[Arg, Arg]
+Holds = Callable[[Expr, Expr], Sequence[Expr]]  # conditions on a value and its index
+
+
+def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspaces]:
+    """The distributions of [batch, rows] tokens; semantics are the operator's. And its workspaces.
+
+    Arguments: logits [B,R,V], temperature [B], top_k int32 [B], top_p [B], min_p [B], out [B,R,V], the workspaces
+    (anything in them).
+    """
+    chunks = RowChunks(vocab)
+    shape, control = (batch, rows, vocab), (batch,)
+    peaks, places = Arg("peaks", (batch * rows, chunks.count)), Arg("places", (batch * rows, chunks.count), "int32")
+    args = [
+        Arg("logits", shape),
+        Arg("temperature", control),
+        Arg("top_k", control, "int32"),
+        Arg("top_p", control),
+        Arg("min_p", control),
+        Arg("out", shape),
+        peaks,
+        places,
+    ]
+
+    def body(*buffers: Buffer) -> None:
+        of = dict(zip((arg.name for arg in args), buffers, strict=True))
+        with launch((chunks.count, batch * rows), THREADS) as (chunk, task, thread):
+            _Row(chunks, of, task, rows, thread).find_peak(chunk)
+        with launch((chunks.count, batch * rows), THREADS) as (chunk, task, thread):
+            row = _Row(chunks, of, task, rows, thread)
+            row.peak()
+            with T.If(row.temperature == T.float32(0.0)):
+                with T.Then():
+                    row.greedy(chunk)
+                with T.Else(), when(chunk == 0):
+                    row.sampled()
+
+    return kernel(name, args, body), (peaks, places)
+
+
+class _Row:
+    """Emits the steps for one row; between them ``out`` holds scores, then weights, then probabilities."""
+
+    def __init__(self, chunks: RowChunks, of: dict[str, Buffer], task: Expr, rows: int, thread: Expr) -> None:
+        self._chunks, self._of, self._task, self._thread = chunks, of, task, thread
+        self._seq, self._at = T.Bind(task // rows), (T.Bind(task // rows), T.Bind(task % rows))
+        self.temperature = T.Bind(of["temperature"][self._seq])
+
+    def find_peak(self, chunk: Expr) -> None:
+        """The highest logit of a chunk and the first place it is at, to the workspaces."""
+        best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(_NOWHERE), "int32")
+
+        def look(i: Expr) -> None:
+            value = T.Bind(self._of["logits"][(*self._at, i)])
+            with when(value > best[0]):
+                T.buffer_store(best, value, [0])
+                T.buffer_store(place, i, [0])
+
+        self._chunks.each(chunk, self._thread, look)
+        highest = group_max(best[0], self._thread, THREADS)
+        # Of places where it is not, none is the first.
+        first = T.Select(best[0] == highest, place[0], T.int32(_NOWHERE))
+        earliest = group_min(first, self._thread, THREADS)
+        with when(self._thread == 0):
+            T.buffer_store(self._of["peaks"], highest, [self._task, chunk])
+            T.buffer_store(self._of["places"], earliest, [self._task, chunk])
+
+    def peak(self) -> None:
+        """The same of the whole row, from there."""
+        best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(0), "int32")
+        with T.serial(0, self._chunks.count) as chunk:
+            value = T.Bind(self._of["peaks"][self._task, chunk])
+            with when(value > best[0]):
+                T.buffer_store(best, value, [0])
+                T.buffer_store(place, self._of["places"][self._task, chunk], [0])
+        self._highest, self._first = T.Bind(best[0]), T.Bind(place[0])
+
+    def greedy(self, chunk: Expr) -> None:
+        """1 for the first of the highest logits, 0 for all others."""
+        one, zero = T.float32(1.0), T.float32(0.0)
+        self._chunks.each(chunk, self._thread, lambda i: self._store(T.Select(i == self._first, one, zero), i))
+
+    def sampled(self) -> None:
+        """All of another row."""
+        seq, of, zero = self._seq, self._of, T.float32(0.0)
+        self._each(lambda i: self._store(of["logits"][(*self._at, i)] / self.temperature, i))
+        bound = self._kth_highest(T.Bind(of["top_k"][seq]))
+        peak = held(self._highest / self.temperature, "float32")
+
+        def weigh(i: Expr) -> None:
+            score = self._value(i)
+            self._store(T.Select(score < bound, zero, T.exp(score - peak)), i)
+
+        self._each(weigh)
+        last, cutoff = self._nucleus(T.Bind(of["top_p"][seq]))
+        min_p = T.Bind(of["min_p"][seq])
+
+        def stays(value: Expr, i: Expr) -> Expr:
+            inside = T.Or(value > last, T.And(value == last, i < cutoff))
+            return T.And(inside, value >= min_p)
+
+        (total,) = self._sums(lambda value, i: [stays(value, i)], 1)
+        divisor = held(as_float(total, _BITS), "float32")
+
+        def normalize(i: Expr) -> None:
+            value = self._value(i)
+            self._store(T.Select(stays(value, i), value / divisor, zero), i)
+
+        self._each(normalize)
+
+    def _kth_highest(self, k: Expr) -> Expr:
+        """The ``k``-th highest score; what lies below all scores where ``k`` is off."""
+        limits = T.And(k > 0, k < self._chunks.extent)
+
+        def hold(ranks: Sequence[Expr]) -> list[Expr]:
+            def above(value: Expr, _: Expr) -> list[Expr]:
+                rank = rank_of(value)
+                return [rank >= least for least in ranks]
+
+            return [count >= k for count in self._counts(above, len(ranks))]
+
+        return held(T.Select(limits, float_of(highest(32, 4, hold, limits)), T.float32(_LOWEST)), "float32")
+
+    def _nucleus(self, part: Expr) -> tuple[Expr, Expr]:
+        """The last weight of the fewest highest ones that hold ``part`` of their sum, and where its equals end.
+
+        All weights where ``part`` is off.
+        """
+        limits = part < T.float32(1.0)
+        (total,) = self._sums(lambda value, _: [value > T.float32(0.0)], 1)
+        wanted = held(T.max(share(T.Select(limits, part, T.float32(0.0)), total, up=True), T.int64(1)), "int64")
+
+        def hold(candidates: Sequence[Expr]) -> list[Expr]:
+            def above(value: Expr, _: Expr) -> list[Expr]:
+                # Of numbers that are not negative, the bits are the rank.
+                bits = held(T.reinterpret("uint32", value), "uint32")
+                return [bits > candidate for candidate in candidates]
+
+            return [inside >= wanted for inside in self._sums(above, len(candidates))]
+
+        # The highest weight above which there is as much as wanted; no weight is above 1, which has 30 bits.
+        outside = highest(30, 3, hold, limits)
+        last = held(T.Select(limits, T.reinterpret("float32", outside + T.uint32(1)), T.float32(0.0)), "float32")
+        (above_last,) = self._sums(lambda value, _: [value > last], 1)
+        (equals,) = self._counts(lambda value, _: [value == last], 1)
+        each = held(T.max(fixed(last, _BITS), T.int64(1)), "int64")
+        number = T.truncdiv(wanted - above_last + each - T.int64(1), each)
+        needed = held(T.cast(T.min(number, T.int64(_NOWHERE)), "int32"), "int32")
+        too_many = T.And(limits, equals > needed)
+
+        def few(ends: Sequence[Expr]) -> list[Expr]:
+            def early(value: Expr, i: Expr) -> list[Expr]:
+                return [T.And(value == last, T.cast(i, "uint32") < end) for end in ends]
+
+            return [count <= needed for count in self._counts(early, len(ends))]
+
+        end = T.cast(highest(_INDEX_BITS, 4, few, too_many), "int32")
+        return last, held(T.Select(too_many, end, T.int32(_NOWHERE)), "int32")
+
+    def _counts(self, holds: Holds, number: int) -> list[Expr]:
+        """How many of the row's values each of ``number`` conditions is true of."""
+        counts = registers(number, "int32")
+        for n in range(number):
+            T.buffer_store(counts, T.int32(0), [n])
+
+        def look(i: Expr) -> None:
+            for n, condition in enumerate(holds(self._value(i), i)):
+                T.buffer_store(counts, counts[n] + T.Select(condition, T.int32(1), T.int32(0)), [n])
+
+        self._each(look)
+        return group_counts([counts[n] for n in range(number)], self._thread, THREADS)
+
+    def _sums(self, holds: Holds, number: int) -> list[Expr]:
+        """The sums of those weights, in fixed point."""
+        sums = registers(number, "int64")
+        for n in range(number):
+            T.buffer_store(sums, T.int64(0), [n])
+
+        def look(i: Expr) -> None:
+            value = self._value(i)
+            amount = held(fixed(value, _BITS), "int64")
+            for n, condition in enumerate(holds(value, i)):
+                T.buffer_store(sums, sums[n] + T.Select(condition, amount, T.int64(0)), [n])
+
+        self._each(look)
+        return group_sums_int64([sums[n] for n in range(number)], self._thread, THREADS)
+
+    def _each(self, emit: Callable[[Expr], None]) -> None:
+        self._chunks.each_of_row(self._thread, emit)
+
+    def _value(self, i: Expr) -> Expr:
+        return T.Bind(self._of["out"][(*self._at, i)])
+
+    def _store(self, value: Expr, i: Expr) -> None:
+        T.buffer_store(self._of["out"], value, [*self._at, i])

@@ -1,0 +1,1 @@
+"""A page for people: what each pass did to a program."""

@@ -1,0 +1,72 @@
+"""Linears by matrix instructions: what they compute, on Vulkan devices with the instructions emulated."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
+from dspark_compiler.schedules.rocm.matrix_instructions import matrix_instruction
+from dspark_compiler.schedules.rocm.matrix_linear import matrix_linear
+from dspark_compiler.schedules.simt.layouts import RowLayouts
+from dspark_compiler.schedules.simt.stream_output import Options
+from tests.backends.vulkan.shaders import run
+from tests.schedules.rocm.emulated import Emulated
+from tests.schedules.simt.test_linear import Case, operands
+from tests.vulkan.device import need_vulkan
+
+CASES = [
+    ("gfx942", Case(20, 50, 50, "bfloat16", Options(bias=True, residual=True))),
+    ("gfx1100", Case(70, 64, 136, "float16")),
+    ("gfx1201", Case(20, 100, 64, "bfloat16", Options(activation="silu"))),
+]
+
+
+@pytest.mark.parametrize(("arch", "case"), CASES, ids=str)
+def test_a_linear_is_the_product_of_what_is_rounded(arch: str, case: Case) -> None:
+    need_vulkan()
+    kept = np.dtype(ml_dtypes.bfloat16 if case.dtype == "bfloat16" else case.dtype)
+    arrays, _ = operands(case)
+    arrays[0] = arrays[0].astype(kept).astype(np.float32)  # then x is exact in the weight's type
+    exact = product(case, arrays, kept)
+    work = LinearWorkload(case.rows, case.features, case.depth, RowLayouts(case.dtype).weight_dtype(case.dtype))
+    emulated = Emulated(**dataclasses.asdict(matrix_instruction(ARCHITECTURES[arch])))
+    kernel = matrix_linear("main", work, emulated, case.options)
+    found = run(kernel, *arrays, np.full(exact.shape, np.nan, np.float32))[-1]
+    assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def product(case: Case, arrays: list[np.ndarray], kept: np.dtype) -> np.ndarray:
+    """What a kernel has to make of its arguments."""
+    x, weight, *rest = arrays
+    exact = x.astype(np.float64) @ weight.view(kept)[:, : case.depth].astype(np.float64).T
+    if case.options.activation == "silu":
+        gate, up = np.split(exact, 2, axis=1)
+        exact = gate / (1 + np.exp(-gate)) * up
+    return exact + sum(array.astype(np.float64) for array in rest)
+
+
+# Of AMD's ISA documents: where row and column of D lie, by lane and number.
+_ROWS = {
+    "gfx942": lambda lane, number: 4 * (lane // 16) + number,
+    "gfx90a": lambda lane, number: 4 * (lane // 16) + number,
+    "gfx1100": lambda lane, number: 2 * number + lane // 16,
+    "gfx1201": lambda lane, number: 8 * (lane // 16) + number,
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_lanes_make_all_of_a_product(arch: str) -> None:
+    instruction = matrix_instruction(ARCHITECTURES[arch])
+    assert instruction.lanes == ARCHITECTURES[arch].wave
+    places = {
+        (instruction.row(lane, number), lane % 16)
+        for lane in range(instruction.lanes)
+        for number in range(instruction.made)
+    }
+    assert len(places) == instruction.lanes * instruction.made == 256
+    for lane in range(instruction.lanes):
+        for number in range(instruction.made):
+            assert instruction.row(lane, number) == _ROWS[arch](lane, number)

@@ -1,0 +1,167 @@
+"""An artifact for AMD's GPUs, from a checkpoint on disk to HIP's calls, which a fake libamdhip64 checks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspark_compiler import CompileConfig
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.backends import create_backend
+from dspark_compiler.backends.rocm import tools
+from dspark_compiler.driver import compile_model
+from dspark_compiler.errors import BackendUnavailableError, InputError
+from tests.rocm.models import SIZES
+from tests.rocm.tools import fake_hip, need_rocm
+from tests.tiny_models import TINY
+
+_NEW = 8
+# Runs every entry point twice, as it comes and as a graph.
+_ALL_ENTRIES = """
+import sys
+import numpy as np
+from pathlib import Path
+from dspark_compiler.artifact import Artifact
+from dspark_compiler.runtime.executor import Executor
+executor = Executor(Artifact.open(Path(sys.argv[1])))
+tokens, length = np.zeros((2, 4), np.int64), np.array([33, 0])
+for _ in range(2):
+    executor.prefill(0, list(range(33)), 0, 0)
+    executor.verify(tokens, np.arange(4) + length[:, None], length)
+    executor.commit(length, np.array([2, 0]))
+    executor.decode(tokens[:, 0], length + 2, length + 2, np.array([1, 0]))
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_rocm()
+    folder = tmp_path_factory.mktemp("rocm")
+    TINY["qwen3"]().save_pretrained(folder / "source")
+    config = CompileConfig(target="rocm", arch="gfx942", output=folder / "model.dspark", **SIZES)
+    return compile_model(str(folder / "source"), config).path
+
+
+class Machine:
+    """A machine with a fake HIP runtime, and what that noted in the last process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hip, self._log = fake_hip(folder).parent, folder / "log"
+        (folder / "ids.json").write_text(json.dumps([3, 1, 4, 1, 5, 9]))
+        self._prompt = str(folder / "ids.json")
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Python in a process of its own."""
+        self._log.unlink(missing_ok=True)
+        own = {"LD_LIBRARY_PATH": str(self.hip), "FAKE_HIP_LOG": str(self._log)}
+        return subprocess.run(
+            [sys.executable, *command], env=os.environ | own | variables, capture_output=True, text=True, check=False
+        )
+
+    def generate(self, artifact: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """``dspark generate``; whatever comes of it, nothing that HIP would object to."""
+        command = ["generate", str(artifact), "--prompt-ids", self._prompt, "--max-new-tokens", str(_NEW), "--json"]
+        done = self.run("-m", "dspark_compiler", *command, *options, **variables)
+        assert not [line for line in self.log() if line.startswith("WRONG")]
+        return done
+
+    def refuses(self, artifact: Path, *options: str, **variables: str) -> str:
+        """The one line that ``dspark generate`` ends with."""
+        done = self.generate(artifact, *options, **variables)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        return line
+
+    def log(self) -> list[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("hip"))
+
+
+def test_what_an_artifact_holds(artifact: Path) -> None:
+    manifest = Artifact.open(artifact, runnable=False).manifest
+    assert (manifest.target.kind, manifest.target.arch, manifest.dtype) == ("rocm", "gfx942", "bfloat16")
+    libraries = {Path(name).name for name in manifest.files if name.startswith("lib/")}
+    assert {"model.so", "libtvm_runtime.so"} < libraries
+    assert any(name.startswith("libdspark_rocm") for name in libraries)
+    report = json.loads((artifact / "report.json").read_text())
+    assert report["check"] == "skipped: this machine cannot run gfx942"
+
+
+def test_every_entry_point_is_launched_as_hip_wants_it(artifact: Path, machine: Machine) -> None:
+    done = machine.run("-c", _ALL_ENTRIES, str(artifact))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not [line for line in machine.log() if line.startswith("WRONG")]
+    graphs = [line for line in machine.log() if line.startswith("graph of")]
+    assert len(graphs) == 4, "prefill, verify, commit, decode"
+    assert "loaded for gfx942" in machine.log()
+
+
+def test_tokens_come_and_everything_is_given_back(artifact: Path, machine: Machine) -> None:
+    done = machine.generate(artifact)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["tokens"] == [0] * _NEW  # the fake computes nothing
+    graphs = [line for line in machine.log() if line.startswith("graph of")]
+    assert machine.log().count("graph destroyed") == len(graphs) >= 2
+
+
+def test_the_device_that_was_asked_for(artifact: Path, machine: Machine) -> None:
+    gpus = "gfx1100,gfx942:sramecc+:xnack-"
+    assert machine.generate(artifact, "--device", "1", FAKE_HIP_GPUS=gpus).returncode == 0
+    line = machine.refuses(artifact, "--device", "2", FAKE_HIP_GPUS=gpus)
+    assert line.endswith("there is none of this number; this machine has 0: Fake Instinct 0, 1: Fake Instinct 1")
+
+
+def test_kernels_are_launched_one_by_one_where_they_cannot_be_captured(artifact: Path, machine: Machine) -> None:
+    done = machine.generate(artifact, FAKE_HIP_FAIL="hipStreamBeginCapture:1:900")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not any(line.startswith("graph of") for line in machine.log())
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FAKE_HIP_GPUS": "gfx1100"}, "compiled for gfx942, device 0 is Fake Instinct 0 (gfx1100); compile it for"),
+        ({"FAKE_HIP_GPUS": ""}, "the HIP runtime serves none: no ROCm-capable device is detected; see rocminfo"),
+        ({"LD_LIBRARY_PATH": ""}, "this machine has no HIP runtime (libamdhip64.so); install AMD's driver and ROCm 6"),
+        ({"FAKE_HIP_MEMORY": "1000"}, "do not fit the GPU: 0.00 of its 0.00 GB are free; end what else runs on it"),
+        ({"FAKE_HIP_FAIL": "hipMalloc:4:2"}, "out of memory (error 2)"),
+        (
+            {"FAKE_HIP_FAIL": "hipModuleLoadData:1:209"},
+            "loading code for gfx942 on device 0 (Fake Instinct 0): no ",
+        ),
+        ({"FAKE_HIP_FAIL": "hipGraphLaunch:3:719"}, "error: hipGraphLaunch: unspecified launch failure (error 719)"),
+    ],
+    ids=["other GPU", "no GPU", "no HIP", "too small", "no memory", "other code", "lost"],
+)
+def test_what_goes_wrong_is_one_line(variables: dict[str, str], said: str, artifact: Path, machine: Machine) -> None:
+    assert said in machine.refuses(artifact, **variables)
+
+
+def test_an_architecture_has_to_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_rocm()
+    with pytest.raises(InputError, match=r"--arch gfx803: the rocm target knows gfx90a \(MI210, MI250\), gfx942 "):
+        create_backend("rocm", "gfx803")
+    with pytest.raises(InputError, match="no AMD GPU here to compile for; give --arch gfx90a, gfx942, gfx1100"):
+        create_backend("rocm", None)
+
+
+def test_what_compiling_lacks_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "find_lld", lambda: None)
+    monkeypatch.setattr(tools, "find_bitcode", lambda: None)
+    wanted = r"needs lld 17 or later \(Debian: apt install lld-19; .*\) and ROCm's device libraries, ocml\.bc \("
+    with pytest.raises(BackendUnavailableError, match=wanted):
+        create_backend("rocm", "gfx942")
+
+
+@pytest.mark.parametrize(("option", "given"), [("kv_dtype", "int8"), ("tune_trials", 8)])
+def test_what_does_not_apply_yet_is_refused_before_any_work(option: str, given: Any) -> None:
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} {given}: .*--target rocm"):
+        CompileConfig(target="rocm", **{option: given})
