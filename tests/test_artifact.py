@@ -152,7 +152,7 @@ def test_an_unreadable_text_file(tmp_path: Path) -> None:
     [
         (
             TargetInfo("abacus", "beads", f"{MACHINE}-linux"),
-            "was compiled for abacus, this version runs cpu, cuda, rocm, vulkan;",
+            "was compiled for abacus, this version runs cpu, cuda, rocm, vulkan, onnxruntime;",
         ),
         (TargetInfo("cpu", "a", "riscv64-unknown-linux-gnu"), f"compiled for riscv64.*this machine is {MACHINE}"),
         (

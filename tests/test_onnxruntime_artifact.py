@@ -99,14 +99,14 @@ def test_a_program_of_thirty_lines_drives_it(artifact: Artifact, tmp_path: Path)
     assert json.loads(done.stdout) == _eager(prompt, 16)
 
 
-def test_running_needs_no_torch(artifact: Artifact, tmp_path: Path) -> None:
+def test_running_needs_no_torch(artifact: Artifact) -> None:
     program = f"""
 import sys
 from dspark_compiler.runtime.engine import load
 load({str(artifact.path)!r}).complete([[5, 6, 7]])
 print([name for name in ("torch", "transformers", "onnx", "tvm") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,14 +107,19 @@ def test_the_table_shows_each_run(artifact: Artifact) -> None:
 def eager_says(monkeypatch: pytest.MonkeyPatch, logits: list[float]) -> None:
     """Eager's logits, whatever it is asked."""
 
-    class Model:
-        def load(self, dtype: object) -> None:
-            return None
-
-    monkeypatch.setattr("dspark_compiler.frontend.source.open_source", lambda model: Model())
     row = np.zeros((1, toy.V), np.float32)
     row[0, : len(logits)] = logits
-    monkeypatch.setattr("dspark_compiler.compare.eager.eager_logits", lambda model, tokens, first: iter([row]))
+
+    class Eager:
+        def load_for_compile(self) -> None:
+            return None
+
+        def logits(self, tokens: list[int], first: int) -> Iterator[np.ndarray]:
+            assert first == len(tokens) - 1
+            yield row
+
+    monkeypatch.setattr("dspark_compiler.frontend.source.open_source", lambda model: Eager())
+    monkeypatch.setattr("dspark_compiler.compare.reference.reference_of", lambda model: Eager())
 
 
 DIFFERENT = [[5, 6, 7, 8], [9, 2, 11, 12]]
