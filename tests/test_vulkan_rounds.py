@@ -71,7 +71,6 @@ def test_drafted_tokens_are_those_of_eager(tmp_path: Path) -> None:
     ("name", "options"),
     [
         ("llama", {"kv_policy": "snapkv+h2o", "kv_dtype": "float8_e4m3"}),
-        ("qwen3", {"kv_policy": "expected-attention", "kv_dtype": "int8"}),
     ],
 )
 def test_pruned_caches_with_drafts_give_the_tokens_of_the_cpu(
