@@ -16,7 +16,7 @@ _ONE_WAVE = 2 * 132  # and those whose blocks all start at once
 
 @dataclass(frozen=True)
 class StreamSchedule:
-    """How a streaming linear kernel cuts W, whatever the rows of x, so that no row's sums depend on their number."""
+    """How a streaming linear kernel cuts W; rows of x do not change the warps, or a row's sums would depend on them."""
 
     stripes: int  # of 16 features that a block computes
     warps: int  # of a block, which share the stripes' depth
