@@ -19,7 +19,7 @@ from dspark_compiler.bench.contestants.onnx_form import FORM, Form
 from dspark_compiler.compare.eager import cache_keyword
 from dspark_compiler.errors import DSparkError, InputError
 from dspark_compiler.frontend.onnx.inputs import find_inputs
-from dspark_compiler.frontend.onnx.source import OnnxSource
+from dspark_compiler.frontend.onnx.source import ONNX_SUFFIX, onnx_file_of
 from dspark_compiler.frontend.source import open_source
 
 OPSET = 23  # the first with attention, rotary embedding and RMS norm as operators
@@ -98,12 +98,13 @@ def main() -> None:
     """Exports what the command line names, or finds the file that it is, and says how it is driven."""
     model, folder, dtype = sys.argv[1:]
     try:
-        source = open_source(model)
-        if isinstance(source, OnnxSource):
-            form = form_of(source.path.absolute(), "the source's own file")
+        given = Path(model)
+        file = onnx_file_of(given) if given.is_dir() else given if given.suffix == ONNX_SUFFIX else None
+        if file is not None:
+            form = form_of(file.absolute(), "the source's own file")
         else:
             path = Path(folder) / "model.onnx"
-            export(source.load(getattr(torch, dtype)), path)
+            export(open_source(model).load(getattr(torch, dtype)), path)
             form = form_of(path, f"torch.onnx.export(dynamo=True), opset {OPSET}")
         (Path(folder) / FORM).write_text(json.dumps(dataclasses.asdict(form)), encoding="utf-8")
     except DSparkError as error:

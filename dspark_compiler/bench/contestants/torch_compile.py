@@ -23,7 +23,7 @@ class TorchCompile:
         self._forward = torch.compile(self._model, mode=mode, dynamic=False)
         self._cache = StaticCache(config=self._model.config, max_cache_len=setup.prompt_len + setup.new_tokens)
         with torch.inference_mode():
-            # A cache makes its tensors when it is first written: in a graph they would be the graph's, and gone with it.
+            # A cache makes its tensors when it is first written: made in a graph they would be gone with it.
             self._model(torch.zeros(1, 1, dtype=torch.int64, device=device_of(setup)), past_key_values=self._cache)
         self.options: Mapping[str, str] = {
             "torch": torch.__version__,

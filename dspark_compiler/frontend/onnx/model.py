@@ -141,7 +141,7 @@ def _require_known_operators(graph: ir.Graph) -> None:
 
 def _vocab_size(graph: ir.Graph, inputs: Inputs, positions: ir.Value) -> int:
     """V; refuses logits of some tokens only."""
-    call = Call(2, 7, 0)
+    call = Call(2, 7, 0).within(inputs)
     logits = graph.outputs[0]
     shape = tuple(worked_out(graph, inputs, positions, call)[logits].shape)
     if len(shape) != 3 or shape[:2] != (call.batch, call.width):

@@ -21,8 +21,8 @@ _FEW, _MORE, _AFTER = Call(2, 7, 0), Call(2, 11, 0), Call(2, 7, 5)
 
 def require_places_do_not_matter(graph: ir.Graph, inputs: Inputs, positions: ir.Value) -> None:
     """Raises UnsupportedModelError, naming the node, where a value follows from the number of new or past tokens."""
-    few, more = (worked_out(graph, inputs, positions, call) for call in (_FEW, _MORE))
-    after = worked_out(graph, inputs, positions, _AFTER) if inputs.past else few
+    few, more = (worked_out(graph, inputs, positions, call) for call in (_FEW.within(inputs), _MORE.within(inputs)))
+    after = worked_out(graph, inputs, positions, _AFTER.within(inputs)) if inputs.past else few
     for node, place, value in _meetings(graph, {inputs.ids, positions}):
         operator = operator_of(node, OPERATORS)
         decides = operator is not None and place in operator.static

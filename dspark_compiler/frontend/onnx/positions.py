@@ -26,6 +26,10 @@ class Call(NamedTuple):
     width: int
     past: int
 
+    def within(self, inputs: Inputs) -> "Call":
+        """The same with as many rows as a graph takes, if it takes no other number."""
+        return self._replace(batch=inputs.batch or self.batch)
+
 
 _CALLS = (Call(2, 7, 5), Call(3, 11, 2), Call(2, 13, 0))
 _CALLS_WITHOUT_PAST = (Call(2, 7, 0), Call(3, 11, 0))
@@ -36,7 +40,7 @@ def read_positions(graph: ir.Graph, inputs: Inputs, positions: ir.Value) -> bool
 
     ``graph`` reads no mask for attention any more.
     """
-    calls = _CALLS if inputs.past else _CALLS_WITHOUT_PAST
+    calls = [call.within(inputs) for call in (_CALLS if inputs.past else _CALLS_WITHOUT_PAST)]
     runs = [worked_out(graph, inputs, positions, call) for call in calls]
     found = {
         value: _axis(tensor, calls[0])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from dspark_compiler.errors import UnsupportedModelError
-from dspark_compiler.frontend.onnx.attention.found import PROBE_BATCH, Found, Mask, Probe
+from dspark_compiler.frontend.onnx.attention.found import Found, Mask, Probe
 from dspark_compiler.frontend.onnx.attention.masks import HIDDEN
 from dspark_compiler.frontend.onnx.attention.operands import vector_of
 from dspark_compiler.frontend.onnx.graph import attribute, constant, insert, is_node, scalar
@@ -51,7 +51,7 @@ def softmax_attention(node: ir.Node, probe: Probe) -> Found | None:
     assert q is not None
     assert k is not None
     assert v is not None
-    heads = probe.shape(q)[1] if len(probe.shape(q)) == 4 else probe.shape(q)[0] // PROBE_BATCH
+    heads = probe.shape(q)[1] if len(probe.shape(q)) == 4 else probe.shape(q)[0] // probe.batch
     sinks = None if scores.sinks is None else vector_of(probe, scores.sinks, heads)
     if scores.sinks is not None and sinks is None:
         raise UnsupportedModelError(f"{named(node)}: what is put beside its scores is not one number a head")

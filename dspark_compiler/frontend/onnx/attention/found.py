@@ -54,13 +54,13 @@ class Found:
 
 
 # Extents unlike each other and unlike those of models, so that axes can be told apart.
-PROBE_BATCH, PROBE_WIDTH = 2, 7
+_BATCH, PROBE_WIDTH = 2, 7
 _OTHER_WIDTH, _OTHER_PAST = 11, 5
 
 
 @dataclass
 class Probe:
-    """Shapes and known values of a graph for a call of ``PROBE_BATCH`` rows of ``PROBE_WIDTH`` tokens and no past.
+    """Shapes and known values of a graph for a call of ``batch`` rows of ``PROBE_WIDTH`` tokens and no past.
 
     ``positions`` is the input that the rewritten graph reads positions from.
     """
@@ -70,6 +70,11 @@ class Probe:
     positions: ir.Value
     values: Values = field(default_factory=dict)
     others: Values = field(default_factory=dict)  # for another number of new and past tokens
+
+    @property
+    def batch(self) -> int:
+        """Rows of the call: two, where the graph takes as many."""
+        return self.inputs.batch or _BATCH
 
     def __getitem__(self, value: ir.Value) -> Tensor:
         """The value, or a meta tensor of its shape where it depends on tokens."""
@@ -92,8 +97,8 @@ class Probe:
 
     def _known(self, values: Values, value: ir.Value, width: int, past: int) -> Tensor:
         if not values:
-            feeds = self.inputs.feeds(PROBE_BATCH, width, past)
-            row = feeds[self.inputs.ids].new_zeros((PROBE_BATCH, width)).long()
+            feeds = self.inputs.feeds(self.batch, width, past)
+            row = feeds[self.inputs.ids].new_zeros((self.batch, width)).long()
             values.update({**feeds, self.positions: row})
         if value not in values:
             evaluate({}, [value], known=values)

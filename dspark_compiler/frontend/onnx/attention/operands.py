@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from dspark_compiler.frontend.onnx.attention.found import PROBE_BATCH, PROBE_WIDTH, Probe
+from dspark_compiler.frontend.onnx.attention.found import PROBE_WIDTH, Probe
 from dspark_compiler.frontend.onnx.evaluate import call, require
 from dspark_compiler.frontend.onnx.graph import constant, insert
 
@@ -57,7 +57,7 @@ def heads_of(
         repeated: whether G may be less than H.
     """
     shape = probe.shape(operand)
-    heads = shape[1] if len(shape) == 4 else shape[0] // PROBE_BATCH
+    heads = shape[1] if len(shape) == 4 else shape[0] // probe.batch
 
     def wanted(numbers: Tensor) -> Tensor:
         found = numbers.repeat_interleave(heads // numbers.shape[1], dim=1)
@@ -73,7 +73,7 @@ def heads_of(
             factor *= found[1]
             candidate = found[0].source
         for swap in (False, True):
-            numbers = _numbered(probe.shape(candidate), heads, swap, repeated)
+            numbers = _numbered(probe, probe.shape(candidate), heads, swap, repeated)
             if numbers is None or not _fits(probe, steps, numbers, wanted, swap):
                 continue
             if swap:
@@ -91,7 +91,7 @@ def vector_of(probe: Probe, operand: ir.Value, heads: int) -> ir.Value | None:
     """The tensor of H numbers behind an operand that has one for each head, [b,H,S,1] or broadcast to that."""
 
     def wanted(numbers: Tensor) -> Tensor:
-        return numbers.view(1, heads, 1, 1).expand(PROBE_BATCH, heads, PROBE_WIDTH, 1)
+        return numbers.view(1, heads, 1, 1).expand(probe.batch, heads, PROBE_WIDTH, 1)
 
     steps: list[Step] = []
     candidate, best = operand, None
@@ -103,7 +103,7 @@ def vector_of(probe: Probe, operand: ir.Value, heads: int) -> ir.Value | None:
         if torch.Size(shape).numel() == heads:
             moved = _moved(probe, steps, torch.arange(heads).view(shape))
             if moved.ndim == 4 and torch.equal(
-                moved.expand(PROBE_BATCH, heads, PROBE_WIDTH, 1), wanted(torch.arange(heads))
+                moved.expand(probe.batch, heads, PROBE_WIDTH, 1), wanted(torch.arange(heads))
             ):
                 best = candidate
     if best is None:
@@ -142,9 +142,9 @@ def _step(node: ir.Node, probe: Probe, scaled: bool) -> tuple[Step, float] | Non
     return None
 
 
-def _numbered(shape: tuple[int, ...], heads: int, tokens_first: bool, repeated: bool) -> Tensor | None:
+def _numbered(probe: Probe, shape: tuple[int, ...], heads: int, tokens_first: bool, repeated: bool) -> Tensor | None:
     """Numbers [b,G,S,D] for a tensor of that shape, if it can be one."""
-    if len(shape) != 4 or shape[0] != PROBE_BATCH:
+    if len(shape) != 4 or shape[0] != probe.batch:
         return None
     groups, tokens = (shape[2], shape[1]) if tokens_first else (shape[1], shape[2])
     if tokens != PROBE_WIDTH or groups == 0 or heads % groups or (groups != heads and not repeated):
