@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from tests import onnx_graphs
 from tests.frontend.onnx.running import attentions, logits, options, read, reference
@@ -30,6 +32,24 @@ def test_logits_are_onnx_runtimes(dialect: str, tmp_path: Path) -> None:
     assert len(attentions(decoder)) == decoder.layers == LAYERS
     for node in attentions(decoder):
         assert options(node) == pytest.approx(_EXPECTED.get(dialect, (SIZE**-0.5, 0, 0.0)))
+
+
+@pytest.mark.parametrize("dialect", ["standard", "written-out"])
+def test_a_graph_for_one_sequence_only(dialect: str, tmp_path: Path) -> None:
+    """As exporters write it that were told of a dynamic number of tokens alone: 1 stands in shapes."""
+    model, path = onnx_graphs.write(dialect), tmp_path / "model.onnx"
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    for node in model.graph.node:
+        node.input[:] = ["one_row" if name == "input_ids" else name for name in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), "one_row_shape"))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["input_ids", "one_row_shape"], ["one_row"]))
+    onnx.save(model, str(path))
+    decoder = read(path)
+    assert decoder.inputs.batch == 1
+    ids = torch.randint(VOCAB, (1, _TOKENS), generator=torch.Generator().manual_seed(1))
+    found = logits(decoder, ids, torch.arange(_TOKENS)[None])
+    np.testing.assert_allclose(found[0].numpy(), reference(path, decoder, ids[0].tolist()), rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("dialect", ["grouped", "standard", "written-out"])
