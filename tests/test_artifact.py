@@ -192,8 +192,10 @@ def test_another_gpu(
         fails(path, message)
 
 
-LAVAPIPE = VulkanDevice("llvmpipe", "Mesa", (1, 3), 8, (8, 8), frozenset(), 1 << 31, 1 << 31)
-ARC = VulkanDevice("Arc", "Mesa", (1, 3), 32, (8, 32), frozenset(), 1 << 34, 1 << 32)
+NEEDED = frozenset({"int16", "int64", "storage16", "subgroup_shuffle"})
+LAVAPIPE = VulkanDevice("llvmpipe", "Mesa", (1, 3), 8, (8, 8), NEEDED, 1 << 31, 1 << 31)
+ARC = VulkanDevice("Arc", "Mesa", (1, 3), 32, (8, 32), NEEDED, 1 << 34, 1 << 32)
+PHONE = VulkanDevice("Phone", "", (1, 2), 16, (16, 16), NEEDED - {"int64"}, 1 << 30, 1 << 28)
 OLD = VulkanDevice("old", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "offers Vulkan 1.1, 1.2 is needed")
 
 
@@ -209,6 +211,7 @@ OLD = VulkanDevice("old", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "offer
             Vulkan((LAVAPIPE,)),
             r"for subgroup32, Vulkan device 0 \(llvmpipe, Mesa\) has subgroups of 8",
         ),
+        ("generic", 0, Vulkan((PHONE,)), r"device 0 \(Phone, \) lacks int64, which kernels need; use another"),
         ("subgroup32", 1, Vulkan((LAVAPIPE, ARC)), None),
         ("subgroup16", 0, Vulkan((ARC,)), None),
         ("generic", 0, Vulkan((LAVAPIPE,)), None),

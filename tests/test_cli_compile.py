@@ -88,7 +88,16 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
         check=False,
     )
     assert asked == [("m", config)]
-    assert {name for name, value in vars(config).items() if value == getattr(CompileConfig(), name)} == {"target"}
+    assert {name for name, value in vars(config).items() if value == getattr(CompileConfig(), name)} == {
+        "target",
+        "emit",
+    }
+
+
+def test_what_is_emitted_reaches_its_field(asked: list[tuple[str, CompileConfig]]) -> None:
+    done = CliRunner().invoke(cli.compile_main, ["m", "--target", "onnxruntime", "--emit", "onnx"])
+    assert done.exit_code == 0
+    assert asked == [("m", CompileConfig(target="onnxruntime", emit="onnx"))]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_every_option_reaches_its_field(asked: list[tuple[str, CompileConfig]]) 
             "--kv-policy h2o: evicts nothing without --kv-budget N (or --max-quality-loss X, which",
         ),
         (["m", "--kv-weights", "w", "--kv-budget", "9"], "--kv-weights w: for which --kv-policy?"),
-        (["m", "--target", "vulkan", "--tune-trials", "3"], "--tune-trials 3: nothing is measured for --target vulkan"),
+        (["m", "--target", "rocm", "--tune-trials", "3"], "--tune-trials 3: nothing is measured for --target rocm"),
         (["m", "--kv-anything", "3"], "No such option"),
     ],
 )

@@ -146,6 +146,8 @@ def _check_vulkan(arch: str, where: str, number: int) -> None:
     found = f"Vulkan device {number} ({device.name}, {device.driver})"
     if device.problem is not None:
         raise ArtifactError(f"{where}: {found} {device.problem}; install a newer driver, or use another --device")
+    if device.lacking:
+        raise ArtifactError(f"{where}: {found} lacks {device.lacking}, which kernels need; use another --device")
     if not device.runs(arch):
         raise ArtifactError(
             f"{where}: was compiled for {arch}, {found} has subgroups of {device.subgroup_size}; compile it here"

@@ -53,9 +53,14 @@ class VulkanDevice:
     problem: str | None = None
     family: str = ""
 
+    @property
+    def lacking(self) -> str:
+        """What kernels cannot do without and it has not, by our names; empty where there is nothing."""
+        return ", ".join(sorted(_KERNELS_NEED - self.features))
+
     def runs(self, arch: str) -> bool:
         """Whether kernels for "generic" or "subgroup32" and its like run on it."""
-        if self.problem is not None or self.subgroup_size < _LEAST_SUBGROUP or not self.features >= _KERNELS_NEED:
+        if self.problem is not None or self.subgroup_size < _LEAST_SUBGROUP or self.lacking:
             return False
         size = arch.removeprefix("subgroup")
         if not size.isdigit():
