@@ -1,6 +1,5 @@
 """The ROCm target: code for one architecture of AMD's, compiled with or without such a GPU at hand."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
-from tvm.relax.backend.gpu_generic.pipeline import dataflow_lower_passes, finalize_passes
 
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.artifact.amd import find_hip
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.rocm import tools
 from dspark_compiler.backends.rocm.build import register, register_pipeline
-from dspark_compiler.errors import InputError, LoweringError
+from dspark_compiler.backends.simt_build import build_library, schedule_for
+from dspark_compiler.errors import InputError
 from dspark_compiler.rocm_runtime import library
 from dspark_compiler.schedules.bench import Bench
 from dspark_compiler.schedules.database import Records
-from dspark_compiler.schedules.gpu_rules import gpu_rules
 from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES, Architecture, find_architecture
 from dspark_compiler.schedules.rocm.layouts import WaveLayouts
 from dspark_compiler.schedules.simt.row_linears import RowLinears
@@ -92,11 +89,7 @@ class RocmBackend:
 
     def schedule(self, module: Any, records: Records) -> Any:
         """See Backend."""
-        with self.target:
-            # Before the rules, which would make kernels of what is only another view.
-            return tvm.transform.Sequential([relax.transform.RewriteDataflowReshape(), gpu_rules(matrix_vector=False)])(
-                module
-            )
+        return schedule_for(self.target, module)
 
     def tune(
         self, module: Any, records: Records, bench: Bench, trials: int, progress: Callable[[TuningStep], None]
@@ -106,22 +99,7 @@ class RocmBackend:
 
     def build(self, module: Any, library: Path) -> None:
         """See Backend."""
-        passes = [*dataflow_lower_passes(self.target), *finalize_passes(self.target)]
-        try:
-            with self.target:
-                executable = relax.build(
-                    module,
-                    target=self.target,
-                    relax_pipeline=tvm.transform.Sequential(passes),
-                    tir_pipeline=register_pipeline(),
-                )
-            with tempfile.TemporaryDirectory(prefix="dspark-link-") as workspace:
-                executable.export_library(str(library), workspace_dir=workspace)
-        except (RuntimeError, ValueError) as error:
-            lines = str(error).strip().splitlines()
-            raise LoweringError(
-                f"--target rocm: TVM could not build the module: {lines[-1] if lines else error}"
-            ) from error
+        build_library(module, self.target, register_pipeline(), library)
 
     def runtime_libraries(self) -> Sequence[Path]:
         """See Backend."""
