@@ -1,4 +1,4 @@
-"""Operators that draw draft tokens and accept them: rejection sampling of Leviathan et al. 2023 (arXiv 2211.17192).
+"""Operators that draw draft tokens and accept them, which keeps the target's distribution (block_verification.py).
 
 Shapes: B sequences, R rows a sequence, V vocabulary, N tokens a verify takes (the anchor and N-1 drafts).
 
@@ -9,6 +9,8 @@ random numbers in [0, 1) that the host draws, each used for one decision.
 
 import torch
 from torch import Tensor
+
+from dspark_compiler.graph.block_verification import ending, reaches
 
 
 @torch.library.custom_op("dspark::token_probs", mutates_args=())
@@ -87,23 +89,19 @@ def accept(
     token that follows; position int64 [B] of the anchor and length int32 [B], the confirmed tokens before it.
 
     Returns accepted int32 [B], the anchor and the drafts that stay, 0 of a sequence left alone; following int64 [B],
-    the token after them: drawn from the target's distribution where all ``count`` stay, else from
-    norm(max(p - q, 0)); and its position int64 [B] and length int32 [B].
+    the token after them, see block_verification; and its position int64 [B] and length int32 [B].
     """
     kept, following = [], []
     for row in range(tokens.shape[0]):
-        n = 0
-        residual = None
-        while n < int(count[row]):
-            p = probs[row, n]
-            q = None if draft_probs is None else draft_probs[row, n]
-            x = int(tokens[row, n + 1])
-            if not float(uniform[row, n]) < acceptance(p, q, x):
-                residual = rejected(p, q, x)
-                break
-            n += 1
+        drafts = tokens[row, 1 : 1 + max(int(count[row]), 0)].tolist()
+        p, q = probs[row], None if draft_probs is None else draft_probs[row]
+        found, n = reaches(p, q, drafts), len(drafts)
+        chance, weights = ending(p, q, drafts, n, found)
+        while n > 0 and not float(uniform[row, n - 1]) < chance:
+            n -= 1
+            chance, weights = ending(p, q, drafts, n, found)
         kept.append(n)
-        following.append(_draw(probs[row, n] if residual is None else residual, float(uniform[row, -1])))
+        following.append(_draw(weights, float(uniform[row, -1])))
     accepted = torch.where(count < 0, 0, torch.tensor(kept, dtype=torch.int32) + 1)
     return accepted, torch.stack(following), position + accepted, length + accepted
 
@@ -112,19 +110,3 @@ def accept(
 def _(tokens, probs, count, uniform, position, length, draft_probs=None):  # type: ignore[no-untyped-def]
     batch = tokens.shape[0]
     return count.new_empty(batch), tokens.new_empty(batch), position.new_empty(batch), length.new_empty(batch)
-
-
-def acceptance(p: Tensor, q: Tensor | None, token: int) -> float:
-    """Probability min(1, p/q) with which a drafted token stays; p, q [V], q None: it was drafted with certainty."""
-    drafted = 1.0 if q is None else float(q[token])
-    return min(1.0, float(p[token]) / drafted) if drafted > 0 else 1.0
-
-
-def rejected(p: Tensor, q: Tensor | None, token: int) -> Tensor:
-    """Weights [V] of the token that takes the place of a rejected one: max(p - q, 0), not normalized."""
-    if q is None:
-        q = torch.zeros_like(p)
-        q[token] = 1.0
-    rest = (p - q).clamp(min=0)
-    # Rounding alone can reject where p equals q.
-    return rest if float(rest.sum()) > 0 else p

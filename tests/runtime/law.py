@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from dspark_compiler.graph.sampling_ops import acceptance, rejected
+from dspark_compiler.graph.block_verification import ending, reaches
 
 Law = dict[tuple[int, ...], float]
 Rule = Callable[[tuple[int, ...]], int]
@@ -26,18 +26,14 @@ def chain(seed: int, size: int, spread: float = 1.0) -> torch.Tensor:
 def verdicts(p: torch.Tensor, q: torch.Tensor | None, tokens: tuple[int, ...], count: int) -> Law:
     """What becomes of drafts, given the anchor and these: tokens that stay and the one after them."""
     law: Law = defaultdict(float)
-    stay = 1.0
-    for place in range(count):
-        before, token = tokens[place], tokens[place + 1]
-        drawn_from = None if q is None else q[before]
-        chance = acceptance(p[before], drawn_from, token)
-        if chance < 1:
-            rest = rejected(p[before], drawn_from, token)
-            for other, weight in enumerate((rest / rest.sum()).tolist()):
-                law[*tokens[1 : place + 1], other] += stay * (1 - chance) * weight
-        stay *= chance
-    for token, weight in enumerate(p[tokens[count]].tolist()):
-        law[*tokens[1 : count + 1], token] += stay * weight
+    seen = list(tokens[: count + 1])
+    after_each, drawn_from, drafts = p[seen], None if q is None else q[seen], seen[1:]
+    found, left = reaches(after_each, drawn_from, drafts), 1.0
+    for place in range(count, -1, -1):
+        chance, weights = ending(after_each, drawn_from, drafts, place, found)
+        for token, weight in enumerate((weights / weights.sum()).tolist() if chance > 0 else ()):
+            law[*drafts[:place], token] += left * chance * weight
+        left *= 1 - chance
     return law
 
 

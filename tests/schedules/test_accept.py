@@ -126,21 +126,46 @@ def test_draws_have_the_distribution_they_are_drawn_from() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 24.3  # chi-square, 7 degrees of freedom: p = 0.001
 
 
+def blocks(batch: int, width: int, vocab: int, extra: int, *, seed: int, sparse: bool = False) -> list[np.ndarray]:
+    """Tokens, target, counts, numbers and places of blocks as ``dspark.accept`` takes them, and what drew the drafts.
+
+    Drafters are near enough that blocks end anywhere, and low numbers make those longer that only R_i decides.
+    """
+    rng = np.random.default_rng(seed)
+    logits, noise = 2 * normal(batch, width, vocab, seed=seed), normal(batch, width + extra, vocab, seed=seed + 1)
+    shared = np.pad(logits, ((0, 0), (0, max(extra, 0)), (0, 0)))[:, : width + extra]
+    live = rng.random((2, vocab)) < (0.3 if sparse else 1.0)
+    live[:, vocab // 2] = True
+    probs, drafts = (
+        weights / weights.sum(-1, keepdims=True)
+        for weights in (np.exp(logits) * live[0], np.exp(shared + 0.5 * noise) * (live[0] | live[1]))
+    )
+    tokens = rng.integers(0, vocab, (batch, width))
+    for row, i in np.ndindex(batch, width - 1):
+        tokens[row, i + 1] = rng.choice(vocab, p=drafts[row, i].astype(float) / drafts[row, i].sum(dtype=float))
+    uniform = (rng.random((batch, width)) ** 1.5).astype(np.float32)
+    return [
+        tokens,
+        probs.astype(np.float32),
+        rng.integers(-1, width, batch).astype(np.int32),
+        uniform,
+        *places(batch),
+        drafts.astype(np.float32),
+    ]
+
+
 @pytest.mark.parametrize("isa", MACHINES)
 @pytest.mark.parametrize("vocab", [8, 700])
 @pytest.mark.parametrize("extra", [-1, 0, 2])
 def test_accepts(isa: VectorIsa, vocab: int, extra: int) -> None:
-    batch, width = 2, 5
+    seen = set()
     for seed in range(20):
-        rng = np.random.default_rng(seed)
-        tokens, uniform = rng.integers(0, vocab, (batch, width)), rng.random((batch, width)) ** 2
-        probs = distributions(batch, width, vocab, seed=seed, sparse=seed % 2 == 1)
-        drafts = distributions(batch, width + extra, vocab, seed=seed + 100, sparse=seed % 3 == 1)
-        for row, i in np.ndindex(batch, width - 1):
-            tokens[row, i + 1] = rng.choice(vocab, p=drafts[row, i].astype(float) / drafts[row, i].sum(dtype=float))
-        count = list(rng.integers(0, width, batch))
-        accepted(tokens, probs, count, uniform, drafts, isa)
-        accepted(tokens, probs, count, uniform, None, isa)
+        tokens, probs, count, uniform, *_, drafts = blocks(2, 5, vocab, extra, seed=seed, sparse=seed % 2 == 1)
+        kept, _ = accepted(tokens, probs, list(count), uniform, drafts, isa)
+        seen |= set(kept)
+        tokens[:, 1:] = probs[:, :-1].argmax(-1)
+        accepted(tokens, probs, list(count), uniform, None, isa)
+    assert seen >= {-1, 0, 1, 2}
 
 
 def test_greedy_accepts_what_the_target_says() -> None:
@@ -172,6 +197,21 @@ def test_a_draft_stays_with_the_ratio_of_its_probabilities() -> None:
         assert accepted(np.array([[7, 0]]), target, [1], np.array([[uniform, 0.1]]), draft) == expected
 
 
+def test_a_draft_that_others_follow_stays_with_what_is_left_behind_it() -> None:
+    """r is 1, 1/2, 1/4, and R_1 is 1/4: both stay below 1/4, else the first below 1/3, and what follows it is 1."""
+    target = np.array([[[0.25, 0.75], [0.5, 0.5], [1, 0]]], np.float32)
+    draft = np.array([[[0.5, 0.5], [1, 0]]], np.float32)
+    for first, second, expected in (
+        (0.9, 0.24, ([2], [0])),
+        (0.33, 0.25, ([1], [1])),
+        (0.34, 0.25, ([0], [1])),
+        (0.49, 0.9, ([0], [1])),
+        (0.0, 0.25, ([1], [1])),
+    ):
+        found = accepted(np.array([[7, 0, 0]]), target, [2], np.array([[first, second, 0.5]]), draft)
+        assert found == expected
+
+
 def test_where_rounding_alone_rejects_the_target_decides() -> None:
     # No weight of the target is above the draft's, yet the token's own is below.
     target = np.array([[[0.5, 0.25, 0.125], [1, 0, 0]]], np.float32)
@@ -180,19 +220,29 @@ def test_where_rounding_alone_rejects_the_target_decides() -> None:
 
 
 @pytest.mark.parametrize("certain", [False, True])
-def test_what_follows_has_the_targets_distribution(certain: bool) -> None:
-    rows, vocab = 60_000, 6
+def test_what_comes_out_has_the_targets_distribution(certain: bool) -> None:
+    """The first two tokens of 100,000 blocks of three drafts, of which the first says how many are looked at."""
+    rows, vocab = 100_000, 4
     rng = np.random.default_rng(11)
-    p, q = distributions(1, vocab, seed=1)[0], distributions(1, vocab, seed=2)[0]
-    drafted = np.full(rows, 2) if certain else rng.choice(vocab, rows, p=q.astype(float) / q.sum(dtype=float))
-    tokens = np.stack([np.zeros(rows, np.int64), drafted], axis=1)
-    arrays = [tokens, np.broadcast_to(p, (rows, 2, vocab)).copy(), np.ones(rows, np.int32)]
-    arrays += [rng.random((rows, 2), dtype=np.float32), *places(rows)]
-    arrays += [] if certain else [np.broadcast_to(q, (rows, 1, vocab)).copy()]
+    p, q = ((distributions(vocab, vocab, seed=seed) + np.float32(0.1)) / np.float32(1.4) for seed in (1, 2))
+    ladder = np.cumsum(p, axis=1, dtype=float), np.cumsum(q, axis=1, dtype=float)
+
+    def drawn_from(which: int, before: np.ndarray) -> np.ndarray:
+        steps = ladder[which][before]
+        return (rng.random((rows, 1)) * steps[:, -1:] >= steps).sum(1)
+
+    tokens = np.zeros((rows, 4), np.int64)
+    for i in range(3):
+        tokens[:, i + 1] = (3, 2, 0)[i] if certain else drawn_from(1, tokens[:, i])
+    count = np.where(tokens[:, 1] > 0, 3, 1).astype(np.int32)
+    arrays = [tokens, p[tokens], count, rng.random((rows, 4), dtype=np.float32), *places(rows)]
+    arrays += [] if certain else [q[tokens[:, :3]]]
     found = verdict(rows)
-    build(accept("accept", rows, 2, vocab, WIDEST, drafts=0 if certain else 1))(*arrays, *found)
+    build(accept("accept", rows, 4, vocab, WIDEST, drafts=0 if certain else 3))(*arrays, *found)
     kept, following = found[0] - 1, found[1]
-    counts = np.bincount(np.where(kept == 1, drafted, following), minlength=vocab)
-    expected = p.astype(float) / p.sum(dtype=float) * rows
-    assert 0 < kept.mean() < 1
-    assert ((counts - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 degrees of freedom: p = 0.001
+    assert set(kept) == {0, 1, 2, 3}
+    first = np.where(kept > 0, tokens[:, 1], following)
+    second = np.where(kept > 1, tokens[:, 2], np.where(kept == 1, following, drawn_from(0, first)))
+    counts = np.bincount(vocab * first + second, minlength=vocab**2).reshape(vocab, vocab)
+    expected = p[0][:, None].astype(float) * p * rows
+    assert ((counts - expected) ** 2 / expected).sum() < 37.7  # chi-square, 15 degrees of freedom: p = 0.001

@@ -1,4 +1,4 @@
-"""Operators of speculative rounds: what a drafter remembers, and how tokens are drawn and accepted.
+"""Operators of speculative rounds: what a drafter remembers, and how tokens are drawn.
 
 Shapes as in graph.draft_ops and graph.sampling_ops.
 """
@@ -117,39 +117,3 @@ def drawn(emitter: Emitter, weights: Value, uniform: Value) -> Value:
     last = some.cast(INT32).op("ArgMax", axis=1, keepdims=0, select_last_index=1, dtype=INT64)
     found = above.op("ReduceMax", emitter.numbers([1]), keepdims=0) > 0
     return found.where(first, last)
-
-
-def accept(node: fx.Node, emitter: Emitter) -> tuple[Tensor, ...]:
-    """dspark.accept: a tuple of four."""
-    given = bound_args(node)
-    batch, width, vocab = shape_of(given["probs"])
-    tokens, probs, uniform = (emitter.get(given[name]) for name in ("tokens", "probs", "uniform"))
-    count = emitter.get(given["count"]).cast(INT64)
-    drafts = width - 1
-    q = None if given["draft_probs"] is None else emitter.get(given["draft_probs"]).slice(1, 0, max(drafts, 1))
-    kept = emitter.constant(np.zeros(batch, np.int64))
-    if drafts:
-        ids = tokens.slice(1, 1, width).unsqueeze(2)  # [B,N-1,1]
-        target = probs.slice(1, 0, drafts).op("GatherElements", ids, axis=2).cast(DOUBLE)
-        drafted = target * 0.0 + 1.0 if q is None else q.op("GatherElements", ids, axis=2).cast(DOUBLE)
-        ratio = (drafted > 0.0).where(target / drafted, 1.0).minimum(1.0).reshape(batch, drafts)
-        looked = counting(emitter, drafts).unsqueeze(0) < count.unsqueeze(1)
-        stays = (uniform.slice(1, 0, drafts).cast(DOUBLE) < ratio) & looked
-        fallen = (~stays).cast(INT64).op("CumSum", emitter.constant(np.asarray(1, np.int64)))
-        kept = fallen.equals(0).cast(INT64).sum(1)
-    at = concat([counting(emitter, batch).unsqueeze(1), kept.unsqueeze(1)], 1)
-    p = probs.op("GatherND", at)  # [B,V]
-    weights = p
-    if drafts:
-        rejected = kept < count.maximum(0)
-        behind = concat([counting(emitter, batch).unsqueeze(1), kept.minimum(drafts - 1).unsqueeze(1)], 1)
-        token = tokens.slice(1, 1, width).op("GatherND", behind).unsqueeze(1)  # [B,1]
-        certain = counting(emitter, vocab).unsqueeze(0).equals(token).cast(FLOAT)
-        rest = (p - (certain if q is None else q.op("GatherND", behind))).maximum(0.0)
-        some = rest.sum(1, keep=True) > 0.0
-        weights = (rejected.unsqueeze(1) & some).where(rest, p)
-    following = drawn(emitter, weights, uniform.slice(1, width - 1, width).reshape(batch))
-    accepted = (count < 0).where(emitter.number(0, INT64), kept + 1)
-    position = emitter.get(given["position"]) + accepted
-    length = emitter.get(given["length"]) + accepted.cast(INT32)
-    return tuple(Tensor(value, (batch,), (batch,)) for value in (accepted.cast(INT32), following, position, length))

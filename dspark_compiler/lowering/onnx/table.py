@@ -1,6 +1,6 @@
 """What every operator of a rewritten program becomes in ONNX."""
 
-from dspark_compiler.lowering.onnx import attention, elementwise, eviction, products, rounds, shapes
+from dspark_compiler.lowering.onnx import acceptance, attention, elementwise, eviction, products, rounds, shapes
 from dspark_compiler.lowering.onnx.elementwise import binary, reduction, unary
 from dspark_compiler.lowering.onnx.emitter import Converter
 from dspark_compiler.lowering.onnx.rope import rope
@@ -108,5 +108,5 @@ CONVERTERS: dict[str, Converter] = {
     "dspark.block_attention.default": rounds.block_attention,
     "dspark.token_probs.default": rounds.token_probs,
     "dspark.draw.default": rounds.draw,
-    "dspark.accept.default": rounds.accept,
+    "dspark.accept.default": acceptance.accept,
 }

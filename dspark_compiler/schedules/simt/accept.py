@@ -1,19 +1,21 @@
-"""Which drafts stay, and the token that follows: rejection sampling (Leviathan et al. 2023, arXiv 2211.17192)."""
+"""Which drafts stay, and the token that follows: block verification, see graph/block_verification.py."""
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.accept import arguments
-from dspark_compiler.schedules.simt.draw import Workspace, chunk_sum, drawn
-from dspark_compiler.schedules.simt.group_counts import variable
+from dspark_compiler.schedules.simt.draw import BITS, Workspace, chunk_sum, drawn
+from dspark_compiler.schedules.simt.fixed_point import as_float, fixed
+from dspark_compiler.schedules.simt.group_counts import held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
-from dspark_compiler.schedules.simt.threads import launch
+from dspark_compiler.schedules.simt.threads import launch, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 
 def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     """Accepts a prefix of each row's drafts, and the shape of its workspace.
 
+    The first launch adds up the weights behind each draft that may be the last to stay, the second looks which one is.
     ``drafts`` is the rows of draft_probs, 0 where drafts are certain. Arguments: see schedules/accept.py, then
     workspace int64 (anything in it).
     """
@@ -25,65 +27,98 @@ def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tup
         *drafted, accepted, following, next_position, next_length, sums = rest
         q = drafted[0] if drafted else None
         with launch((chunks.count, batch), THREADS) as (chunk, row, thread):
-            place = _Place(tokens, probs, count, uniform, q, row)
-            for which, weight in enumerate((place.left, place.target)):
-                total = chunk_sum(chunks, chunk, thread, weight)
+            ends = _Ends(tokens, probs, count, uniform, q, row)
+            with T.serial(0, width) as i, when(ends.possible(i)):
+                total = chunk_sum(chunks, chunk, thread, lambda token: ends.amount(i, token))
                 with when(thread == 0):
-                    T.buffer_store(sums, total, [which, row, chunk])
+                    T.buffer_store(sums, total, [i, row, chunk])
+            total = chunk_sum(chunks, chunk, thread, lambda token: ends.target(ends.sure, token))
+            with when(thread == 0):
+                T.buffer_store(sums, total, [width, row, chunk])
         with launch((batch,), THREADS) as (row, thread):
-            place = _Place(tokens, probs, count, uniform, q, row)
-            some = variable(T.int32(0), "int32")
-            with T.serial(0, chunks.count) as chunk, when(sums[0, row, chunk] > T.int64(0)):
-                T.buffer_store(some, T.int32(1), [0])
-            # Rounding alone can reject where p equals q; then the target's own distribution decides.
-            which = T.Bind(T.Select(some[0] == 1, T.int32(0), T.int32(1)))
+            ends = _Ends(tokens, probs, count, uniform, q, row)
+            place, found, some = (variable(T.int32(0), "int32") for _ in range(3))
+            with T.serial(0, width) as turn:
+                i = T.Bind(width - 1 - turn)
+                with when(T.And(found[0] == 0, ends.possible(i))):
+                    total = variable(T.int64(0), "int64")
+                    with T.serial(0, chunks.count) as chunk:
+                        T.buffer_store(total, total[0] + sums[i, row, chunk], [0])
+                    T.buffer_store(place, i, [0])
+                    T.buffer_store(some, T.cast(total[0] > T.int64(0), "int32"), [0])
+                    T.buffer_store(found, T.cast(ends.here(i, as_float(total[0], BITS)), "int32"), [0])
+            kept = T.Bind(place[0])
+            # Rounding alone can end at what is sure, where p equals q; then the target's own distribution decides.
+            which = held(T.Select(some[0] == 1, kept, T.int32(width)), "int32")
             token = drawn(
                 chunks,
                 thread,
-                lambda i: T.Select(which == 0, place.left(i), place.target(i)),
+                lambda i: T.Select(some[0] == 1, ends.amount(kept, i), ends.target(kept, i)),
                 lambda i: sums[which, row, i],
                 uniform[row, width - 1],
             )
             with when(thread == 0):
-                confirmed = T.Bind(T.Select(count[row] < 0, T.int32(0), place.kept + 1))
+                confirmed = T.Bind(T.Select(count[row] < 0, T.int32(0), kept + 1))
                 T.buffer_store(accepted, confirmed, [row])
                 T.buffer_store(next_position, position[row] + T.cast(confirmed, "int64"), [row])
                 T.buffer_store(next_length, length[row] + confirmed, [row])
                 T.buffer_store(following, T.cast(token, "int64"), [row])
 
-    workspace = (2, batch, chunks.count)
+    workspace = (width + 1, batch, chunks.count)
     args = [*arguments(batch, width, vocab, drafts), Arg("sums", workspace, "int64")]
     return kernel(name, args, body), workspace
 
 
-class _Place:
-    """Emits where a row's drafts end: ``kept`` of them stay; each thread finds out for itself."""
+class _Ends:
+    """Emits where a row's drafts may end; each thread finds out for itself. ``sure`` of them stay in any case."""
 
     def __init__(
         self, tokens: Buffer, probs: Buffer, count: Buffer, uniform: Buffer, q: Buffer | None, row: Expr
     ) -> None:
-        self._probs, self._q, self._row = probs, q, row
-        width = int(tokens.shape[1])
-        kept, rejected = variable(T.int32(0), "int32"), variable(T.int32(-1), "int32")
-        with T.serial(0, width - 1) as i, when(T.And(i < count[row], rejected[0] < 0)):
+        self._tokens, self._probs, self._uniform, self._q, self._row = tokens, probs, uniform, q, row
+        self._width = int(tokens.shape[1])
+        self._looked = T.Bind(T.max(T.min(count[row], self._width - 1), 0))
+        self._reach, sure = registers(self._width), variable(T.int32(0), "int32")
+        T.buffer_store(self._reach, T.float32(1.0), [0])
+        with T.serial(0, self._width - 1) as i, when(i < self._looked):
             token = T.Bind(T.cast(tokens[row, i + 1], "int32"))
-            p, drafted = T.Bind(probs[row, i, token]), T.float32(1.0) if q is None else T.Bind(q[row, i, token])
-            # It stays with probability min(1, p/q). What has no probability is not drafted, and would stay.
-            with T.If(T.Or(uniform[row, i] * drafted < p, drafted <= T.float32(0.0))):
-                with T.Then():
-                    T.buffer_store(kept, i + 1, [0])
-                with T.Else():
-                    T.buffer_store(rejected, token, [0])
-        self.kept, self._rejected = T.Bind(kept[0]), T.Bind(rejected[0])
+            reached, drafted = probs[row, i, token] * self._reach[i], T.float32(1.0) if q is None else q[row, i, token]
+            # Nothing is drafted that has no probability.
+            r = T.Select(drafted > T.float32(0.0), T.min(reached / drafted, T.float32(1.0)), self._reach[i])
+            T.buffer_store(self._reach, r, [i + 1])
+            with when(self._reach[i + 1] >= T.float32(1.0)):
+                T.buffer_store(sure, i + 1, [0])
+        self.sure = T.Bind(sure[0])
 
-    def target(self, i: Expr) -> Expr:
-        """The probability of a token to follow."""
-        return T.Bind(self._probs[self._row, self.kept, i])
+    def _number(self, i: Expr) -> Expr:
+        """The random number of x_i; of the anchor any."""
+        return self._uniform[self._row, T.max(i - 1, 0)]
 
-    def left(self, i: Expr) -> Expr:
-        """max(p - q, 0) where a draft was rejected; a certain one has all of q, and p is at most 1."""
-        p = self.target(i)
+    def possible(self, i: Expr) -> Expr:
+        """Whether i drafts may stay and no more, as far as is known before R_i: h_i is at most r_i."""
+        inside = T.And(i >= self.sure, i <= self._looked)
+        return T.And(inside, T.Or(i == self.sure, self._number(i) < self._reach[i]))
+
+    def here(self, i: Expr, left: Expr) -> Expr:
+        """Whether i drafts stay if no more do; ``left`` is R_i, float32."""
+        share = left if self._q is not None else left * self._reach[i]
+        below = self._number(i) * (share + T.float32(1.0) - self._reach[i]) < share
+        return T.Or(T.Or(i == self._looked, i == self.sure), below)
+
+    def target(self, i: Expr, token: Expr) -> Expr:
+        """The probability of a token behind i drafts, in fixed point."""
+        return fixed(self._probs[self._row, i, token], BITS)
+
+    def amount(self, i: Expr, token: Expr) -> Expr:
+        """What a token behind i drafts has to be drawn by: max(r p - q, 0), behind the last draft p.
+
+        A certain draft has all of q, and p is at most 1; there it is in units of r. Integers are subtracted, since a
+        device may round a float32 product before it subtracts, or not.
+        """
+        p = T.Bind(self._probs[self._row, i, token])
         if self._q is None:
-            return T.Select(self._rejected == i, T.float32(0.0), p)
-        q = T.Bind(self._q[self._row, T.min(self.kept, int(self._q.shape[1]) - 1), i])
-        return T.Select(self._rejected >= 0, T.max(p - q, T.float32(0.0)), p)
+            drafted = T.cast(self._tokens[self._row, T.min(i + 1, self._width - 1)], "int32")
+            return T.Select(T.And(i < self._looked, drafted == token), T.int64(0), fixed(p, BITS))
+        q = self._q[self._row, T.min(i, int(self._q.shape[1]) - 1), token]
+        missing = T.max(fixed(self._reach[i] * p, BITS) - fixed(q, BITS), T.int64(0))
+        return T.Select(i < self._looked, missing, fixed(p, BITS))

@@ -13,7 +13,7 @@ from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 BITS = 56  # fractional: weights of a distribution add up to about 1
 
-Weight = Callable[[Expr], Expr]
+Amount = Callable[[Expr], Expr]  # a weight as int64, in fixed point
 Workspace = tuple[int, ...]
 
 
@@ -26,11 +26,11 @@ def draw(name: str, batch: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspac
 
     def body(probs: Buffer, uniform: Buffer, out: Buffer, sums: Buffer) -> None:
         with launch((chunks.count, batch), THREADS) as (chunk, row, thread):
-            total = chunk_sum(chunks, chunk, thread, lambda i: probs[row, i])
+            total = chunk_sum(chunks, chunk, thread, lambda i: fixed(probs[row, i], BITS))
             with when(thread == 0):
                 T.buffer_store(sums, total, [row, chunk])
         with launch((batch,), THREADS) as (row, thread):
-            token = drawn(chunks, thread, lambda i: probs[row, i], lambda i: sums[row, i], uniform[row])
+            token = drawn(chunks, thread, lambda i: fixed(probs[row, i], BITS), lambda i: sums[row, i], uniform[row])
             with when(thread == 0):
                 T.buffer_store(out, T.cast(token, "int64"), [row])
 
@@ -39,14 +39,14 @@ def draw(name: str, batch: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspac
     return kernel(name, [*args, Arg("sums", workspace, "int64")], body), workspace
 
 
-def chunk_sum(chunks: RowChunks, chunk: Expr, thread: Expr, weight: Weight) -> Expr:
-    """The sum of a chunk's weights in fixed point; the whole work group has to get here."""
+def chunk_sum(chunks: RowChunks, chunk: Expr, thread: Expr, amount: Amount) -> Expr:
+    """The sum of a chunk's weights; the whole work group has to get here."""
     total = variable(T.int64(0), "int64")
-    chunks.each(chunk, thread, lambda i: T.buffer_store(total, total[0] + fixed(weight(i), BITS), [0]))
+    chunks.each(chunk, thread, lambda i: T.buffer_store(total, total[0] + amount(i), [0]))
     return group_sums_int64([total[0]], thread, THREADS)[0]
 
 
-def drawn(chunks: RowChunks, thread: Expr, weight: Weight, chunk_sums: Weight, uniform: Expr) -> Expr:
+def drawn(chunks: RowChunks, thread: Expr, amount: Amount, chunk_sums: Amount, uniform: Expr) -> Expr:
     """The first token up to which more than ``uniform`` of all weight lies, by a work group, all of which gets it."""
     total = variable(T.int64(0), "int64")
     with T.serial(0, chunks.count) as chunk:
@@ -56,14 +56,14 @@ def drawn(chunks: RowChunks, thread: Expr, weight: Weight, chunk_sums: Weight, u
     chunk, rest = _walk(chunks.count, chunk_sums, rest)
     start, each = T.Bind(chunk * chunks.size), chunks.size // THREADS
 
-    def amount(i: Expr) -> Expr:
-        """Of element i of the chunk; nothing behind the last one."""
-        inside = T.Bind(weight(T.Bind(T.min(start + i, chunks.extent - 1))))
-        return T.Bind(fixed(T.Select(start + i < chunks.extent, inside, T.float32(0.0)), BITS))
+    def within(i: Expr) -> Expr:
+        """The amount of element i of the chunk; nothing behind the last one."""
+        inside = T.Bind(amount(T.Bind(T.min(start + i, chunks.extent - 1))))
+        return T.Bind(T.Select(start + i < chunks.extent, inside, T.int64(0)))
 
     mine, threads, teams = variable(T.int64(0), "int64"), shared(THREADS, "int64"), shared(THREADS // TEAM, "int64")
     with T.serial(0, each) as i:
-        T.buffer_store(mine, mine[0] + amount(thread * each + i), [0])
+        T.buffer_store(mine, mine[0] + within(thread * each + i), [0])
     T.buffer_store(threads, mine[0], [thread])
     barrier()
     with when(thread < THREADS // TEAM):
@@ -75,11 +75,11 @@ def drawn(chunks: RowChunks, thread: Expr, weight: Weight, chunk_sums: Weight, u
     team, rest = _walk(THREADS // TEAM, lambda i: teams[i], rest)
     lane, rest = _walk(TEAM, lambda i: threads[team * TEAM + i], rest)
     first = T.Bind((team * TEAM + lane) * each)
-    place, _ = _walk(each, lambda i: amount(first + i), rest)
+    place, _ = _walk(each, lambda i: within(first + i), rest)
     return T.Bind(T.min(start + first + place, chunks.extent - 1))
 
 
-def _walk(count: int, amount: Weight, target: Expr) -> tuple[Expr, Expr]:
+def _walk(count: int, amount: Amount, target: Expr) -> tuple[Expr, Expr]:
     """The first of ``count`` amounts with which their sum exceeds ``target``, and what is left of it before that."""
     found, left = variable(T.int32(-1), "int32"), variable(target, "int64")
     with T.serial(0, count) as i:

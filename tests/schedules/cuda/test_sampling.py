@@ -12,7 +12,7 @@ from dspark_compiler.schedules.cuda.accept import accept
 from dspark_compiler.schedules.cuda.draw import draw
 from dspark_compiler.schedules.cuda.token_probs import drawn_probs, token_probs
 from tests.schedules.cuda.gpu import call, compile_for, gpu, report_of
-from tests.schedules.test_accept import places, verdict
+from tests.schedules.test_accept import blocks, one_hot, places, verdict
 from tests.schedules.test_token_probs import KNOBS
 
 ARCH = "sm_90a"
@@ -91,21 +91,29 @@ def test_a_draw_at_once_is_the_one_afterwards(vocab: int) -> None:
 
 @pytest.mark.parametrize("extra", [-1, 0, 2])
 @pytest.mark.parametrize("certain", [False, True])
-def test_accepts(extra: int, certain: bool) -> None:
-    batch, width, vocab = 2, 5, 700
-    random = np.random.default_rng()
-    for sparse in (False, True):
-        tokens, uniform = random.integers(0, vocab, (batch, width)), random.random((batch, width), dtype=np.float32)
-        probs, drafts = distributions(batch, width, vocab, sparse=sparse), distributions(batch, width + extra, vocab)
-        tokens[:, 1:] = probs[:, : width - 1].argmax(-1)
-        arrays = [tokens, probs, random.integers(-1, width, batch).astype(np.int32), uniform]
-        arrays += places(batch)
-        arrays += [] if certain else [drafts]
-        kernel = compiled(accept, batch, width, vocab, drafts=0 if certain else width + extra)
+@pytest.mark.parametrize("vocab", [700, 49152])
+def test_accepts(extra: int, certain: bool, vocab: int) -> None:
+    batch, width, seen = 8, 5, set()
+    kernel = compiled(accept, batch, width, vocab, drafts=0 if certain else width + extra)
+    for seed in range(4):
+        *arrays, drafts = blocks(batch, width, vocab, extra, seed=seed, sparse=seed % 2 == 1)
+        if certain:
+            arrays[0][:, 1:] = arrays[1][:, :-1].argmax(-1)
+        else:
+            arrays += [drafts]
         found = call(kernel, [*arrays, *verdict(batch)], 4)
         expected = dspark.accept(*(torch.from_numpy(array) for array in arrays))
         for mine, right in zip(found, expected, strict=True):
             np.testing.assert_array_equal(mine, right.numpy())
+        seen |= set(found[0])
+    assert len(seen) > 3 - certain
+
+
+def test_greedy_accepts_what_the_target_says() -> None:
+    tokens, said = np.array([[9, 1, 2, 3], [9, 1, 5, 3]]), np.array([[1, 2, 3, 4], [1, 2, 3, 4]])
+    arrays = [tokens, one_hot(said, 20), np.full(2, 3, np.int32), np.full((2, 4), np.float32(0.7)), *places(2)]
+    found = call(compiled(accept, 2, 4, 20, drafts=3), [*arrays, one_hot(tokens[:, 1:], 20), *verdict(2)], 4)
+    assert [list(values) for values in found[:2]] == [[4, 2], [4, 2]]
 
 
 def test_where_rounding_alone_rejects_the_target_decides() -> None:

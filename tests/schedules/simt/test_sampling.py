@@ -11,7 +11,7 @@ from dspark_compiler.schedules.simt.accept import accept
 from dspark_compiler.schedules.simt.draw import draw
 from dspark_compiler.schedules.simt.token_probs import token_probs
 from tests.backends.vulkan.shaders import compiled, shaders_of, validate
-from tests.schedules.test_accept import distributions, places, verdict
+from tests.schedules.test_accept import blocks, distributions, places, verdict
 from tests.schedules.test_token_probs import KNOBS
 from tests.vulkan.device import messages, need_vulkan
 
@@ -68,21 +68,23 @@ def test_draws(vocab: int) -> None:
 
 @pytest.mark.parametrize("extra", [None, -1, 2])
 def test_accepts(extra: int | None) -> None:
-    batch, width, vocab = 5, 5, 5000
+    batch, width, vocab = 6, 5, 5000
     certain = extra is None
     function, workspace = accept("main", batch, width, vocab, drafts=0 if certain else width + extra)
     for shader in shaders_of({"main": function}):
         validate(shader)
-    call, random = compiled(function), np.random.default_rng(0 if certain else extra + 3)
-    for sparse in (False, True, True):
-        tokens, uniform = random.integers(0, vocab, (batch, width)), random.random((batch, width), dtype=np.float32)
-        probs = distributions(batch, width, vocab, sparse=sparse, seed=int(random.integers(99)))
-        tokens[:, 1:] = probs[:, : width - 1].argmax(-1)
-        arrays = [tokens, probs, random.integers(-1, width, batch).astype(np.int32), uniform, *places(batch)]
-        arrays += [] if certain else [distributions(batch, width + extra, vocab, seed=int(random.integers(99)))]
+    call, seen = compiled(function), set()
+    for seed in range(4):
+        *arrays, drafts = blocks(batch, width, vocab, extra or 0, seed=seed, sparse=seed % 2 == 1)
+        if certain:
+            arrays[0][:, 1:] = arrays[1][:, :-1].argmax(-1)
+        else:
+            arrays += [drafts]
         found = call(*arrays, *verdict(batch), anything(workspace))[len(arrays) : -1]
         for mine, right in zip(found, expected("accept", arrays), strict=True):
             np.testing.assert_array_equal(mine, right.numpy())
+        seen |= set(found[0])
+    assert len(seen) > 3 - certain
 
 
 def test_where_rounding_alone_rejects_the_target_decides() -> None:
