@@ -15,9 +15,10 @@ _FIELDS = ("messages", "prompt", "instruction", "question", "turns", "text")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with the user's words, and where it was read ("FILE: line N")."""
+    """A conversation that ends with the user's words, and where it was read: ``where`` is "FILE: line N"."""
 
     messages: list[Message]
+    file: Path
     where: str
 
 
@@ -70,7 +71,7 @@ def _read(file: Path) -> list[Prompt]:
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}); convert the file") from None
     items = _items_of_list(file, content) if file.suffix == ".json" else _items_of_lines(file, content)
-    prompts = [Prompt(_messages(item, where), where) for item, where in items]
+    prompts = [Prompt(_messages(item, where), file, where) for item, where in items]
     if not prompts:
         raise InputError(f"{file}: holds no prompts")
     return prompts
