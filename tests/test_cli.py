@@ -108,6 +108,10 @@ OPTIONS = {
     "doctor": ["--debug", "--json"],
     "heads calibrate": ["--data", "--debug", "--new-tokens", "--prompts", "--seed", "--temperature"],
     "heads eval": ["--data", "--debug", "--json", "--new-tokens", "--prompts", "--seed", "--temperature"],
+    "heads prompts": [
+        *("--count", "--debug", "--device", "--exclude", "--new-tokens", "--output", "--seed"),
+        "--temperature",
+    ],
     "heads train": [
         *("--anchors", "--batch", "--block-size", "--checkpoint-every", "--confidence", "--data", "--debug"),
         *("--device", "--head-type", "--init", "--layers", "--loss-decay", "--lr", "--markov-rank", "--max-length"),

@@ -6,6 +6,7 @@ import click
 
 from dspark_compiler.commands.base import Command, Group, print_json
 from dspark_compiler.commands.heads_measure import calibrate_command, eval_command
+from dspark_compiler.commands.heads_prompts import prompts_command
 from dspark_compiler.commands.heads_train import train_command
 
 
@@ -58,6 +59,7 @@ def inspect_command(heads: Path, as_json: bool) -> None:
         console.print(table)
 
 
+heads_group.add_command(prompts_command)
 heads_group.add_command(train_command)
 heads_group.add_command(calibrate_command)
 heads_group.add_command(eval_command)

@@ -54,7 +54,7 @@ def train_command(model: str, files: tuple[Path, ...], output: Path, **given: An
     """Train decode heads for MODEL: it answers the prompts itself, and a drafter learns to foresee its answers.
 
     What has been done is kept in HEADS.work; after an interrupt, the same command goes on from there. One prompt in 32
-    is kept from training and judges the heads.
+    is kept from training and judges the heads. A prompt that is given twice is answered twice as often.
     """
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.models.drafters.checkpoint import check_output, write_heads
@@ -70,6 +70,9 @@ def train_command(model: str, files: tuple[Path, ...], output: Path, **given: An
     for name, found in heads.training["held_out"].items():
         accepted = " ".join(f"{value:.2f}" for value in found["acceptance"])
         click.echo(f"{name.replace('_', ' ')}: loss {found['loss']:.3f}, tau {found['tau']:.2f}, acceptance {accepted}")
+    if len(by_file := heads.training["held_out_tau"]) > 1:
+        for name, tau in by_file.items():
+            click.echo(f"prompts of {name}: tau {tau:.2f}")
     click.echo(f"{output}: written; {output}.work can be removed")
 
 

@@ -15,22 +15,26 @@ _FIELDS = ("messages", "prompt", "instruction", "question", "turns", "text")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with the user's words, and where it was read ("FILE: line N")."""
+    """A conversation that ends with the user's words, and where it was read: ``where`` is "FILE: line N"."""
 
     messages: list[Message]
+    file: Path
     where: str
 
 
-def read_prompts(files: Sequence[Path]) -> list[Prompt]:
+def read_prompts(files: Sequence[Path], option: str = "--data") -> list[Prompt]:
     """The prompts of ``.jsonl`` files, and of ``.json`` files that hold a list, in order.
 
     An item is an object with "messages", "prompt", "instruction" (and "input"), "question", "turns" (of which the first
-    counts) or "text"; the first of these that it has is taken.
+    counts) or "text"; the first of these that it has is taken. ``option`` is who gave the files, for messages.
 
     Raises:
         InputError: a file that cannot be read or holds no prompt, a line that is not as it should be.
     """
-    return [prompt for file in files for prompt in _read(file)]
+    try:
+        return [prompt for file in files for prompt in _read(file)]
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None
 
 
 def encode_prompts(
@@ -63,13 +67,13 @@ def _read(file: Path) -> list[Prompt]:
     try:
         content = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--data {file}: {error.strerror}") from None
+        raise InputError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"--data {file}: not UTF-8 text (byte {error.start}); convert the file") from None
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start}); convert the file") from None
     items = _items_of_list(file, content) if file.suffix == ".json" else _items_of_lines(file, content)
-    prompts = [Prompt(_messages(item, where), where) for item, where in items]
+    prompts = [Prompt(_messages(item, where), file, where) for item, where in items]
     if not prompts:
-        raise InputError(f"--data {file}: holds no prompts")
+        raise InputError(f"{file}: holds no prompts")
     return prompts
 
 
@@ -81,16 +85,16 @@ def _items_of_lines(file: Path, content: str) -> Iterator[tuple[Any, str]]:
             try:
                 yield json.loads(line), where
             except ValueError as error:
-                raise InputError(f"--data {where}: not valid JSON ({error})") from None
+                raise InputError(f"{where}: not valid JSON ({error})") from None
 
 
 def _items_of_list(file: Path, content: str) -> Iterator[tuple[Any, str]]:
     try:
         data = json.loads(content)
     except ValueError as error:
-        raise InputError(f"--data {file}: not valid JSON ({error})") from None
+        raise InputError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(data, list):
-        raise InputError(f"--data {file}: holds no list; give a list of objects, or .jsonl with an object a line")
+        raise InputError(f"{file}: holds no list; give a list of objects, or .jsonl with an object a line")
     for number, item in enumerate(data, 1):
         yield item, f"{file}: item {number}"
 
@@ -98,7 +102,7 @@ def _items_of_list(file: Path, content: str) -> Iterator[tuple[Any, str]]:
 def _messages(item: Any, where: str) -> list[Message]:
     found = next((name for name in _FIELDS if isinstance(item, dict) and item.get(name)), None)
     if found is None:
-        raise InputError(f"--data {where}: has none of {', '.join(_FIELDS)}; each item must be an object with one")
+        raise InputError(f"{where}: has none of {', '.join(_FIELDS)}; each item must be an object with one")
     value = item[found]
     if found == "messages":
         return _conversation(value, where)
@@ -107,17 +111,17 @@ def _messages(item: Any, where: str) -> list[Message]:
     if found == "instruction" and item.get("input"):
         value = f"{value}\n\n{item['input']}"
     if not isinstance(value, str):
-        raise InputError(f'--data {where}: "{found}" is not text')
+        raise InputError(f'{where}: "{found}" is not text')
     return [{"role": "user", "content": value}]
 
 
 def _conversation(value: Any, where: str) -> list[Message]:
     """The messages up to the user's last words: what came after them is for the model to say."""
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
-        raise InputError(f'--data {where}: "messages" must be a list of objects with "role" and "content"')
+        raise InputError(f'{where}: "messages" must be a list of objects with "role" and "content"')
     users = [index for index, message in enumerate(value) if message["role"] == "user"]
     if not users:
-        raise InputError(f'--data {where}: "messages" has none of the user')
+        raise InputError(f'{where}: "messages" has none of the user')
     return value[: users[-1] + 1]
 
 

@@ -13,7 +13,7 @@ from dspark_compiler.training.heads.anchors import Batch, Sequences, make_batch
 from dspark_compiler.training.heads.blocks import judge_blocks
 from dspark_compiler.training.heads.interrupts import Interrupt
 from dspark_compiler.training.heads.options import FitOptions
-from dspark_compiler.training.heads.quality import Tally
+from dspark_compiler.training.heads.quality import Quality, Tally, judge
 from dspark_compiler.training.heads.report import Report
 from dspark_compiler.training.heads.target import FrozenTarget
 
@@ -88,6 +88,19 @@ class Fit:
             if interrupt.asked:
                 raise KeyboardInterrupt
         keep()
+
+    def judge(self, sequences: Sequences, *, sequential: bool = True) -> Quality:
+        """How well the drafter foresees sequences; without ``sequential`` the sequential head adds nothing."""
+        options = self._options
+        return judge(
+            self.drafter,
+            self._target,
+            sequences,
+            options.batch,
+            options.anchors,
+            self.decay,
+            sequential=sequential,
+        )
 
     def _take_step(self, batch: Batch, tally: Tally) -> int:
         moved = batch.to(self._target.device)

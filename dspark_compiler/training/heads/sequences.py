@@ -20,18 +20,20 @@ _SEED_STRIDE = 100_003  # so that parts of neighbouring seeds do not share their
 def write_sequences(
     target: FrozenTarget,
     prompts: Sequence[Sequence[int]],
+    times: Sequence[int],
     options: GenerationOptions,
     work: Work,
     interrupt: Interrupt,
     report: Report,
 ) -> Sequences:
-    """Lets the target continue each prompt ``options.samples`` times; parts that are there already stay.
+    """Lets the target continue prompt i ``options.samples * times[i]`` times; parts that are there already stay.
 
     Raises:
         KeyboardInterrupt: ``interrupt`` asks for it; parts that are complete are kept.
     """
-    order = sorted((i for i in range(len(prompts)) for _ in range(options.samples)), key=lambda i: len(prompts[i]))
-    rows = min(_ROWS_GPU if target.device.type == "cuda" else _ROWS_CPU, len(order))
+    repeated = (i for i, count in enumerate(times) for _ in range(options.samples * count))
+    order = sorted(repeated, key=lambda i: len(prompts[i]))
+    rows = min(rows_at_once(target.device), len(order))
     parts = [order[begin : begin + rows] for begin in range(0, len(order), rows)]
     report("write sequences", 0, len(parts))
     columns = min(options.max_length, max(map(len, prompts)) + options.new_tokens)
@@ -52,3 +54,8 @@ def write_sequences(
             raise KeyboardInterrupt
         report("write sequences", number + 1, len(parts))
     return work.sequences(len(parts))
+
+
+def rows_at_once(device: torch.device) -> int:
+    """How many sequences are best written together."""
+    return _ROWS_GPU if device.type == "cuda" else _ROWS_CPU

@@ -3,7 +3,9 @@
 import hashlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
-from dspark_compiler.models.drafters.heads import Heads, TargetIdentity
+from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.runtime.chat import load_chat_template
 from dspark_compiler.runtime.tokenizer import Tokenizer
 from dspark_compiler.training.heads.anchors import Sequences
@@ -23,7 +25,6 @@ from dspark_compiler.training.heads.drafter import begin, drafter_config, read_s
 from dspark_compiler.training.heads.fit import Fit
 from dspark_compiler.training.heads.interrupts import deferred
 from dspark_compiler.training.heads.options import TrainingOptions
-from dspark_compiler.training.heads.quality import judge
 from dspark_compiler.training.heads.report import Report
 from dspark_compiler.training.heads.sequences import write_sequences
 from dspark_compiler.training.heads.target import FrozenTarget
@@ -33,6 +34,15 @@ from dspark_compiler.training.prompts import Prompt, encode_prompts, read_prompt
 _HELD_OUT = 32  # every so many prompts, one judges instead of teaching
 _MOST_JUDGED = 512  # sequences
 _PACKAGES = ("dspark-compile", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Different prompts: their ids, how often each was given, and the name of the file that had it first."""
+
+    ids: list[tuple[int, ...]]
+    times: list[int]
+    files: list[str]
 
 
 class TextFolder:
@@ -61,21 +71,21 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
     prompts = read_prompts(files)
     with tempfile.TemporaryDirectory() as directory:
         folder = TextFolder(Path(directory))
-        ids, identity = _encode(source, folder, prompts, options.generation.max_length, report)
+        questions = _encode(source, folder, prompts, options.generation.max_length, report)
         # It must not look back at more than it was trained on.
         window = options.generation.max_length
         config = drafter_config(source, options.drafter, folder.path / "tokenizer.json", window)
     start = read_start(options.drafter.init, config)
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()
-    origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(ids)}
+    origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(questions)}
     work.claim("generation", origin | asked["generation"], str(work.path))
     work.claim("training", asked["drafter"] | asked["fit"], f"{work.path}/training.json and checkpoint.pt")
     report("load model")
     target = FrozenTarget(source, device)
     with deferred() as interrupt:
-        sequences = write_sequences(target, ids, options.generation, work, interrupt, report)
-        teaching, judging = split(sequences, len(ids), options.fit.seed)
+        sequences = write_sequences(target, questions.ids, questions.times, options.generation, work, interrupt, report)
+        teaching, judging = split(sequences, len(questions.ids), options.fit.seed)
         drafter = DSparkDrafter(config)
         begin(drafter, target, options.drafter, options.fit.seed, start)
         fit = Fit(drafter.to(device), target, teaching, options.fit)
@@ -84,9 +94,8 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
         fit.run(interrupt, lambda: work.write_checkpoint(fit.state()), options.checkpoint_every, report)
     report("judge")
     drafter.eval()
-    quality = judge(drafter, target, judging, options.fit.batch, options.fit.anchors, fit.decay)
-    facts = _facts(files, options, device, fit, teaching, quality)
-    return Heads(drafter.float().cpu(), identity, training=facts)
+    facts = _facts(files, options, device, fit, teaching) | _judge(fit, judging, questions)
+    return Heads(drafter.float().cpu(), target_identity(source), training=facts)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -112,13 +121,29 @@ def split(sequences: Sequences, prompts: int, seed: int) -> tuple[Sequences, Seq
     teaching, judging = ((useful & chosen).nonzero()[:, 0] for chosen in (~judges, judges))
     if not len(teaching) or not len(judging):
         raise InputError("--data: the model ends most answers at once; give more prompts, or more --samples")
-    stride = max(1, len(judging) // _MOST_JUDGED)
-    return sequences.select(teaching), sequences.select(judging[::stride])
+    return sequences.select(teaching), sequences.select(judging)
 
 
-def _encode(
-    source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int, report: Report
-) -> tuple[list[list[int]], TargetIdentity]:
+def _judge(fit: Fit, judging: Sequences, questions: Questions) -> dict[str, Any]:
+    """Quality with and without the sequential head, and tau by the file the prompts came from."""
+    found = {"with_sequential_head": asdict(fit.judge(_some(judging)))}
+    if fit.drafter.markov_head is not None:
+        found["without_sequential_head"] = asdict(fit.judge(_some(judging), sequential=False))
+    origin = judging.origin.tolist()
+    by_file = {}
+    for name in dict.fromkeys(questions.files):
+        chosen = torch.tensor([i for i, prompt in enumerate(origin) if questions.files[prompt] == name])
+        if len(chosen):
+            by_file[name] = fit.judge(_some(judging.select(chosen))).tau
+    return {"held_out": found, "held_out_tau": by_file}
+
+
+def _some(sequences: Sequences) -> Sequences:
+    """As many as suffice to judge by."""
+    return sequences.select(torch.arange(0, len(sequences), max(1, len(sequences) // _MOST_JUDGED)))
+
+
+def _encode(source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int, report: Report) -> Questions:
     if "tokenizer.json" not in source.write_tokenizer(folder.path):
         raise InputError(f"{source.path}: has no tokenizer, so it cannot read prompts")
     file = folder.path / "tokenizer.json"
@@ -126,19 +151,23 @@ def _encode(
         raise InputError(f"--max-length {limit}: {source.name} reads {source.max_positions} tokens; give at most that")
     tokenizer = Tokenizer(file.read_text(encoding="utf-8"), str(source.path))
     encoded = encode_prompts(prompts, tokenizer, load_chat_template(folder), source.max_positions)
-    ids = [row for row in encoded if len(row) < limit]
-    if len(ids) < len(encoded):
-        report.note(f"{len(encoded) - len(ids)} of {len(encoded)} prompts fill --max-length {limit} and are left out")
-    if len(ids) < 2:
+    fitting = [(tuple(row), prompt.file.name) for row, prompt in zip(encoded, prompts, strict=True) if len(row) < limit]
+    if len(fitting) < len(encoded):
+        report.note(
+            f"{len(encoded) - len(fitting)} of {len(encoded)} prompts fill --max-length {limit} and are left out"
+        )
+    times = Counter(row for row, _ in fitting)
+    if len(times) < 2:
         raise InputError(
-            f"--data: {len(ids)} prompts leave room for an answer within --max-length {limit}; two are needed, since "
+            f"--data: {len(times)} prompts leave room for an answer within --max-length {limit}; two are needed, since "
             "one is kept to judge by"
         )
-    return ids, target_identity(source)
+    first = dict(reversed(fitting))
+    return Questions(list(times), list(times.values()), [first[row] for row in times])
 
 
-def _digest(ids: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(repr([list(row) for row in ids]).encode()).hexdigest()[:16]
+def _digest(questions: Questions) -> str:
+    return hashlib.sha256(repr((questions.ids, questions.times)).encode()).hexdigest()[:16]
 
 
 def _facts(
@@ -147,7 +176,6 @@ def _facts(
     device: torch.device,
     fit: Fit,
     teaching: Sequences,
-    quality: dict[str, Any],
 ) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
@@ -160,7 +188,6 @@ def _facts(
         "seconds": round(fit.seconds, 1),
         "device": name,
         "versions": {package: _version(package) for package in _PACKAGES},
-        "held_out": quality,
     }
 
 
