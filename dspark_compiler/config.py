@@ -26,14 +26,14 @@ _GPU_DTYPE: DType = "bfloat16"
 _CPU_WIDTHS, _GPU_WIDTHS = (16, 128), (32, 512)
 _LIKE_CPU: tuple[Target, ...] = ("cpu", "onnxruntime")
 # Types the weights can have, and keys and values besides the type that attention computes with.
-_DTYPES_OF: dict[Target, tuple[DType, ...]] = {"cuda": ("float16", "bfloat16"), "onnxruntime": ("float32",)}
+_DTYPES_OF: dict[Target, tuple[DType, ...]] = {"cuda": ("float16", "bfloat16"), "onnxruntime": ("float32", "float16")}
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
 _KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 
 # What a target has no kernels or operators for yet.
 _WITHOUT: dict[Target, tuple[str, ...]] = {
     "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
-    "onnxruntime": ("--quantize", "--quantize-heads", "--arch"),
+    "onnxruntime": ("--arch",),
 }
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
@@ -110,20 +110,20 @@ class CompileConfig:
     @property
     def cache_dtype(self) -> KVDType:
         """Type of stored keys and values: as asked for, or what the target computes with."""
-        return self.kv_dtype or ("float32" if self.target in _LIKE_CPU else self.weight_dtype)
+        return self.kv_dtype or self._computes_in
 
     @property
     def kv_dtypes(self) -> tuple[KVDType, ...]:
         """Types that keys and values can be stored in."""
-        own: KVDType = "float32" if self.target in _LIKE_CPU else self.weight_dtype
-        return (own, *(_QUANTIZED_KV if self.target in _KV_QUANTIZED_ON else ()))
+        return (self._computes_in, *(_QUANTIZED_KV if self.target in _KV_QUANTIZED_ON else ()))
 
     @property
     def chunk_widths(self) -> tuple[int, ...]:
         """Chunks a prompt is read in: as asked for, or the target's usual ones."""
         if self.prefill_widths is not None:
             return self.prefill_widths
-        return _CPU_WIDTHS if self.target in _LIKE_CPU else _GPU_WIDTHS
+        like_cpu = self.target in _LIKE_CPU and self._computes_in == "float32"
+        return _CPU_WIDTHS if like_cpu else _GPU_WIDTHS
 
     @property
     def verify_widths(self) -> tuple[int, ...]:
@@ -131,6 +131,11 @@ class CompileConfig:
         if self.heads is None or self.verify_width < 4:
             return (self.verify_width,)
         return (self.verify_width // 2, self.verify_width)
+
+    @property
+    def _computes_in(self) -> DType:
+        """Type of what attention reads and writes; ONNX Runtime's GPU takes 16 bits, where the processor takes 32."""
+        return "float32" if self.target == "cpu" else self.weight_dtype
 
     def _check_target(self) -> None:
         for option, name, known in (
@@ -161,6 +166,10 @@ class CompileConfig:
             raise InputError(f"--quantize-heads {self.quantize_heads}: not one of {', '.join(HEADS_QUANTIZATIONS)}")
         if self.quantize_heads is not None and self.heads in (None, NGRAM):
             raise InputError(f"--quantize-heads {self.quantize_heads}: needs --heads with a folder of weights")
+
+        for option, kind in (("--quantize", self.quantize), ("--quantize-heads", self.quantize_heads)):
+            if self.target == "onnxruntime" and kind == "fp8":
+                raise InputError(f"{option} fp8: ONNX has products with integer codes only; take int8 or int4-g128")
 
     def _check_pruning(self) -> None:
         gated = self.max_quality_loss is not None

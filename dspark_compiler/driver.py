@@ -31,7 +31,7 @@ from dspark_compiler.frontend.positions import looks_up_positions
 from dspark_compiler.frontend.source import Source, open_source
 from dspark_compiler.graph.history import History
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_layouts
+from dspark_compiler.lowering.layout import LayoutPlan, physical_params, plan_layouts, quantized_weights
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.onnx.models import plain_params, prepare, write_models
 from dspark_compiler.lowering.relax import lower
@@ -130,15 +130,16 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     check_destination(output)
 
     rewritten = _rewrite(source, config, heads, stages)
-    program = rewritten.program
+    program, quantized = rewritten.program, quantized_weights(rewritten.program)
     with ArtifactWriter(output) as writer:
         if isinstance(target, OnnxRuntimeTarget):
             plan = None
-            _add_models(writer, program, stages)
+            _add_models(writer, program, config, stages)
         else:
             plan = _add_library(writer, program, target, config, stages)
         _add_tokenizer(writer, source)
-        manifest = describe(program, plan, ModelFields(**dataclasses.asdict(source.info)), target.spec, config)
+        fields = ModelFields(**dataclasses.asdict(source.info))
+        manifest = describe(program, plan, fields, target.spec, config, quantized)
         report = _report(model, config, rewritten, stages) | remarks
         if manifest.heads is not None and target.runs_here():
             with stages("time"):
@@ -185,10 +186,10 @@ def _add_library(
     return plan
 
 
-def _add_models(writer: ArtifactWriter, program: Program, stages: "_Stages") -> None:
+def _add_models(writer: ArtifactWriter, program: Program, config: CompileConfig, stages: "_Stages") -> None:
     """Adds a program's weights and the ONNX models over them."""
     with stages("lower"):
-        prepare(program)
+        prepare(program, config.weight_dtype)
     with stages("write"):
         writer.add_params(plain_params(program))
         write_models(program, writer.folder, writer.param_places())

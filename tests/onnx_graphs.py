@@ -389,6 +389,39 @@ def write(dialect: str) -> onnx.ModelProto:
     return writer.model()
 
 
+def write_merged(negated: bool = False) -> onnx.ModelProto:
+    """As optimum merges decoders: an If by ``use_cache_branch``; the branch without a past gives nothing but zeros."""
+    model = write("written-out")
+    inner, outer = model.graph, onnx.GraphProto()
+    flag = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
+    outputs = [helper.make_tensor_value_info(v.name, v.type.tensor_type.elem_type, None) for v in inner.output]
+    with_past = helper.make_graph(inner.node, "with_past", [], outputs)
+    zeros = [
+        helper.make_node("ConstantOfShape", ["some_shape"], [f"none.{index}"], name=f"none_{index}")
+        for index in range(len(outputs))
+    ]
+    empty = [helper.make_tensor_value_info(f"none.{i}", TensorProto.FLOAT, None) for i in range(len(outputs))]
+    shape = numpy_helper.from_array(np.array([1, 1, 1, 1]), "some_shape")
+    without = helper.make_graph(zeros, "without", [], empty, initializer=[shape])
+    then, other = (without, with_past) if negated else (with_past, without)
+    condition = "no_past" if negated else "use_cache_branch"
+    if negated:
+        outer.node.append(helper.make_node("Not", ["use_cache_branch"], [condition], name="negated"))
+    names = [v.name for v in inner.output]
+    for value in with_past.output:
+        value.name = f"{value.name}.inner"
+    for node in with_past.node:
+        node.output[:] = [f"{name}.inner" if name in names else name for name in node.output]
+        node.input[:] = [f"{name}.inner" if name in names else name for name in node.input]
+    outer.node.append(helper.make_node("If", [condition], names, name="merged", then_branch=then, else_branch=other))
+    outer.name = "merged"
+    outer.input.extend([*inner.input, flag])
+    outer.output.extend(inner.output)
+    outer.initializer.extend(inner.initializer)
+    model.graph.CopyFrom(outer)
+    return model
+
+
 def build(dialect: str, path: Path) -> Path:
     """The same, saved."""
     onnx.save(write(dialect), str(path))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dspark_compiler.artifact.tensors import param_places, write_params
+from dspark_compiler.config import DType
 from dspark_compiler.graph.program import Program, Role
 from dspark_compiler.lowering.onnx.models import plain_params, prepare, write_models
 from tests.program_runner import ProgramRunner
@@ -22,9 +23,9 @@ def copied(program: Program) -> Program:
 class OnnxRunner(ProgramRunner):
     """As ProgramRunner; ``folder`` takes the models. States are new arrays after each call."""
 
-    def __init__(self, program: Program, folder: Path) -> None:
+    def __init__(self, program: Program, folder: Path, dtype: DType = "float32") -> None:
         program = copied(program)
-        prepare(program)
+        prepare(program, dtype)
         super().__init__(program)
         infos = dict(write_params(folder, plain_params(program)))
         options = onnxruntime.SessionOptions()

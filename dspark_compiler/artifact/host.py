@@ -56,7 +56,7 @@ def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
             "compile again with one of these as --target"
         )
     if target.kind == "onnxruntime":
-        _check_onnxruntime(where, device)
+        _check_onnxruntime(where)
         return
     machine = platform.machine()
     if target.triple.split("-")[0] != machine:
@@ -77,9 +77,7 @@ def check_host(target: TargetInfo, where: str, device: int = 0) -> None:
         raise InputError(f"--device {device}: {where} was compiled for the processor, which is one device, 0")
 
 
-def _check_onnxruntime(where: str, device: int) -> None:
-    if device:
-        raise InputError(f"--device {device}: {where} runs on ONNX Runtime's processor, which is one device, 0")
+def _check_onnxruntime(where: str) -> None:
     if importlib.util.find_spec("onnxruntime") is None:
         raise ArtifactError(
             f"{where}: is run by ONNX Runtime, which is not installed; pip install onnxruntime (or onnxruntime-gpu)"

@@ -1,8 +1,10 @@
 """How fast a GPU copies its own memory: the limit of decoding one sequence there."""
 
+import ctypes
 import statistics
 
 from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.bench.vulkan_reads import VulkanReads
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.gpu import GpuRuntime
@@ -60,6 +62,8 @@ def of_artifact(artifact: Artifact) -> CopyBandwidth | VulkanReads:
     """
     if artifact.manifest.target.kind == "cuda":
         return CopyBandwidth(CudaRuntime(load_cudart(artifact), artifact.device))
+    if artifact.manifest.target.kind == "onnxruntime":  # which has loaded CUDA's library already
+        return CopyBandwidth(CudaRuntime(ctypes.CDLL(f"libcudart.so.{CUDA[0]}"), artifact.device))
     if artifact.manifest.target.kind == "rocm":
         return CopyBandwidth(open_runtime(artifact))
     load_libraries(artifact)

@@ -16,6 +16,7 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.machine.bandwidth import ReadBandwidth
 from dspark_compiler.machine.load import RestWatch
 from dspark_compiler.machine.processor import cores
+from dspark_compiler.runtime.ort_provider import choose_provider
 
 # Threads of the contestant before spin on for some milliseconds, and would take its successor's cores.
 _PAUSE_SECONDS = 0.25
@@ -117,7 +118,7 @@ def measure(config: BenchConfig, progress: Progress) -> Measurements:
     model = source_of(artifact, config.model) if needs_source else None
     threads = config.threads or cores()
     lengths = config.prompt_len, config.new_tokens
-    device = "cpu" if manifest.target.kind == "onnxruntime" else manifest.target.kind
+    device = choose_provider(artifact).device if manifest.target.kind == "onnxruntime" else manifest.target.kind
     setup = Setup(str(config.artifact), model, manifest.dtype, threads, *lengths, device, config.device)
     sampler = TextSampler(tokenizer_of(artifact), manifest.model.vocab_size)
     bandwidth = ReadBandwidth(threads) if device == "cpu" else of_artifact(artifact)

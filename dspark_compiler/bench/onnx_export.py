@@ -90,8 +90,9 @@ def form_of(path: Path, origin: str) -> Form:
         raise InputError(f"{path}: has {lacking}, so that nothing can be compared step by step; export it with a past")
     past = {value.name or "": [int(str(value.shape[axis])) for axis in (1, 3)] for value in inputs.past if value.shape}
     kinds = {value.name or "": value.dtype.numpy().name for value in graph.inputs if value.dtype is not None}
-    mask, positions = (None if value is None else value.name for value in (inputs.mask, inputs.positions))
-    return Form(str(path), origin, inputs.ids.name or "", mask, positions, past, kinds, logits, present)
+    named = (inputs.mask, inputs.positions, inputs.branch)
+    mask, positions, branch = (None if value is None else value.name for value in named)
+    return Form(str(path), origin, inputs.ids.name or "", mask, positions, past, kinds, logits, present, branch)
 
 
 def main() -> None:

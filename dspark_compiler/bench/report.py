@@ -15,6 +15,7 @@ from dspark_compiler.bench.harness import Contender, Measurements
 from dspark_compiler.bench.roofline import token_traffic
 from dspark_compiler.bench.verdict import Parting
 from dspark_compiler.machine.processor import processor
+from dspark_compiler.runtime.ort_provider import choose_provider
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +49,7 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
         "new_tokens": len(measured.contenders[0].generations[0].tokens),
         "repeats": len(measured.prompts),
         "threads": measured.threads,
+        "limit": "all cores read" if _kind_of_device(measured.artifact) == "cpu" else "the GPU copies",
         "read_bandwidth_bytes_per_s": measured.bandwidth,
         "busy_cores_at_rest": measured.busy_cores,
         "runs": runs,
@@ -59,7 +61,7 @@ def report(measured: Measurements, parted: Sequence[Parting]) -> dict[str, Any]:
 
 def device_of(artifact: Artifact) -> str:
     """What an artifact runs on here, for people."""
-    kind = artifact.manifest.target.kind
+    kind = _kind_of_device(artifact)
     if kind == "cuda" and (driver := find_driver()) is not None and artifact.device < len(driver.gpus):
         gpu = driver.gpus[artifact.device]
         return f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB"
@@ -70,6 +72,11 @@ def device_of(artifact: Artifact) -> str:
         amd = hip.gpus[artifact.device]
         return f"{amd.name}, {amd.memory_bytes / 2**30:.0f} GiB"
     return str(processor())
+
+
+def _kind_of_device(artifact: Artifact) -> str:
+    kind = artifact.manifest.target.kind
+    return choose_provider(artifact).device if kind == "onnxruntime" else kind
 
 
 def _speedups(contenders: Sequence[Contender], *, by_prompt: bool) -> dict[str, float]:
@@ -145,8 +152,7 @@ def tables(result: Mapping[str, Any]) -> Iterable["Table"]:
         f"{result['model']} {result['dtype']}, {result['prompt_len']} prompt and {result['new_tokens']} new tokens, "
         f"{result['repeats']} prompts, {result['threads']} threads"
     )
-    how = "all cores read" if result["target"] == "cpu" else "the GPU copies"
-    caption = f"{result['device']}; limit: {how} {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    caption = f"{result['device']}; limit: {result['limit']} {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
     table = Table(
         title=title, caption=caption, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
     )  # lean enough for 80 columns

@@ -1,5 +1,6 @@
 """Which physical form each weight and cache takes, decided from how the entry points use it."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -156,6 +157,13 @@ def _formats(program: Program) -> dict[str, WeightFormat]:
         if call is not None and call.format is not None:
             found.update({param.meta["ref"]: call.format for param in (call.weight, *call.factors)})
     return found
+
+
+def quantized_weights(program: Program) -> dict[str, int]:
+    """How many weights are kept as codes, by the tags of their formats."""
+    calls = (LinearCall.of(node) for entry in program.entries.values() for node in entry.graph.graph.nodes)
+    tags = {call.weight.meta["ref"]: call.format.tag for call in calls if call is not None and call.format is not None}
+    return dict(sorted(Counter(tags.values()).items()))
 
 
 def _uses(program: Program) -> dict[str, set[str]]:

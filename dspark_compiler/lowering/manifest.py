@@ -1,7 +1,7 @@
 """What the artifact says of the lowered program."""
 
 import dataclasses
-from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -22,15 +22,20 @@ from dspark_compiler.artifact import (
 )
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.graph.program import EntryPoint, Program, Role
-from dspark_compiler.lowering.layout import Form, LayoutPlan, dtype_name
+from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
 
 
 def describe(
-    program: Program, plan: LayoutPlan | None, model: ModelInfo, target: TargetInfo, config: CompileConfig
+    program: Program,
+    plan: LayoutPlan | None,
+    model: ModelInfo,
+    target: TargetInfo,
+    config: CompileConfig,
+    quantized: Mapping[str, int],
 ) -> Manifest:
     """The manifest without params and files, which the writer knows; ``config`` is settled.
 
-    Without a ``plan`` tensors lie as the program has them.
+    Without a ``plan`` tensors lie as the program has them. ``quantized`` counts weights kept as codes by their formats.
     """
     assert config.max_seq_len is not None
     return Manifest(
@@ -44,7 +49,7 @@ def describe(
         kv=_cache(program, config),
         entry_points={name: _entry(entry) for name, entry in program.entries.items()},
         heads=None if program.heads is None else HeadsInfo(**dataclasses.asdict(program.heads)),
-        quantization=_quantization(plan, config),
+        quantization=None if config.quantize is None else QuantizationInfo(config.quantize, quantized),
         states=_states(program, plan),
     )
 
@@ -63,13 +68,6 @@ def _states(program: Program, plan: LayoutPlan | None) -> dict[str, TensorInfo]:
     if plan is None:
         return {name: TensorInfo(spec.shape, dtype_name(spec.dtype)) for name, spec in program.states.items()}
     return {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()}
-
-
-def _quantization(plan: LayoutPlan | None, config: CompileConfig) -> QuantizationInfo | None:
-    if config.quantize is None or plan is None:
-        return None
-    counts = Counter(form.tag for ref, form in plan.formats.items() if plan.forms[ref] is Form.CODES)
-    return QuantizationInfo(config.quantize, dict(sorted(counts.items())))
 
 
 def _entry(entry: EntryPoint) -> EntrySpec:

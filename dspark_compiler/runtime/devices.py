@@ -57,9 +57,9 @@ def open_device(artifact: Artifact) -> Device:
 
         return open_vulkan(artifact)
     if artifact.manifest.target.kind == "onnxruntime":
-        from dspark_compiler.runtime.ort_device import OrtDevice
+        from dspark_compiler.runtime.ort_device import open_onnxruntime
 
-        return OrtDevice()
+        return open_onnxruntime(artifact)
     if artifact.manifest.target.kind == "rocm":
         from dspark_compiler.runtime.rocm import open_rocm
 

@@ -7,13 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.artifact import Artifact, EntrySpec, NamedTensor, TensorInfo, aligned_zeros
+from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Columns, Fetched
 from dspark_compiler.runtime.library import Function
 from dspark_compiler.runtime.memory import peak_memory_bytes
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider
 
 
 class OrtTensor:
-    """Memory that sessions read and write.
+    """Memory of the host that sessions read and write.
 
     Attributes:
         array: the host's array.
@@ -32,17 +34,46 @@ class OrtTensor:
         return cls(aligned_zeros(info.shape, info.dtype))
 
 
+class GpuTensor:
+    """Memory of a GPU that sessions read and write; ``value`` is the OrtValue over it.
+
+    Raises:
+        DeviceError: the GPU cannot be used, or has too little memory.
+    """
+
+    def __init__(self, array: NDArray[Any], provider: Provider) -> None:
+        import onnxruntime
+
+        try:
+            self.value = onnxruntime.OrtValue.ortvalue_from_numpy(array, provider.device, provider.number)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"{provider.name}: {reason}; {CUDA_REMEDY}") from error
+
+
+Kept = OrtTensor | GpuTensor
+
+
+def _kept(array: NDArray[Any], provider: Provider) -> Kept:
+    """An array where the provider computes: on the host itself, on a GPU a copy."""
+    return OrtTensor(array) if provider.device == "cpu" else GpuTensor(array, provider)
+
+
 class State:
     """A state that sessions hand to each other; ``spare`` is written where it cannot be written in place."""
 
-    def __init__(self, info: TensorInfo) -> None:
+    def __init__(self, info: TensorInfo, provider: Provider) -> None:
         self._info = info
-        self.now = OrtTensor.zeros(info)
-        self.spare: OrtTensor | None = None
+        self._provider = provider
+        self.now = self._zeros()
+        self.spare: Kept | None = None
+
+    def _zeros(self) -> Kept:
+        return _kept(aligned_zeros(self._info.shape, self._info.dtype), self._provider)
 
     def need_spare(self) -> None:
         """Makes a second one, if there is none yet."""
-        self.spare = self.spare or OrtTensor.zeros(self._info)
+        self.spare = self.spare or self._zeros()
 
     def change(self) -> None:
         """What was written is read from now on."""
@@ -51,16 +82,20 @@ class State:
 
 
 class OrtDevice:
-    """See Device: the processor, by ONNX Runtime's kernels."""
+    """See Device: ONNX Runtime's kernels. Weights and states are where the provider computes, the rest on the host."""
 
     is_late = False
     obstacle: str | None = None
     tensor_type: type = OrtTensor
 
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
-        """See Device; weights stay in the files that are mapped."""
-        weights = {name: OrtTensor(array) for name, array in artifact.params(prefault=True).items()}
-        return weights | {name: State(info) for name, info in artifact.manifest.states.items()}
+        """See Device; on the host weights stay in the files that are mapped."""
+        held = artifact.params(prefault=True)
+        weights: dict[str, Any] = {name: _kept(array, self.provider) for name, array in held.items()}
+        return weights | {name: State(info, self.provider) for name, info in artifact.manifest.states.items()}
 
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """See Device; the session is opened when it is called first."""
@@ -76,8 +111,22 @@ class OrtDevice:
         return Fetched(lambda: arrays)
 
     def peak_memory_bytes(self) -> int:
-        """See Device."""
+        """See Device; the host's."""
         return peak_memory_bytes()
+
+
+def open_onnxruntime(artifact: Artifact) -> OrtDevice:
+    """The device that runs an artifact of this target.
+
+    Raises:
+        InputError: there is none of the number it was opened for.
+    """
+    provider = choose_provider(artifact)
+    if provider.device == "cuda":
+        import onnxruntime
+
+        onnxruntime.preload_dlls()
+    return OrtDevice(provider)
 
 
 class OrtCall:
@@ -137,7 +186,7 @@ class OrtCall:
         buffer[...] = value
         self._bind(name, self.inputs[name])
 
-    def _bind(self, name: str, tensor: OrtTensor) -> None:
+    def _bind(self, name: str, tensor: Kept) -> None:
         """Lets the model read a tensor, and write it if it is a state that stays where it is."""
         if self._bound.get(name) is tensor or not self._session:
             return

@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.errors import ArtifactError, DeviceError, InputError
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider
 
-# Weights are used where they lie, all sessions' in one place: a product of one row then reads them as fast as memory
-# gives them. What prepacking would gain for more rows is less than what it costs in memory.
-SESSION_OPTIONS: Mapping[str, str] = {"session.disable_prepacking": "1"}
+
+def session_options(artifact: Artifact) -> Mapping[str, str]:
+    """Settings of an artifact's sessions, as ONNX Runtime names them.
+
+    Weights are used where they lie, all sessions' in one place: a product of one row then reads them as fast as memory
+    gives them. What prepacking would gain for more rows is less than what it costs in memory. Codes have no fast
+    kernels without it.
+    """
+    return {"session.disable_prepacking": "1" if artifact.manifest.quantization is None else "0"}
 
 
 def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[..., Any]]:
@@ -21,19 +28,23 @@ def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[...,
     """
     if threads < 1:
         raise InputError(f"--threads {threads}: must be at least 1")
+    provider = choose_provider(artifact)
     return {
-        name: partial(open_session, artifact.path / f"{name}.onnx", threads)
+        name: partial(open_session, artifact.path / f"{name}.onnx", threads, provider, session_options(artifact))
         if artifact.has(f"{name}.onnx")
         else _nothing
         for name in artifact.manifest.entry_points
     }
 
 
-def open_session(path: Path, threads: int, weights: Mapping[str, Any]) -> Any:
-    """The session of a model; ``weights`` are OrtValues that take the place of the files'.
+def open_session(
+    path: Path, threads: int, provider: Provider, settings: Mapping[str, str], weights: Mapping[str, Any]
+) -> Any:
+    """The session of a model; ``weights`` are OrtValues on the provider's device that take the place of the files'.
 
     Raises:
         ArtifactError: ONNX Runtime cannot use the model.
+        DeviceError: the provider does not start.
     """
     import onnxruntime
 
@@ -41,15 +52,18 @@ def open_session(path: Path, threads: int, weights: Mapping[str, Any]) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    for key, value in SESSION_OPTIONS.items():
+    for key, value in settings.items():
         options.add_session_config_entry(key, value)
     for name, value in weights.items():
         options.add_initializer(name, value)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=provider.order)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot use it: {reason}") from error
+    if provider.name not in session.get_providers():
+        raise DeviceError(f"{provider.name}: does not start; {CUDA_REMEDY}")
+    return session
 
 
 def _nothing(*_: Any) -> None:

@@ -9,7 +9,8 @@ from dspark_compiler.bench.memory import Memory, host_memory
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.heads import make_strategy
-from dspark_compiler.runtime.ort_session import SESSION_OPTIONS
+from dspark_compiler.runtime.ort_provider import choose_provider
+from dspark_compiler.runtime.ort_session import session_options
 from dspark_compiler.runtime.sampling import SamplingParams
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.strategy import run
@@ -32,8 +33,14 @@ class Compiled:
         if target.kind == "onnxruntime":
             import onnxruntime
 
-            threads = {"intra-op threads": str(setup.threads), "execution": "sequential"}
-            self.options = {**self.options, "onnxruntime": onnxruntime.__version__, **threads, **SESSION_OPTIONS}
+            self.options = {
+                **self.options,
+                "onnxruntime": onnxruntime.__version__,
+                "provider": choose_provider(artifact).name,
+                "intra-op threads": str(setup.threads),
+                "execution": "sequential",
+                **session_options(artifact),
+            }
         if target.kind in ("cpu", "onnxruntime"):
             self.memory = host_memory()
         else:  # the GPU's, which takes its weights and caches before the first prompt, and gives nothing back

@@ -19,6 +19,7 @@ class Form:
         past: keys and values [1,G,P,D]: G and D by name.
         dtypes: the inputs' types, as numpy names them.
         logits: the output [1,N,V], or [1,1,V] of the last token.
+        branch: what says that there is a past, in merged decoders; None in others.
         present: the outputs that are the next step's past, in the same order.
     """
 
@@ -31,3 +32,4 @@ class Form:
     dtypes: Mapping[str, str]
     logits: str
     present: Sequence[str]
+    branch: str | None = None

@@ -71,6 +71,7 @@ class OnnxRuntime:
                 (form.ids, ids),
                 (form.positions, np.arange(start, end)[None]),
                 (form.mask, np.ones((1, end))),
+                (form.branch, np.ones(1)),
             ):
                 if name is not None:
                     binding.bind_cpu_input(name, numbers.astype(self._types[name]))

@@ -10,6 +10,7 @@ from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
 from dspark_compiler.errors import InputError
+from dspark_compiler.frontend.onnx.branches import take_branches
 from dspark_compiler.frontend.quiet import quiet
 
 OLDEST_OPSET = 13  # the first in which axes of Squeeze, Unsqueeze and ReduceSum are inputs
@@ -36,6 +37,8 @@ def read_model(path: Path) -> ir.Model:
             f"{path}: opset {opset} is too old, {OLDEST_OPSET} is the first that can be read; export the model with a "
             "later one, or convert it with onnx.version_converter"
         )
+    with quiet():
+        take_branches(model)
     _check_external(model.graph, path)
     with quiet():
         Sequential(

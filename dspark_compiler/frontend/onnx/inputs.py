@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dspark_compiler.errors import UnsupportedModelError
+from dspark_compiler.frontend.onnx.branches import USE_CACHE
 from dspark_compiler.frontend.onnx.types import dtype_of
 
 _IDS = ("input_ids", "input_ids_0", "ids", "input", "tokens", "token_ids")
@@ -25,13 +26,17 @@ _LENGTHS = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """A decoder's graph inputs by their part; ``past`` are keys and values of earlier tokens, in the graph's order."""
+    """A decoder's graph inputs by their part; ``past`` are keys and values of earlier tokens, in the graph's order.
+
+    ``branch`` says whether there is a past, in graphs that have a branch for each case.
+    """
 
     ids: ir.Value
     mask: ir.Value | None
     positions: ir.Value | None
     past: tuple[ir.Value, ...]
     lengths: tuple[ir.Value, ...]
+    branch: ir.Value | None = None
 
     @property
     def batch(self) -> int | None:
@@ -47,6 +52,8 @@ class Inputs:
             row = torch.arange(past, past + width, dtype=_dtype(self.positions))
             rank = 2 if self.positions.shape is None else len(self.positions.shape)
             fed[self.positions] = row if rank == 1 else row.expand(batch, width).contiguous()
+        if self.branch is not None:
+            fed[self.branch] = torch.ones(1, dtype=torch.bool)
         for value in self.lengths:
             number = _LENGTHS[value.name or ""](width, past)
             shape = () if value.shape is None else tuple(batch if n == 0 else 1 for n in range(len(value.shape)))
@@ -75,7 +82,7 @@ def find_inputs(graph: ir.Graph, where: Path) -> Inputs:
             f"{where}: none of its inputs ({', '.join(names) or 'none'}) is input_ids; only decoders over token ids "
             "can be compiled"
         )
-    mask = positions = None
+    mask = positions = branch = None
     past, lengths = [], []
     for name, value in names.items():
         rank = None if value.shape is None else len(value.shape)
@@ -83,6 +90,8 @@ def find_inputs(graph: ir.Graph, where: Path) -> Inputs:
             continue
         if name in _LENGTHS:
             lengths.append(value)
+        elif name == USE_CACHE:
+            branch = value
         elif "mask" in name:
             mask = value
         elif "position" in name:
@@ -98,7 +107,7 @@ def find_inputs(graph: ir.Graph, where: Path) -> Inputs:
         raise UnsupportedModelError(
             f"{where}: input {ids.name!r} takes exactly {width} tokens; export with dynamic axes for batch and tokens"
         )
-    return Inputs(ids, mask, positions, tuple(past), tuple(lengths))
+    return Inputs(ids, mask, positions, tuple(past), tuple(lengths), branch)
 
 
 def _refuse_foreign(names: dict[str, ir.Value], where: Path) -> None:

@@ -124,7 +124,7 @@ def _grouped(node: fx.Node, emitter: Emitter, given: dict[str, Any]) -> Tensor:
         length + (width - 1),
         total + width,
         *sinks,
-        dtypes=[FLOAT] * 3,
+        dtypes=[tokens[0].dtype] * 3,
         domain=CONTRIB,
         num_heads=heads,
         kv_num_heads=kv_heads,
@@ -165,15 +165,21 @@ def _weights(emitter: Emitter, given: dict[str, Any], parts: list[tuple[Value, V
         masked_logits(queries, keys, mask, (rows, kv_heads, group, width, count), given["scale"], given["softcap"])
         for keys, mask, count in parts
     ]
-    sinks = None if given["sinks"] is None else emitter.get(given["sinks"]).reshape(1, kv_heads, group, 1, 1)
+    sinks = sinks_of(emitter, given["sinks"], kv_heads)
     return softmax_of(scores, sinks, (rows, kv_heads, group, width), [count for *_, count in parts])
+
+
+def sinks_of(emitter: Emitter, sinks: fx.Node | None, kv_heads: int) -> Value | None:
+    """Sinks [H] as float32 [1,G,R,1,1]."""
+    return None if sinks is None else emitter.get(sinks).cast(FLOAT).reshape(1, kv_heads, -1, 1, 1)
 
 
 def masked_logits(
     queries: Value, keys: Value, mask: Value, shape: tuple[int, ...], scale: float, softcap: float
 ) -> Value:
-    """Scores [b,G,R,S,T] of queries [b,G,R*S,D] for keys [b,G,T,D]; mask [b,G,S,T], any of its axes perhaps 1."""
-    scores = queries.op("FusedMatMul", keys, domain=CONTRIB, transB=1, alpha=scale).reshape(*shape)
+    """Scores float32 [b,G,R,S,T] of queries [b,G,R*S,D] for keys [b,G,T,D]; an axis of mask [b,G,S,T] may be 1."""
+    product = queries.op("FusedMatMul", keys.cast(queries.dtype), domain=CONTRIB, transB=1, alpha=scale)
+    scores = product.cast(FLOAT).reshape(*shape)
     if softcap > 0:
         scores = (scores / softcap).op("Tanh") * softcap
     return mask.unsqueeze(2).where(scores, _NEVER)
@@ -198,7 +204,7 @@ def softmax_of(
 def _mixed(node: fx.Node, emitter: Emitter, weights: list[Value], values: list[Value]) -> Tensor:
     """The sum of values [b,G,T,Dv] by weight."""
     rows, width, heads, dim = shape_of(node)
-    products = [part.op("MatMul", value) for part, value in zip(weights, values, strict=True)]
+    products = [part.cast(value.dtype).op("MatMul", value) for part, value in zip(weights, values, strict=True)]
     total = products[0] if len(products) == 1 else products[0] + products[1]
     by_head = total.reshape(rows, heads, width, dim)
     return Tensor(by_head, (rows, heads, width, dim), shape_of(node), swapped=True)

@@ -11,7 +11,8 @@ from torch import fx
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.nodes import shape_of
-from dspark_compiler.lowering.onnx.attention import masked_logits, softmax_of
+from dspark_compiler.lowering.onnx.attention import masked_logits, sinks_of, softmax_of
+from dspark_compiler.lowering.onnx.elementwise import onnx_type
 from dspark_compiler.lowering.onnx.emitter import CONTRIB, Emitter
 from dspark_compiler.lowering.onnx.expression import FLOAT, INT32, INT64, Value, concat
 from dspark_compiler.lowering.onnx.slots import counting, put, rows_of, used_slots
@@ -72,7 +73,7 @@ def read_state(node: fx.Node, emitter: Emitter) -> Value:
     given = bound_args(node)
     state = next(iter(given.values()))
     _plain(node, given)
-    return _of(emitter, state, given["sequence"])
+    return _of(emitter, state, given["sequence"]).cast(onnx_type(node.meta["val"].dtype))
 
 
 def write_state(node: fx.Node, emitter: Emitter) -> None:
@@ -104,7 +105,7 @@ def attention_mass(node: fx.Node, emitter: Emitter) -> Value:
     queries = _of(emitter, ring, sequence).reshape(1, kv_heads, group * places, dim)
     keys = _of(emitter, given["k_cache"], sequence)
     scores = masked_logits(queries, keys, mask, (*shape, slots), given["scale"], given["softcap"])
-    sinks = None if given["sinks"] is None else emitter.get(given["sinks"]).reshape(1, kv_heads, group, 1, 1)
+    sinks = sinks_of(emitter, given["sinks"], kv_heads)
     (weights,) = softmax_of([scores], sinks, shape, [slots])
     counts = (position >= end - counted).cast(FLOAT).unsqueeze(0, 1, 3)
     mass = (weights.reshape(1, heads, places, slots) * counts).sum(2)
@@ -121,7 +122,7 @@ def logit_moments(node: fx.Node, emitter: Emitter) -> Value:
     number = real.cast(FLOAT).maximum(1)
     queries = emitter.get(given["queries"]).reshape(1, kv_heads, heads // kv_heads * count, dim)
     keys = _of(emitter, given["k_cache"], given["sequence"])
-    logits = queries.op("FusedMatMul", keys, domain=CONTRIB, transB=1, alpha=given["scale"])
+    logits = queries.op("FusedMatMul", keys.cast(queries.dtype), domain=CONTRIB, transB=1, alpha=given["scale"])
     logits = logits.reshape(1, heads, count, slots)
     mean = (logits * counts).sum(2, keep=True) / number
     apart = logits - mean

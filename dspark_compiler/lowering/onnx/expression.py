@@ -32,6 +32,9 @@ class Nodes(Protocol):
     def numbers(self, values: Sequence[int]) -> "Value":
         """A constant of one axis, int64."""
 
+    def constant(self, array: np.ndarray) -> "Value":
+        """A small constant."""
+
 
 @dataclass(frozen=True, eq=False)
 class Value:

@@ -9,18 +9,24 @@ import onnx
 import onnx_ir as ir
 from onnx.checker import ValidationError
 
+from dspark_compiler.config import DType
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.graph.program import EntryPoint, Program
+from dspark_compiler.lowering.onnx.codes import pack_codes
 from dspark_compiler.lowering.onnx.emitter import Emitter
+from dspark_compiler.lowering.onnx.half import to_float16
 from dspark_compiler.lowering.onnx.in_place import verify_in_place
 from dspark_compiler.lowering.onnx.table import CONVERTERS
 
 _IR_VERSION = 11  # of opset 23
 
 
-def prepare(program: Program) -> None:
-    """The rewrites that only ONNX wants."""
+def prepare(program: Program, dtype: DType = "float32") -> None:
+    """The rewrites that only ONNX wants; ``dtype`` is what weights are stored and most is computed in."""
     verify_in_place(program)
+    if dtype == "float16":
+        to_float16(program)
+    pack_codes(program)
 
 
 def plain_params(program: Program) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-import torch
+import numpy as np
 from torch import fx
 
 from dspark_compiler.errors import LoweringError
@@ -42,7 +42,7 @@ def expert_linear(node: fx.Node, emitter: Emitter) -> Tensor:
     x, weight, expert = args_of(node)
     (rows, features), depth = shape_of(node), shape_of(x)[1]
     chosen = emitter.get(weight).gather(emitter.get(expert))  # [R,N,K]
-    product = emitter.op("FusedMatMul", chosen, emitter.viewed(x, rows, depth, 1), dtype=FLOAT, domain=CONTRIB)
+    product = chosen.op("FusedMatMul", emitter.viewed(x, rows, depth, 1), domain=CONTRIB)
     return emitter.tensor_of(node, product, (rows, features, 1))
 
 
@@ -64,7 +64,7 @@ def rms_norm(node: fx.Node, emitter: Emitter) -> Tensor:
     """dspark.rms_norm(x, weight, eps)."""
     x, weight, eps = args_of(node)
     depth = shape_of(node)[-1]
-    scale = emitter.constant(torch.ones(depth).numpy()) if weight is None else emitter.get(weight)
+    scale = _ones(depth, emitter.tensor(x).source) if weight is None else emitter.get(weight)
     made = emitter.tensor(x)
     if made.swapped or made.source_shape[-1] != depth:
         return emitter.tensor_of(node, _normed(emitter.get(x), scale, eps))
@@ -75,6 +75,10 @@ def _normed(x: Value, scale: Value, eps: float) -> Value:
     return x.op("RMSNormalization", scale, axis=-1, epsilon=eps)
 
 
+def _ones(depth: int, like: Value) -> Value:
+    return like.emitter.constant(np.ones(depth, like.dtype.numpy()))
+
+
 def layer_norm(node: fx.Node, emitter: Emitter) -> Tensor:
     """aten.layer_norm over the last axis."""
     given = bound_args(node)
@@ -82,7 +86,7 @@ def layer_norm(node: fx.Node, emitter: Emitter) -> Tensor:
     if tuple(given["normalized_shape"]) != (depth,):
         raise LoweringError(f"{node.name}: layer normalisation over more than the last axis has no ONNX form here")
     weight, bias = given["weight"], given["bias"]
-    scale = emitter.constant(torch.ones(depth).numpy()) if weight is None else emitter.get(weight)
+    scale = _ones(depth, emitter.tensor(x).source) if weight is None else emitter.get(weight)
     rest = [] if bias is None else [emitter.get(bias)]
     made = emitter.tensor(x)
     flat = not made.swapped and made.source_shape[-1] == depth
@@ -96,7 +100,7 @@ def native_layer_norm(node: fx.Node, emitter: Emitter) -> tuple[Any, ...]:
     x, normalized, weight, bias, eps = args_of(node)
     if tuple(normalized) != shape[-1:]:
         raise LoweringError(f"{node.name}: layer normalisation over more than the last axis has no ONNX form here")
-    scale = emitter.constant(torch.ones(shape[-1]).numpy()) if weight is None else emitter.get(weight)
+    scale = _ones(shape[-1], emitter.tensor(x).source) if weight is None else emitter.get(weight)
     rest = [] if bias is None else [emitter.get(bias)]
     value = emitter.get(x).op("LayerNormalization", scale, *rest, axis=-1, epsilon=eps)
     return (Tensor(value, shape, shape),)

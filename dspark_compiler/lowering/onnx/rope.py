@@ -6,7 +6,7 @@ from torch import fx
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.nodes import args_of, shape_of
 from dspark_compiler.lowering.onnx.emitter import Emitter, Tensor
-from dspark_compiler.lowering.onnx.expression import FLOAT, Value, concat
+from dspark_compiler.lowering.onnx.expression import Value, concat
 
 _aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ def rope(node: fx.Node, emitter: Emitter) -> Tensor:
     if _repeats(cos, dim) and _repeats(sin, dim):
         tables = [_table(emitter, table, rows).slice(2, 0, dim // 2) for table in (cos, sin)]
         given = emitter.by_token(x, *source_shape)
-        turned = emitter.op("RotaryEmbedding", given, *tables, dtype=FLOAT, num_heads=heads)
+        turned = given.op("RotaryEmbedding", *tables, num_heads=heads)
         return emitter.tensor_of(node, turned, source_shape, swapped=True)
     cosines, sines = (_table(emitter, table, rows).unsqueeze(2) for table in (cos, sin))
     given = emitter.by_token(x, rows, width, heads, dim)

@@ -1,6 +1,6 @@
 """What every operator of a rewritten program becomes in ONNX."""
 
-from dspark_compiler.lowering.onnx import acceptance, attention, elementwise, eviction, products, rounds, shapes
+from dspark_compiler.lowering.onnx import acceptance, attention, codes, elementwise, eviction, products, rounds, shapes
 from dspark_compiler.lowering.onnx.elementwise import binary, reduction, unary
 from dspark_compiler.lowering.onnx.emitter import Converter
 from dspark_compiler.lowering.onnx.rope import rope
@@ -76,6 +76,8 @@ CONVERTERS: dict[str, Converter] = {
     "dspark.last_row.default": shapes.last_row,
     # Products, norms, positions.
     "aten.linear.default": products.linear,
+    "dspark.quantized_linear.default": codes.quantized_linear,
+    "dspark.quantized_embedding.default": codes.quantized_embedding,
     "aten.matmul.default": products.matmul,
     "aten.bmm.default": products.matmul,
     "aten.embedding.default": products.embedding,

@@ -52,6 +52,19 @@ def test_a_graph_for_one_sequence_only(dialect: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0].numpy(), reference(path, decoder, ids[0].tolist()), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("negated", [False, True])
+def test_of_a_merged_decoder_the_branch_for_a_past_is_taken(negated: bool, tmp_path: Path) -> None:
+    path, plain = tmp_path / "merged.onnx", onnx_graphs.build("written-out", tmp_path / "model.onnx")
+    onnx.save(onnx_graphs.write_merged(negated), str(path))
+    decoder = read(path)
+    assert not any(node.op_type == "If" for node in decoder.graph)
+    assert len(decoder.graph.initializers) == len(read(plain).graph.initializers)
+    ids = torch.randint(VOCAB, (1, _TOKENS), generator=torch.Generator().manual_seed(1))
+    expected = reference(plain, read(plain), ids[0].tolist())
+    np.testing.assert_allclose(logits(decoder, ids, torch.arange(_TOKENS)[None])[0].numpy(), expected, atol=2e-4)
+    np.testing.assert_allclose(reference(path, decoder, ids[0].tolist()), expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("dialect", ["grouped", "standard", "written-out"])
 def test_nothing_but_positions_says_where_tokens_stand(dialect: str, tmp_path: Path) -> None:
     decoder = read(onnx_graphs.build(dialect, tmp_path / "model.onnx"))

@@ -1,12 +1,13 @@
 """Every family's emitted models compute what its entry points do, call by call."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.config import CompileConfig, DType
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.graph.program import Program
 from dspark_compiler.passes.base import run_passes
@@ -39,9 +40,11 @@ def test_heads_of_odd_sizes_take_plain_operators(tmp_path: Path) -> None:
     assert runner.states["k_cache.0"].shape == (1, 2, 48, 12)
 
 
-def check_calls(program: Program, folder: Path) -> OnnxRunner:
+def check_calls(
+    program: Program, folder: Path, dtype: DType = "float32", close: Callable[..., None] = close
+) -> OnnxRunner:
     """A prompt, steps, a verify that is accepted in part, and on to the last slot; all of the last sequence."""
-    runners = OnnxRunner(program, folder), ProgramRunner(copied(program))
+    runners = OnnxRunner(program, folder, dtype), ProgramRunner(copied(program))
     row = runners[0].batch - 1
     others = [None] * row
     prompt = torch.randint(3, 128, (41,), generator=torch.Generator().manual_seed(1)).tolist()

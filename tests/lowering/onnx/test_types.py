@@ -1,0 +1,111 @@
+"""Models of 16 bits, and with weights of few: what they compute is what they stand for, within their rounding."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import fx
+
+from dspark_compiler.config import DType
+from dspark_compiler.errors import LoweringError
+from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
+from dspark_compiler.graph.values import infer
+from dspark_compiler.quantization.weight import QuantizedWeight
+from dspark_compiler.quantization.weight_format import WeightFormat
+from tests.lowering.onnx.test_families import check_calls, rewritten
+from tests.onnx_runner import OnnxRunner
+from tests.tiny_models import TINY, _model
+
+
+def within(tolerance: float) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+    return close
+
+
+def nodes_of(folder: Path, entry: str = "decode") -> list[onnx.NodeProto]:
+    return list(onnx.load(folder / f"{entry}.onnx", load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
+def test_float16(name: str, tmp_path: Path) -> None:
+    runner = check_calls(rewritten(TINY[name]()), tmp_path, "float16", within(1e-2))
+    params = runner.program.params
+    assert {tensor.dtype for name, tensor in params.items() if name.endswith("weight")} == {torch.float16}
+    assert runner.states["k_cache.0"].dtype is torch.float16
+    # Angles of positions would be wrong by much in 16 bits.
+    frequencies = [tensor for name, tensor in params.items() if "inv_freq" in name]
+    assert frequencies
+    assert all(tensor.dtype is torch.float32 for tensor in frequencies)
+    decode = next(entry for entry in runner.program.entries.values() if entry.kind is EntryKind.DECODE)
+    output = next(node for node in decode.graph.graph.nodes if node.op == "output")
+    assert output.args[0][0].meta["val"].dtype is torch.float32
+
+
+def test_float16_with_a_cache_that_forgets(tmp_path: Path) -> None:
+    program = rewritten(TINY["llama"](), kv_budget=24, kv_policy="snapkv")
+    runner = check_calls(program, tmp_path, "float16", within(1e-2))
+    assert runner.states["k_cache.0"].dtype is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "dtype", "tolerance"),
+    [("int8", {8}, "float32", 1e-4), ("int4-g128", {4, 8}, "float32", 1e-4), ("int4-g128", {4, 8}, "float16", 1e-2)],
+)
+def test_codes(
+    scheme: str, bits: set[int], dtype: DType, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dspark_compiler.lowering.onnx.codes._ROUNDED_ACTIVATIONS", 1)  # nothing but the codes rounds
+    program = rewritten(_model("LlamaConfig", hidden_size=64, intermediate_size=128), quantize=scheme)
+    check_calls(program, tmp_path, dtype, within(tolerance))
+    products = [node for node in nodes_of(tmp_path) if node.op_type == "MatMulNBits"]
+    assert {attribute.i for node in products for attribute in node.attribute if attribute.name == "bits"} == bits
+    assert not any(node.op_type == "Gemm" for node in nodes_of(tmp_path))
+
+
+def _one_linear(weight: QuantizedWeight) -> Program:
+    """y = x @ W.T of [3,K]."""
+    graph = fx.Graph()
+    x, codes, scales, offsets = (graph.placeholder(name) for name in ("x", "codes", "scales", "offsets"))
+    bits = weight.format.bits
+    graph.output(
+        (graph.call_function(torch.ops.dspark.quantized_linear.default, (x, codes, scales, None, offsets, bits)),)
+    )
+    entry = EntryPoint("decode", EntryKind.DECODE, 1, 1, fx.GraphModule({}, graph), ("y",))
+    params = {"codes": weight.codes, "scales": weight.scales, "offsets": weight.offsets}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            role = Role.INPUT if node.name == "x" else Role.PARAM
+            value = torch.empty(3, weight.codes.shape[1]) if node.name == "x" else params[node.name]
+            node.meta.update(role=role, ref=node.name, val=value.to("meta"))
+        elif node.op == "call_function":
+            node.meta["val"] = infer(node)
+    return Program({"decode": entry}, params)
+
+
+@pytest.mark.parametrize("form", [WeightFormat("int4", 32, True), WeightFormat("int8", 192, True)])
+def test_codes_with_offsets(form: WeightFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspark_compiler.lowering.onnx.codes._ROUNDED_ACTIVATIONS", 1)
+    depth = 2 * 192
+    generator = torch.Generator().manual_seed(3)
+    low, high = (-8, 8) if form.bits == 4 else (-128, 128)
+    codes = torch.randint(low, high, (24, depth), generator=generator, dtype=torch.int8)
+    scales, offsets = (torch.rand(24, form.groups(depth), generator=generator) + 0.1 for _ in range(2))
+    weight = QuantizedWeight(form, codes, scales, offsets)
+    runner = OnnxRunner(_one_linear(weight), tmp_path)
+    x = torch.randn(3, depth, generator=generator)
+    wanted = x @ weight.dequantized().T
+    within(1e-5)(runner.run("decode", x=x)["y"], wanted)
+
+
+def test_codes_in_blocks_that_are_too_small_are_refused(tmp_path: Path) -> None:
+    weight = QuantizedWeight(
+        WeightFormat("int8", 24, True), torch.zeros(8, 48, dtype=torch.int8), torch.ones(8, 2), torch.ones(8, 2)
+    )
+    with pytest.raises(
+        LoweringError, match=r"codes: int8 codes whose scales hold for 24 columns .* 16 columns or more"
+    ):
+        OnnxRunner(_one_linear(weight), tmp_path)
