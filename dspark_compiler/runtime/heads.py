@@ -24,7 +24,7 @@ def make_strategy(
 
     Without ``heads``, or where it has none, one token at a time. Not ``paced``, each round drafts a whole block,
     however little of it stays: so drafters are measured. If the artifact does not know what its steps take, that is
-    measured here, in less than the time of a hundred of them.
+    measured here, in less than the time of a hundred of them, on a GPU in half a second.
 
     Raises:
         ArtifactError: what the manifest says of the heads does not fit its entry points.

@@ -24,7 +24,7 @@ _REFRESH = 64
 _CREDIT = 16
 
 # Weight of an observation after the next one; of a draft that was not looked at; of what a round gained.
-_MEMORY, _UNSEEN_MEMORY, _GAIN_MEMORY = 0.95, 0.99, 0.8
+_MEMORY, _UNSEEN_MEMORY, _GAIN_MEMORY = 0.95, 0.99, 0.9
 
 
 class Acceptance:
@@ -82,7 +82,7 @@ class Pace:
         self._temperatures = temperatures
         self._admission = admission
         self._acceptance = Acceptance(block_size)
-        self._gain = costs.decode_ms  # of a round with drafts over plain steps, a running mean in milliseconds
+        self._gain = costs.decode_ms / 2  # of a round with drafts over plain steps, a running mean in milliseconds
         self._lost = 0.0
         self._plain = 0.0  # what plain decoding would have taken
         self._pause = _FIRST_PAUSE

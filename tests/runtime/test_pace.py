@@ -82,6 +82,13 @@ def test_what_pays_is_used_fully() -> None:
     assert np.mean(np.array(made.drafts) == GAMMA) > 0.95
 
 
+def test_what_pays_on_the_whole_is_kept_through_rounds_that_do_not() -> None:
+    """A round takes 2.2 plain steps and brings 3.1 tokens, but only one as often as not brings more than two."""
+    costs = RoundCosts(StepTimes(0.86, 0.77, (StepTime(4, 0.99), StepTime(8, 1.13))))
+    made = [Simulation(costs).run(4000, chance(0.7, seed)).speed for seed in range(6)]
+    assert np.mean(made) > 0.9 * (sum(0.7**j for j in range(GAMMA + 1)) * 0.86 / 1.9)
+
+
 def test_the_block_is_as_long_as_pays() -> None:
     """The first three drafts stay, and no others."""
     made = Simulation(COSTS).run(4000, lambda tokens, count: min(count, 3))

@@ -57,9 +57,9 @@ def written_attention(
 
 def _problem(shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm) -> Problem:
     if shape.head_dim % TEAM or shape.value_dim % TEAM:
-        raise LoweringError(f"--target vulkan: head sizes {shape.head_dim}, {shape.value_dim} are no multiples of 8")
+        raise LoweringError(f"head sizes {shape.head_dim}, {shape.value_dim}: this target takes multiples of 8")
     if shape.batch * shape.kv_heads * shape.slots * max(shape.head_dim, shape.value_dim) >= 1 << 31:
-        raise LoweringError("--target vulkan: kernels count the elements of a cache in 31 bits; lower --max-seq-len")
+        raise LoweringError("this target's kernels count the elements of a cache in 31 bits; lower --max-seq-len")
     return Problem(shape, scoring, form, dtype)
 
 
