@@ -147,12 +147,12 @@ def test_what_does_not_hold_is_named(path: str, value: object, message: str) -> 
 
 
 def test_a_newer_format_says_so_whatever_else_it_holds() -> None:
-    with pytest.raises(ArtifactError, match=r"format 6 is newer than the format 5.*upgrade dspark-compile"):
-        Manifest.loads('{"format_version": 6, "everything": "else"}', "m")
+    with pytest.raises(ArtifactError, match=r"format 7 is newer than the format 6.*upgrade dspark-compile"):
+        Manifest.loads('{"format_version": 7, "everything": "else"}', "m")
 
 
 def test_an_older_format_says_so() -> None:
-    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 5 this version reads; compile again"):
+    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 6 this version reads; compile again"):
         Manifest.loads('{"format_version": 1, "everything": "else"}', "m")
 
 

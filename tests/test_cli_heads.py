@@ -117,6 +117,9 @@ def test_inspect_shows_a_calibration(tmp_path: Path) -> None:
         shown = dspark("heads", "inspect", str(tmp_path / "heads")).stdout
         assert text in shown
         assert "0.700 0.700" in shown
+        assert "shifts" not in shown
+    write_calibration(tmp_path / "heads", Calibration(four, (0.3,) * 4, (0.2,) * 4, (0.7,) * 4, (0.1, -0.2, 0.0, 0.4)))
+    assert "0.100 -0.200 0.000 0.400" in dspark("heads", "inspect", str(tmp_path / "heads")).stdout
 
 
 def test_inspect_of_what_is_no_heads(tmp_path: Path, model: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from dspark_compiler import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from
@@ -104,7 +104,8 @@ class HeadsInfo:
     """The drafter of speculative rounds.
 
     ``block_size`` tokens it drafts; ``confidence`` says whether it gives confidences, ``temperatures`` what their
-    logits are divided by, one a position (DSpark sec. 3.2.1; empty: not calibrated). ``times`` None: not measured yet.
+    logits are divided by, one a position (DSpark sec. 3.2.1; empty: not calibrated), ``shifts`` what is added
+    then (empty: nothing). ``times`` None: not measured yet.
     """
 
     type: DrafterName
@@ -112,6 +113,7 @@ class HeadsInfo:
     block_size: int
     confidence: bool = False
     temperatures: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
     times: StepTimes | None = None
 
 

@@ -59,8 +59,8 @@ def rollout_options(prompts: int, new_tokens: int) -> Callable[[_F], _F]:
 def calibrate_command(model: str, heads: Path, files: tuple[Path, ...], **options: Any) -> None:
     """Make the confidences of HEADS tell how often MODEL keeps a draft; writes HEADS/calibration.json.
 
-    MODEL is compiled with HEADS and answers the prompts; half of these fit temperatures, the other half judges them.
-    Temperatures that do not help are not kept.
+    MODEL is compiled with HEADS and answers the prompts; half of these fit temperatures, with and without shifts, the
+    other half judges them. What does not help is not kept.
     """
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.training.calibrate_heads import calibrate_heads
@@ -70,6 +70,8 @@ def calibrate_command(model: str, heads: Path, files: tuple[Path, ...], **option
         found, answers = calibrate_heads(model, heads, files, RolloutOptions(**options), progress)
     click.echo(f"blocks: {len(answers.rollouts.drafted)}, tokens a round: {_number(answers.tau)}")
     click.echo(f"temperatures: {_row(found.temperatures) or 'not applied, they do not help'}")
+    if found.shifts:
+        click.echo(f"shifts:       {_row(found.shifts)}")
     click.echo(f"ECE before: {_row(found.ece_before)}")
     click.echo(f"ECE after:  {_row(found.ece_after)}")
     click.echo(f"AUC:        {_row(found.auc)}")
@@ -100,7 +102,7 @@ def eval_command(artifact: Path, files: tuple[Path, ...], json_file: Path | None
     counts = ", ".join(f"{name}: {figures[name]}" for name in ("prompts", "rounds"))
     click.echo(f"tokens a round: {_number(figures['tau'])} ({counts})")
     click.echo(f"acceptance: {_row(figures['acceptance'])}")
-    for title, name in (("ECE", "ece"), ("ECE without temperatures", "ece_uncalibrated"), ("AUC", "auc")):
+    for title, name in (("ECE", "ece"), ("ECE before calibration", "ece_uncalibrated"), ("AUC", "auc")):
         if figures[name] is not None:
             click.echo(f"{title}: {_row(figures[name])}")
 
@@ -113,7 +115,7 @@ def measure(artifact: "Artifact", answers: "Answers", options: "RolloutOptions",
     assert heads is not None, "answers come of heads"
     rollouts = answers.rollouts
     known = rollouts.logits is not None
-    temperatures = heads.temperatures
+    scaling = heads.temperatures, heads.shifts
     return {
         "artifact": artifact.path.name,
         "heads": heads.type,
@@ -127,8 +129,8 @@ def measure(artifact: "Artifact", answers: "Answers", options: "RolloutOptions",
         "rounds": sum(completion.rounds for completion in answers.completions),
         "tau": answers.tau,
         "acceptance": reliability.acceptance(rollouts, heads.block_size),
-        "ece": reliability.survival_errors(rollouts, temperatures) if known else None,
-        "ece_uncalibrated": reliability.survival_errors(rollouts, ()) if known and temperatures else None,
+        "ece": reliability.survival_errors(rollouts, *scaling) if known else None,
+        "ece_uncalibrated": reliability.survival_errors(rollouts, ()) if known and any(scaling) else None,
         "auc": reliability.discrimination(rollouts) if known else None,
     }
 

@@ -83,6 +83,7 @@ def _calibration(calibration: dict[str, Any] | None, possible: bool) -> dict[str
         return {"state": "not calibrated yet (dspark heads calibrate)" if possible else "no confidence to calibrate"}
     return {
         "temperatures": _numbers(calibration["temperatures"]) or "not applied: they did not help",
+        **({"shifts": _numbers(calibration["shifts"])} if calibration["shifts"] else {}),
         "ECE before": _numbers(calibration["ece_before"]),
         "ECE after": _numbers(calibration["ece_after"]),
         "AUC": _numbers(calibration["auc"]),

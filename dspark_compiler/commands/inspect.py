@@ -133,6 +133,8 @@ def _heads(heads: dict[str, Any]) -> dict[str, str]:
     if heads["confidence"]:
         temperatures = ", ".join(f"{value:g}" for value in heads["temperatures"])
         shown["confidence"] = f"calibrated, temperatures {temperatures}" if temperatures else "not calibrated"
+        if heads["shifts"]:
+            shown["confidence"] += f", shifts {', '.join(f'{value:g}' for value in heads['shifts'])}"
     times = heads["times"]
     if times is None:
         return shown | {"step times": "not measured; the first load does"}

@@ -105,6 +105,7 @@ class DecodeHeads:
         block_size: tokens it drafts in a round.
         confidence: whether ``draft`` gives confidences.
         temperatures: what their logits are divided by, one a position; empty: not calibrated.
+        shifts: what is added then; empty: nothing.
     """
 
     type: str
@@ -112,6 +113,7 @@ class DecodeHeads:
     block_size: int
     confidence: bool = False
     temperatures: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
 
 
 @dataclass

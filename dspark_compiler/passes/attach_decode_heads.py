@@ -89,6 +89,7 @@ class AttachDecodeHeads(Pass):
             config.block_size,
             confidence="confidence" in program.entries["draft"].outputs,
             temperatures=() if calibration is None else calibration.temperatures,
+            shifts=() if calibration is None else calibration.shifts,
         )
 
 

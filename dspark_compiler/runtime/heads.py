@@ -42,7 +42,7 @@ def make_strategy(
     def make_pace(costs: RoundCosts = table) -> Pace:
         # Reading confidences is a second wait for a device that has its own clock.
         admission: Admission = AsyncScheduler() if executor.device.is_late else admit
-        return Pace(costs, info.block_size, info.temperatures, admission)
+        return Pace(costs, info.block_size, info.temperatures, admission, info.shifts)
 
     return Speculative(executor, proposer, info.block_size, make_pace, observer, Live(make_pace(live), live))
 
@@ -59,6 +59,7 @@ def _check(executor: Executor, heads: HeadsInfo) -> None:
         ),
         (f"heads.times.verify: widths {timed}, the entry points have {widths}", timed == widths),
         ("heads.temperatures: not one a draft", len(heads.temperatures) in (0, heads.block_size)),
+        ("heads.shifts: not one a draft", len(heads.shifts) in (0, heads.block_size)),
     ):
         if not holds:
             raise ArtifactError(f"manifest.json: {field}; edited or damaged, compile again")

@@ -73,13 +73,20 @@ class Pace:
     one round. What drafting may lose in all is bounded as well, for texts that mislead every estimate.
     """
 
-    def __init__(self, costs: RoundCosts, block_size: int, temperatures: Sequence[float], admission: Admission) -> None:
-        """``temperatures`` calibrate confidences; ``admission`` is the rule where there are some.
+    def __init__(
+        self,
+        costs: RoundCosts,
+        block_size: int,
+        temperatures: Sequence[float],
+        admission: Admission,
+        shifts: Sequence[float] = (),
+    ) -> None:
+        """``temperatures`` and ``shifts`` calibrate confidences; ``admission`` is the rule where there are some.
 
         With ``LiveCosts`` a plain step is taken now and then, or nobody would know what one takes.
         """
         self._costs = costs
-        self._temperatures = temperatures
+        self._scaling = temperatures, shifts
         self._admission = admission
         self._acceptance = Acceptance(block_size)
         self._gain = costs.decode_ms / 2  # of a round with drafts over plain steps, a running mean in milliseconds
@@ -117,7 +124,7 @@ class Pace:
             width = self._costs.width(1) if width == 1 and self._trying and any(available) else width
             self._declined = width == 1
         else:
-            values = LateSurvivals(confidences, available, self._temperatures)
+            values = LateSurvivals(confidences, available, *self._scaling)
             admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
             # A capacity that earlier rounds of more sequences promised may be more than there is now.
             width = self._costs.width(min(max(admitted, default=0), max(available, default=0)))

@@ -25,10 +25,16 @@ def sigmoid(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x.astype(np.float64))), dtype=np.float64)
 
 
-def survival(logits: NDArray[np.floating[Any]], temperatures: Sequence[float]) -> Survival:
-    """Products of the calibrated confidences sigmoid(logit / T) along the last axis; no temperatures: all are 1."""
+def survival(
+    logits: NDArray[np.floating[Any]], temperatures: Sequence[float], shifts: Sequence[float] = ()
+) -> Survival:
+    """Products of the calibrated confidences sigmoid(logit / T + b) along the last axis.
+
+    No temperatures: all are 1. No shifts: all are 0.
+    """
     scale = np.asarray(temperatures, dtype=np.float64) if len(temperatures) else np.float64(1)
-    return np.asarray(np.cumprod(sigmoid(logits / scale), axis=-1), dtype=np.float64)
+    shift = np.asarray(shifts, dtype=np.float64) if len(shifts) else np.float64(0)
+    return np.asarray(np.cumprod(sigmoid(logits / scale + shift), axis=-1), dtype=np.float64)
 
 
 def admit(survivals: Sequence[Survival], rate: Rate) -> list[int]:
@@ -76,18 +82,23 @@ class LateSurvivals(Sequence[Survival]):
     """Survivals of drafts whose confidences may be on their way to the host: looking at them waits, once."""
 
     def __init__(
-        self, confidences: Sequence[NDArray[np.float32]], available: Sequence[int], temperatures: Sequence[float]
+        self,
+        confidences: Sequence[NDArray[np.float32]],
+        available: Sequence[int],
+        temperatures: Sequence[float],
+        shifts: Sequence[float] = (),
     ) -> None:
         """``available`` drafts of each sequence count."""
-        self._given = confidences, available, temperatures
+        self._confidences, self._available = confidences, available
+        self._scaling = temperatures, shifts
 
     @cached_property
     def _values(self) -> list[Survival]:
-        confidences, available, temperatures = self._given
-        return [survival(logits, temperatures)[:count] for logits, count in zip(confidences, available, strict=True)]
+        pairs = zip(self._confidences, self._available, strict=True)
+        return [survival(logits, *self._scaling)[:count] for logits, count in pairs]
 
     def __len__(self) -> int:
-        return len(self._given[1])
+        return len(self._available)
 
     def __getitem__(self, place: Any) -> Any:
         return self._values[place]

@@ -52,10 +52,12 @@ def acceptance(rollouts: Rollouts, block: int) -> tuple[float | None, ...]:
     return tuple(found)
 
 
-def survival_errors(rollouts: Rollouts, temperatures: Sequence[float]) -> tuple[float, ...]:
+def survival_errors(
+    rollouts: Rollouts, temperatures: Sequence[float], shifts: Sequence[float] = ()
+) -> tuple[float, ...]:
     """Per position, the expected calibration error of ``survival``."""
     assert rollouts.logits is not None
-    predicted = survival(rollouts.logits, temperatures)
+    predicted = survival(rollouts.logits, temperatures, shifts)
     return tuple(survival_error(rollouts, predicted[:, position], position) for position in range(predicted.shape[1]))
 
 

@@ -144,11 +144,12 @@ def test_embedding_and_head_are_the_target_s_own_weights():
 def test_what_the_runtime_has_to_know():
     model = TINY["llama"]()
     heads = make_heads(model, "rnn")
-    calibration = Calibration((1.0, 2.0, 0.5), (0.1,) * 3, (0.01,) * 3, (0.9,) * 3)
+    calibration = Calibration((1.0, 2.0, 0.5), (0.1,) * 3, (0.01,) * 3, (0.9,) * 3, (0.1, 0.2, -0.3))
     program = attached(model, replace(heads, calibration=calibration))
     assert program.heads is not None
     assert (program.heads.type, program.heads.block_size, program.heads.confidence) == ("dspark", G, True)
     assert program.heads.temperatures == (1.0, 2.0, 0.5)
+    assert program.heads.shifts == (0.1, 0.2, -0.3)
     assert [name for name, entry in program.entries.items() if entry.kind is EntryKind.ACCEPT] == [
         "accept_2",
         "accept_4",

@@ -115,6 +115,7 @@ def test_step_times_are_measured_if_the_artifact_has_none(tmp_path: Path, drafte
     [
         ({"block_size": 4}, "heads.block_size 4: the entry point draft makes 2 tokens"),
         ({"temperatures": (1.0,)}, "heads.temperatures: not one a draft"),
+        ({"shifts": (1.0,)}, "heads.shifts: not one a draft"),
         (
             {"times": StepTimes(1.0, 0.0, (StepTime(2, 1.0),))},
             r"heads.times.verify: widths \(2,\), the entry points have",

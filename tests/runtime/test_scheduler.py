@@ -63,6 +63,8 @@ def test_confidences_are_calibrated() -> None:
     logits = np.log(np.array([3.0, 1.0, 1 / 3], np.float32))
     np.testing.assert_allclose(survival(logits, ()), [0.75, 0.375, 0.09375])
     np.testing.assert_allclose(survival(logits, (0.5, 1.0, 1.0)), [0.9, 0.45, 0.1125])
+    shifts = (0.0, np.log(3), np.log(9))
+    np.testing.assert_allclose(survival(logits, (0.5, 1.0, 1.0), shifts), [0.9, 0.675, 0.50625])
 
 
 # The counterexample of the paper's appendix A: after token 0 the second draft is sure to stay, after token 1 to fall.

@@ -246,3 +246,10 @@ def test_what_comes_out_has_the_targets_distribution(certain: bool) -> None:
     counts = np.bincount(vocab * first + second, minlength=vocab**2).reshape(vocab, vocab)
     expected = p[0][:, None].astype(float) * p * rows
     assert ((counts - expected) ** 2 / expected).sum() < 37.7  # chi-square, 15 degrees of freedom: p = 0.001
+
+
+def test_without_drafts_a_token_is_drawn() -> None:
+    probs = distributions(2, 1, 700, seed=3)
+    kept, following = accepted(np.array([[7], [8]]), probs, [0, -1], np.array([[0.3], [0.8]]))
+    assert kept == [0, -1]
+    np.testing.assert_array_equal(following, drawn(probs[:, 0], np.array([0.3, 0.8], np.float32)))

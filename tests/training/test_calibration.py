@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspark_compiler.errors import InputError
-from dspark_compiler.training.calibration import GRID, calibrate, fit_temperatures
+from dspark_compiler.training.calibration import GRID, calibrate, fit_shifted, fit_temperatures
 from dspark_compiler.training.reliability import Rollouts, survival_errors
 
 G = 3
@@ -58,6 +58,27 @@ def test_each_position_is_fitted_with_those_before_it_fixed() -> None:
     assert fit_temperatures(made) == pytest.approx(chosen)
 
 
+def shifted(n: int, by: tuple[float, ...], seed: int = 0) -> Rollouts:
+    """Blocks whose drafts stay more often than their logits say: the true ones are higher ``by`` that much."""
+    made = drafts(n, (1.0,) * G, seed)
+    assert made.logits is not None
+    return Rollouts(made.logits - np.asarray(by), made.drafted, made.accepted, made.origin)
+
+
+def test_confidences_that_are_too_low_are_shifted() -> None:
+    """No temperature does that."""
+    by = (0.0, 0.4, 0.9)
+    found = calibrate(shifted(60_000, by))
+    assert found.shifts == pytest.approx(by, abs=0.11)
+    assert found.temperatures == pytest.approx((1.0,) * G, rel=0.1)
+    assert max(found.ece_after) < 0.012
+    assert max(found.ece_before) > 0.08
+    judged = shifted(60_000, by, seed=1)
+    temperatures, shifts = fit_shifted(shifted(60_000, by))
+    assert np.mean(survival_errors(judged, fit_temperatures(judged))) > 0.03
+    assert np.mean(survival_errors(judged, temperatures, shifts)) < 0.012
+
+
 def test_what_does_not_help_is_not_applied() -> None:
     good, bad = drafts(3000, (1.0,) * G), drafts(3000, BENT, seed=1)
     assert good.logits is not None
@@ -67,7 +88,7 @@ def test_what_does_not_help_is_not_applied() -> None:
     accepted = np.where(good.origin % 2 == 0, bad.accepted, good.accepted)
     mixed = Rollouts(logits, good.drafted, accepted, good.origin)
     found = calibrate(mixed)
-    assert found.temperatures == ()
+    assert found.temperatures == found.shifts == ()
     assert found.ece_after == found.ece_before == survival_errors(mixed.select(good.origin % 2 == 1), ())
 
 

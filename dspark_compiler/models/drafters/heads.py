@@ -20,16 +20,18 @@ class TargetIdentity:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Sequential temperature scaling (DSpark, sec. 3.2.1), all per position of the block.
+    """How confidences are scaled (DSpark, sec. 3.2.1; Platt 1999), all per position of the block.
 
-    ``temperatures`` divide confidence logits, empty where scaling did not help and was not applied; ``ece_before`` and
-    ``ece_after`` are the expected calibration error of the cumulative product, ``auc`` that of each confidence.
+    ``temperatures`` divide confidence logits, ``shifts`` are added then; empty where scaling, or shifting besides, did
+    not help and was not applied. ``ece_before`` and ``ece_after`` are the expected calibration error of the cumulative
+    product, ``auc`` that of each confidence.
     """
 
     temperatures: tuple[float, ...]
     ece_before: tuple[float, ...]
     ece_after: tuple[float, ...]
     auc: tuple[float, ...]
+    shifts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,15 @@ def check_calibration(calibration: Calibration, config: DrafterConfig, where: st
     remedy = "remove the file, or calibrate the heads again"
     if not config.enable_confidence_head:
         raise InputError(f"{where}: calibrates a drafter that has no confidence head; {remedy}")
-    for name in ("temperatures", "ece_before", "ece_after", "auc"):
+    for name in ("temperatures", "ece_before", "ece_after", "auc", "shifts"):
         values = getattr(calibration, name)
-        if len(values) != config.block_size and not (name == "temperatures" and not values):
+        if len(values) != config.block_size and not (name in ("temperatures", "shifts") and not values):
             raise InputError(f"{where}: {name}: {len(values)} numbers, {config.block_size} drafted tokens; {remedy}")
     # Not a number fails this too.
     if not all(0 < value < float("inf") for value in calibration.temperatures):
         raise InputError(f"{where}: temperatures: each must be a positive number; {remedy}")
+    if not all(abs(value) < float("inf") for value in calibration.shifts):
+        raise InputError(f"{where}: shifts: each must be a number; {remedy}")
 
 
 def check_fits(heads: Heads, where: str, model: ModelInfo, tokenizer_sha256: str | None) -> None:

@@ -1,13 +1,16 @@
 """Emitted models of drafters draft as the reference does, and accept what it accepts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dspark_compiler.config import NGRAM
+from dspark_compiler.graph.program import Role
 from tests.lowering.onnx.test_families import close
 from tests.onnx_runner import OnnxRunner, copied
-from tests.passes.test_attach_decode_heads import DRAFTERS, PROMPTS, G, attached, make_heads
+from tests.passes.test_attach_decode_heads import CONFIG, DRAFTERS, PROMPTS, G, attached, make_heads
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import TINY
 
@@ -40,10 +43,17 @@ def test_drafts(name: str, tmp_path: Path) -> None:
     check(1.0)
 
 
-@pytest.fixture(scope="module")
-def accepting(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxRunner, ProgramRunner]:
+@pytest.fixture(scope="module", params=["drawn", "certain"])
+def accepting(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[OnnxRunner, ProgramRunner]:
     model = TINY["llama"]()
-    program = attached(model, make_heads(model, "vanilla"))
+    certain = request.param == "certain"
+    program = (
+        attached(model, None, replace(CONFIG, heads=NGRAM))
+        if certain
+        else attached(model, make_heads(model, "vanilla"))
+    )
     return OnnxRunner(program, tmp_path_factory.mktemp("accept")), ProgramRunner(copied(program))
 
 
@@ -78,6 +88,9 @@ def test_accepted(
             "min_p": torch.tensor([knobs[3], 0.0]),
             "draft_probs": draft,
         }
+        if "draft_probs" not in {node.meta["ref"] for node in entry.placeholders(Role.INPUT)}:
+            del inputs["draft_probs"]
+            inputs["tokens"][:, 1:] = logits[:, :-1].argmax(-1)
         found, wanted = (runner.run(name, **inputs) for runner in accepting)
         for output, value in wanted.items():
             assert torch.equal(found[output], value), output

@@ -167,6 +167,8 @@ def cut(folder: Path) -> None:
         (edit_tensors(lambda t: t["norm.weight"].fill_(torch.inf)), "tensor norm.weight holds numbers that are not"),
         (lambda f: (f / "calibration.json").write_text("{}"), "calibration.json: temperatures: missing"),
         (edit_calibration(temperatures=(1.0, 0.0, 1.0, 1.0)), "temperatures: each must be a positive number"),
+        (edit_calibration(shifts=(0.1,)), "shifts: 1 numbers, 4 drafted tokens"),
+        (edit_calibration(shifts=(0.1, float("inf"), 0.0, 0.0)), "shifts: each must be a number"),
         (edit_calibration(auc=(0.5,)), "auc: 1 numbers, 4 drafted tokens"),
     ],
 )
