@@ -32,7 +32,7 @@ def _logits(artifact: Artifact, functions: dict[str, Callable[..., Any]], device
     for start in (0, width):
         ids = (7 * (start + index) + 1) % artifact.manifest.model.vocab_size
         made = call(input_ids=ids, positions=start + index, sequence=0, length=start, count=width)
-    (logits,) = device.fetch(made["logits"])()
+    logits: NDArray[np.float32] = device.fetch(made["logits"]).arrays()[0]
     return logits
 
 
