@@ -19,6 +19,7 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.models.drafters.checkpoint import write_heads
 from dspark_compiler.runtime import ort_provider, ort_trial
 from dspark_compiler.runtime.engine import Engine
+from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.ort_device import GpuTensor, OrtDevice
 from dspark_compiler.runtime.ort_provider import Provider, choose_provider
 from dspark_compiler.runtime.ort_session import session_openers
@@ -107,9 +108,8 @@ def test_weights_of_fewer_bits(options: dict[str, Any], artifact: Artifact, tmp_
     kept = small.manifest.quantization
     assert (None if kept is None else kept.scheme) == options.get("quantize")
     assert small.manifest.kv.dtype == options.get("dtype", "float32")
-    prompt, params = [5, 6, 7, 8, 9], SamplingParams(max_new_tokens=8, ignore_eos=True)
-    found, wanted = (Engine(made).complete([prompt], params)[0].tokens for made in (small, artifact))
-    assert found[0] == wanted[0]
+    found, wanted = (Executor(made).prefill(0, [5, 6, 7, 8, 9, 10, 11, 12, 13], 0, 0) for made in (small, artifact))
+    assert np.corrcoef(found, wanted)[0, 1] > 0.9  # how close each is, is asked of its models
 
 
 def _driver(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
