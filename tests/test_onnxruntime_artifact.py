@@ -137,8 +137,8 @@ def test_rounds_give_the_tokens_of_plain_decoding(source: str, options: dict[str
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"quantize": "int8"}, "--quantize int8: not with --target onnxruntime yet"),
-        ({"dtype": "bfloat16"}, "--dtype bfloat16: with --target onnxruntime not one of float32"),
+        ({"quantize": "fp8"}, "--quantize fp8: ONNX has products with integer codes only; take int8 or int4-g128"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16: with --target onnxruntime not one of float32, float16"),
         ({"kv_dtype": "int8"}, "--kv-dtype int8: with --target onnxruntime not one of float32"),
         ({"arch": "native"}, "--arch native: not with --target onnxruntime yet"),
         ({"tune_trials": 3}, "--tune-trials 3: nothing is measured for --target onnxruntime"),

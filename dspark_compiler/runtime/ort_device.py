@@ -11,7 +11,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Columns, Fetched
 from dspark_compiler.runtime.library import Function
 from dspark_compiler.runtime.memory import peak_memory_bytes
-from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider
 
 
 class OrtTensor:
@@ -35,7 +35,10 @@ class OrtTensor:
 
 
 class GpuTensor:
-    """Memory of a GPU that sessions read and write; ``value`` is the OrtValue over it.
+    """Memory of a GPU that sessions read and write.
+
+    Attributes:
+        value: an OrtValue over it that does not own it: sessions share no others as weights.
 
     Raises:
         DeviceError: the GPU cannot be used, or has too little memory.
@@ -45,10 +48,18 @@ class GpuTensor:
         import onnxruntime
 
         try:
-            self.value = onnxruntime.OrtValue.ortvalue_from_numpy(array, provider.device, provider.number)
+            self._owner = onnxruntime.OrtValue.ortvalue_from_numpy(array, provider.device, provider.number)
+            self.value = _view(self._owner)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise DeviceError(f"{provider.name}: {reason}; {CUDA_REMEDY}") from error
+
+
+def _view(owner: Any) -> Any:
+    import onnxruntime
+
+    kind = onnxruntime.capi.onnxruntime_pybind11_state.OrtValue  # only this one reads DLPack
+    return onnxruntime.OrtValue(kind.from_dlpack(owner._ortvalue.to_dlpack(), owner.data_type() == "tensor(bool)"))
 
 
 Kept = OrtTensor | GpuTensor
@@ -85,11 +96,11 @@ class OrtDevice:
     """See Device: ONNX Runtime's kernels. Weights and states are where the provider computes, the rest on the host."""
 
     is_late = False
-    obstacle: str | None = None
     tensor_type: type = OrtTensor
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, obstacle: str | None = None) -> None:
         self.provider = provider
+        self.obstacle = obstacle
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
         """See Device; on the host weights stay in the files that are mapped."""
@@ -99,7 +110,7 @@ class OrtDevice:
 
     def call(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> Call:
         """See Device; the session is opened when it is called first."""
-        return OrtCall(spec, function, shared)
+        return OrtCall(spec, function, shared, self.provider)
 
     def together(self) -> AbstractContextManager[None]:
         """See Device; calls are made as they come."""
@@ -115,28 +126,15 @@ class OrtDevice:
         return peak_memory_bytes()
 
 
-def open_onnxruntime(artifact: Artifact) -> OrtDevice:
-    """The device that runs an artifact of this target.
-
-    Raises:
-        InputError: there is none of the number it was opened for.
-    """
-    provider = choose_provider(artifact)
-    if provider.device == "cuda":
-        import onnxruntime
-
-        onnxruntime.preload_dlls()
-    return OrtDevice(provider)
-
-
 class OrtCall:
     """See Call. Numbers of the host go into buffers that are bound once; states are written where they lie.
 
     Where a model reads a state after it began to write it, it writes another one, and the two change places.
     """
 
-    def __init__(self, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
+    def __init__(self, spec: EntrySpec, function: Function, shared: dict[str, Any], provider: Provider) -> None:
         self.width = spec.width
+        self._provider = provider
         self._spec = spec
         self._open = function
         self._shared = shared
@@ -198,7 +196,7 @@ class OrtCall:
     def _start(self) -> Any:
         """Opens the session and binds what stays; False where there is nothing to do."""
         spec = self._spec
-        session = self._open({name: self._shared[name].value for name in spec.params})
+        session = self._open(self._provider, {name: self._shared[name].value for name in spec.params})
         if session is None:
             return False
         names = {output.name for output in session.get_outputs()}

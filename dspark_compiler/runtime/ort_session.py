@@ -7,7 +7,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, DeviceError, InputError
-from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider
 
 
 def session_options(artifact: Artifact) -> Mapping[str, str]:
@@ -28,9 +28,8 @@ def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[...,
     """
     if threads < 1:
         raise InputError(f"--threads {threads}: must be at least 1")
-    provider = choose_provider(artifact)
     return {
-        name: partial(open_session, artifact.path / f"{name}.onnx", threads, provider, session_options(artifact))
+        name: partial(open_session, artifact.path / f"{name}.onnx", threads, session_options(artifact))
         if artifact.has(f"{name}.onnx")
         else _nothing
         for name in artifact.manifest.entry_points
@@ -38,7 +37,7 @@ def session_openers(artifact: Artifact, threads: int) -> dict[str, Callable[...,
 
 
 def open_session(
-    path: Path, threads: int, provider: Provider, settings: Mapping[str, str], weights: Mapping[str, Any]
+    path: Path, threads: int, settings: Mapping[str, str], provider: Provider, weights: Mapping[str, Any]
 ) -> Any:
     """The session of a model; ``weights`` are OrtValues on the provider's device that take the place of the files'.
 

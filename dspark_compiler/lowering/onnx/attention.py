@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from torch import fx
 
 from dspark_compiler.errors import LoweringError
@@ -110,7 +111,6 @@ def _grouped(node: fx.Node, emitter: Emitter, given: dict[str, Any]) -> Tensor:
     """As GroupQueryAttention, whose past and present may be the same memory."""
     (rows, heads, width, dim), kv_heads = shape_of(given["q"]), shape_of(given["k"])[1]
     length = emitter.get(given["length"])
-    total = length if rows == 1 else length.op("ReduceMax", keepdims=1)
     tokens = [
         emitter.by_token(given[name], rows, width, count * dim)
         for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
@@ -122,7 +122,7 @@ def _grouped(node: fx.Node, emitter: Emitter, given: dict[str, Any]) -> Tensor:
         *tokens,
         *(emitter.get(cache) for cache in caches),
         length + (width - 1),
-        total + width,
+        _most_tokens(emitter, length, tokens[0].dtype, shape_of(caches[0])[2], rows, width),
         *sinks,
         dtypes=[tokens[0].dtype] * 3,
         domain=CONTRIB,
@@ -135,6 +135,16 @@ def _grouped(node: fx.Node, emitter: Emitter, given: dict[str, Any]) -> Tensor:
     for cache, value in zip(caches, written, strict=True):
         emitter.write(cache, value)
     return emitter.tensor_of(node, out, (rows, width, heads * dim))
+
+
+def _most_tokens(emitter: Emitter, length: Value, dtype: ir.DataType, slots: int, rows: int, width: int) -> Value:
+    """How many tokens the longest sequence has with those of the call, or a bound of that.
+
+    CUDA's kernel reads it on the host without waiting for what the GPU computes: there it has to be a constant.
+    """
+    if dtype == ir.DataType.FLOAT16:
+        return emitter.constant(np.asarray([slots], np.int32))
+    return (length if rows == 1 else length.op("ReduceMax", keepdims=1)) + width
 
 
 def _of_call(emitter: Emitter, state: fx.Node, sequence: fx.Node, count: int, batch: int) -> Value:

@@ -32,6 +32,8 @@ def pack_codes(program: Program) -> None:
         assert call.format is not None
         codes, *factors = (node.meta["ref"] for node in (call.weight, *call.factors))
         held, scales = program.params[codes], program.params[factors[0]]
+        if factors[1:] and call.format.bits == 8:
+            raise LoweringError(f"{codes}: codes of 8 bits with offsets have no ONNX form here; leave out --quantize")
         block = _block(codes, held, held.shape[1] // scales.shape[1])
         repeats = held.shape[1] // block // scales.shape[1]
         zero = 1 << (call.format.bits - 1)

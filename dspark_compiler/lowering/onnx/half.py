@@ -33,8 +33,10 @@ _EITHER = (
     *(_aten._to_copy.default, _dspark.last_row.default, _dspark.compact_slots.default),
 )
 # What reads a cache and makes float32 of it itself.
-_READERS = (_dspark.attention_mass.default, _dspark.logit_moments.default)
-_READERS += (_dspark.read_keys.default, _dspark.read_values.default)
+_READERS = (
+    *(_dspark.attention_mass.default, _dspark.logit_moments.default),
+    *(_dspark.read_keys.default, _dspark.read_values.default),
+)
 
 
 def to_float16(program: Program) -> None:

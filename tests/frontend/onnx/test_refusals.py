@@ -54,9 +54,11 @@ def branch(model: ModelProto) -> None:
         )
         for which in ("then", "else")
     }
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(True), "yes"))
-    choice = helper.make_node("If", ["yes"], list(found.output), name="choice", **graphs)
+    tokens = found.input[0]
+    choice = helper.make_node("If", ["computed"], list(found.output), name="choice", **graphs)
     found.CopyFrom(choice)
+    place = next(index for index, other in enumerate(model.graph.node) if other.name == "choice")
+    model.graph.node.insert(place, helper.make_node("Equal", [tokens, tokens], ["computed"], name="computed"))
 
 
 def loop(model: ModelProto) -> None:

@@ -86,13 +86,11 @@ def _one_linear(weight: QuantizedWeight) -> Program:
     return Program({"decode": entry}, params)
 
 
-@pytest.mark.parametrize("form", [WeightFormat("int4", 32, True), WeightFormat("int8", 192, True)])
-def test_codes_with_offsets(form: WeightFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspark_compiler.lowering.onnx.codes._ROUNDED_ACTIVATIONS", 1)
-    depth = 2 * 192
+@pytest.mark.parametrize("group", [32, 192])
+def test_codes_with_offsets(group: int, tmp_path: Path) -> None:
+    form, depth = WeightFormat("int4", group, True), 2 * 192
     generator = torch.Generator().manual_seed(3)
-    low, high = (-8, 8) if form.bits == 4 else (-128, 128)
-    codes = torch.randint(low, high, (24, depth), generator=generator, dtype=torch.int8)
+    codes = torch.randint(-8, 8, (24, depth), generator=generator, dtype=torch.int8)
     scales, offsets = (torch.rand(24, form.groups(depth), generator=generator) + 0.1 for _ in range(2))
     weight = QuantizedWeight(form, codes, scales, offsets)
     runner = OnnxRunner(_one_linear(weight), tmp_path)
@@ -101,11 +99,15 @@ def test_codes_with_offsets(form: WeightFormat, tmp_path: Path, monkeypatch: pyt
     within(1e-5)(runner.run("decode", x=x)["y"], wanted)
 
 
-def test_codes_in_blocks_that_are_too_small_are_refused(tmp_path: Path) -> None:
-    weight = QuantizedWeight(
-        WeightFormat("int8", 24, True), torch.zeros(8, 48, dtype=torch.int8), torch.ones(8, 2), torch.ones(8, 2)
-    )
-    with pytest.raises(
-        LoweringError, match=r"codes: int8 codes whose scales hold for 24 columns .* 16 columns or more"
-    ):
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (WeightFormat("int4", 24, True), r"codes: int8 codes whose scales hold for 24 columns .* 16 columns or more"),
+        (WeightFormat("int8", 24, True), r"codes: codes of 8 bits with offsets have no ONNX form here"),
+    ],
+)
+def test_codes_without_a_form_are_refused(form: WeightFormat, message: str, tmp_path: Path) -> None:
+    factors = torch.ones(8, 2), torch.ones(8, 2)
+    weight = QuantizedWeight(form, torch.zeros(8, 48, dtype=torch.int8), *factors)
+    with pytest.raises(LoweringError, match=message):
         OnnxRunner(_one_linear(weight), tmp_path)
