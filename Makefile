@@ -18,7 +18,7 @@ BROWSER_PACKAGES := chromium-headless-shell
 GPU_TESTS := tests/schedules/cuda tests/machine tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py \
   tests/test_cuda_rounds.py
 
-.PHONY: venv packages demo test lint format unit gpu-test golden clean
+.PHONY: venv packages demo test lint format unit gpu-test gpu-sanitize golden clean
 
 venv: $(STAMP)
 
@@ -59,6 +59,9 @@ unit: venv packages
 
 gpu-test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
+
+gpu-sanitize: venv
+	$(BIN)/python -m tests.cuda_sanitizer build/sanitizer --jobs $(JOBS)
 
 format: venv
 	$(BIN)/ruff check --fix .
