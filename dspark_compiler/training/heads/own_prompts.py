@@ -17,10 +17,11 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.runtime.chat import ChatTemplate, load_chat_template
 from dspark_compiler.runtime.tokenizer import Tokenizer
+from dspark_compiler.training.heads.questions import TextFolder
 from dspark_compiler.training.heads.report import Report
 from dspark_compiler.training.heads.sequences import rows_at_once
 from dspark_compiler.training.heads.target import FrozenTarget
-from dspark_compiler.training.heads.train import TextFolder, choose_device
+from dspark_compiler.training.heads.train import choose_device
 from dspark_compiler.training.heads.writer import Writer
 from dspark_compiler.training.overlap import Overlap, split_words
 from dspark_compiler.training.prompts import read_prompts

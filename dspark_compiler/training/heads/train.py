@@ -1,11 +1,9 @@
 """Trains heads for a model: read prompts, let the model answer them, fit a drafter, judge it."""
 
-import hashlib
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,48 +11,25 @@ from typing import Any
 import torch
 
 from dspark_compiler.errors import InputError
-from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.heads import Heads
-from dspark_compiler.runtime.chat import load_chat_template
-from dspark_compiler.runtime.tokenizer import Tokenizer
 from dspark_compiler.training.heads.anchors import Sequences
 from dspark_compiler.training.heads.drafter import begin, drafter_config, read_start
 from dspark_compiler.training.heads.fit import Fit
 from dspark_compiler.training.heads.interrupts import deferred
 from dspark_compiler.training.heads.options import TrainingOptions
+from dspark_compiler.training.heads.questions import Questions, TextFolder, encode_questions
 from dspark_compiler.training.heads.report import Report
 from dspark_compiler.training.heads.sequences import write_sequences
 from dspark_compiler.training.heads.target import FrozenTarget
 from dspark_compiler.training.heads.work import Work
-from dspark_compiler.training.prompts import Prompt, encode_prompts, read_prompts
+from dspark_compiler.training.prompts import read_prompts
 
 _HELD_OUT = 32  # every so many prompts, one judges instead of teaching
 _MOST_JUDGED = 512  # sequences
 _PACKAGES = ("dspark-compile", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Different prompts: their ids, how often each was given, and the name of the file that had it first."""
-
-    ids: list[tuple[int, ...]]
-    times: list[int]
-    files: list[str]
-
-
-class TextFolder:
-    """Text files of a folder, as an artifact gives its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read_text(self, name: str) -> str | None:
-        """The text of a file, None if there is none."""
-        file = self.path / name
-        return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def train_heads(model: str, files: Sequence[Path], output: Path, options: TrainingOptions, report: Report) -> Heads:
@@ -71,14 +46,14 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
     prompts = read_prompts(files)
     with tempfile.TemporaryDirectory() as directory:
         folder = TextFolder(Path(directory))
-        questions = _encode(source, folder, prompts, options.generation.max_length, report)
+        questions = encode_questions(source, folder, prompts, options.generation.max_length, report)
         # It must not look back at more than it was trained on.
         window = options.generation.max_length
         config = drafter_config(source, options.drafter, folder.path / "tokenizer.json", window)
     start = read_start(options.drafter.init, config)
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()
-    origin = {"model": source.name, "data": [file.name for file in files], "prompts": _digest(questions)}
+    origin = {"model": source.name, "data": [file.name for file in files], "prompts": questions.digest()}
     work.claim("generation", origin | asked["generation"], str(work.path))
     work.claim("training", asked["drafter"] | asked["fit"], f"{work.path}/training.json and checkpoint.pt")
     report("load model")
@@ -141,33 +116,6 @@ def _judge(fit: Fit, judging: Sequences, questions: Questions) -> dict[str, Any]
 def _some(sequences: Sequences) -> Sequences:
     """As many as suffice to judge by."""
     return sequences.select(torch.arange(0, len(sequences), max(1, len(sequences) // _MOST_JUDGED)))
-
-
-def _encode(source: Source, folder: TextFolder, prompts: Sequence[Prompt], limit: int, report: Report) -> Questions:
-    if "tokenizer.json" not in source.write_tokenizer(folder.path):
-        raise InputError(f"{source.path}: has no tokenizer, so it cannot read prompts")
-    file = folder.path / "tokenizer.json"
-    if limit > source.max_positions:
-        raise InputError(f"--max-length {limit}: {source.name} reads {source.max_positions} tokens; give at most that")
-    tokenizer = Tokenizer(file.read_text(encoding="utf-8"), str(source.path))
-    encoded = encode_prompts(prompts, tokenizer, load_chat_template(folder), source.max_positions)
-    fitting = [(tuple(row), prompt.file.name) for row, prompt in zip(encoded, prompts, strict=True) if len(row) < limit]
-    if len(fitting) < len(encoded):
-        report.note(
-            f"{len(encoded) - len(fitting)} of {len(encoded)} prompts fill --max-length {limit} and are left out"
-        )
-    times = Counter(row for row, _ in fitting)
-    if len(times) < 2:
-        raise InputError(
-            f"--data: {len(times)} prompts leave room for an answer within --max-length {limit}; two are needed, since "
-            "one is kept to judge by"
-        )
-    first = dict(reversed(fitting))
-    return Questions(list(times), list(times.values()), [first[row] for row in times])
-
-
-def _digest(questions: Questions) -> str:
-    return hashlib.sha256(repr((questions.ids, questions.times)).encode()).hexdigest()[:16]
 
 
 def _facts(

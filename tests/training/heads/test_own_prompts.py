@@ -16,7 +16,7 @@ from dspark_compiler.training.overlap import split_words
 from dspark_compiler.training.prompts import read_prompts
 from tests.runtime import toy
 
-COUNT = 12
+COUNT = 8
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def chat_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, output: Path, *more: str, count: int = COUNT) -> Result:
-    args = [str(model), "--count", str(count), "-o", str(output), "--device", "cpu", *more]
+    args = [str(model), "--count", str(count), "--new-tokens", "40", "-o", str(output), "--device", "cpu", *more]
     return CliRunner().invoke(prompts_command, args)
 
 

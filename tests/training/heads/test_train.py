@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from dspark_compiler.commands.heads_train import train_command
 from dspark_compiler.models.drafters.checkpoint import read_heads
@@ -53,6 +54,26 @@ def test_heads_learn(model: Path, prompts: Path, tmp_path: Path) -> None:
     assert facts["data"] == ["p.jsonl"]
     assert facts["options"]["fit"]["lr"] == 3e-3
     assert facts["options"]["generation"]["samples"] == 2
+
+
+def test_a_prompt_given_twice_is_answered_twice(model: Path, prompts: Path, tmp_path: Path) -> None:
+    """It stays one prompt: its answers teach, all of them, or judge."""
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "alone"}\n' * 2 + '{"prompt": "ab0"}', encoding="utf-8")
+    more = ("--data", str(other), "--data", str(other), "--steps", "1", "--samples", "2")
+    result = run(model, prompts, tmp_path / "h", *more)
+    assert result.exit_code == 0, result.output
+    parts = [load_file(file) for file in sorted((tmp_path / "h.work").glob("sequences-*"))]
+    origin = torch.cat([part["origin"] for part in parts]).tolist()
+    # "ab0" is the first of the 64 as well, "alone" is the 65th.
+    assert [origin.count(number) for number in (0, 1, 64)] == [2 * 3, 2, 2 * 4]
+    assert len(origin) == 2 * (64 + 2 + 4)
+    tau = read_heads(tmp_path / "h").training["held_out_tau"]
+    assert set(tau) <= {"p.jsonl", "other.jsonl"}
+    assert "p.jsonl" in tau
+    for name, value in tau.items():
+        assert value >= 1
+        assert len(tau) == 1 or f"prompts of {name}: tau {value:.2f}" in result.stdout
 
 
 def test_training_goes_on_from_other_heads(model: Path, prompts: Path, tmp_path: Path) -> None:
