@@ -41,10 +41,17 @@ def test_a_record_comes_back():
     assert pack(RECORD) == pack(RECORD)
 
 
-NO_RECORDS = (b"", b"no", *map(gzip.compress, (b"{", b"[1]", b'{"format": 99}')), pack(RECORD)[:40])
+NO_RECORDS = {
+    "nothing": b"",
+    "not packed": b"no",
+    "not JSON": gzip.compress(b"{"),
+    "a list": gzip.compress(b"[1]"),
+    "another format": gzip.compress(b'{"format": 99}'),
+    "cut off": pack(RECORD)[:40],
+}
 
 
-@pytest.mark.parametrize("data", NO_RECORDS)
+@pytest.mark.parametrize("data", NO_RECORDS.values(), ids=NO_RECORDS)
 def test_what_is_no_record_is_refused(data):
     with pytest.raises(ArtifactError, match=r"^a/passes: .*compile again$"):
         unpack(data, "a/passes")
