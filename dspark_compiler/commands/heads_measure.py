@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from dspark_compiler.training.rollouts import Answers, RolloutOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_BY_POSITION = {
+    "acceptance": "acceptance",
+    "ece": "ECE",
+    "ece_by_chance": "ECE of exact confidences, from so many rounds",
+    "ece_uncalibrated": "ECE before calibration",
+    "auc": "AUC",
+}
 
 
 def rollout_options(prompts: int, new_tokens: int) -> Callable[[_F], _F]:
@@ -101,8 +108,7 @@ def eval_command(artifact: Path, files: tuple[Path, ...], json_file: Path | None
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     counts = ", ".join(f"{name}: {figures[name]}" for name in ("prompts", "rounds"))
     click.echo(f"tokens a round: {_number(figures['tau'])} ({counts})")
-    click.echo(f"acceptance: {_row(figures['acceptance'])}")
-    for title, name in (("ECE", "ece"), ("ECE before calibration", "ece_uncalibrated"), ("AUC", "auc")):
+    for name, title in _BY_POSITION.items():
         if figures[name] is not None:
             click.echo(f"{title}: {_row(figures[name])}")
 
@@ -130,6 +136,7 @@ def measure(artifact: "Artifact", answers: "Answers", options: "RolloutOptions",
         "tau": answers.tau,
         "acceptance": reliability.acceptance(rollouts, heads.block_size),
         "ece": reliability.survival_errors(rollouts, *scaling) if known else None,
+        "ece_by_chance": reliability.errors_by_chance(rollouts, *scaling) if known else None,
         "ece_uncalibrated": reliability.survival_errors(rollouts, ()) if known and any(scaling) else None,
         "auc": reliability.discrimination(rollouts) if known else None,
     }

@@ -108,8 +108,12 @@ class Engine:
         # The template writes the special tokens itself.
         return self._need_tokenizer().encode(self._chat_template.render(messages), special=False)
 
-    def complete(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
         """Continues up to ``max_batch`` prompts together; each result is what the prompt alone would give.
+
+        ``params`` are those of all prompts, or of each.
 
         Raises:
             InputError: as ``generate``, or more prompts than the artifact was compiled for.
@@ -120,7 +124,8 @@ class Engine:
                 f"{len(prompts)} prompts, but the artifact holds {batch}; compile it with --max-batch {len(prompts)}"
             )
         ids = [self._encode(prompt) for prompt in prompts]
-        sequences = [self._sequence(row, prompt, params) for row, prompt in enumerate(ids)]
+        each = params if isinstance(params, Sequence) else [params] * len(ids)
+        sequences = [self._sequence(row, *given) for row, given in enumerate(zip(ids, each, strict=True))]
         for _ in self._rounds(sequences):
             pass
         return [sequence.completion() for sequence in sequences]

@@ -16,6 +16,8 @@ from dspark_compiler.training.rollouts import Answers, RolloutOptions, answer, d
 
 Progress = Callable[..., None]
 
+_TOGETHER = 8  # prompts; a round of so many takes little more than twice the time of one
+
 
 def calibrate_heads(
     model: str, folder: Path, files: Sequence[Path], options: RolloutOptions, progress: Progress
@@ -36,6 +38,7 @@ def calibrate_heads(
             output=Path(directory) / "artifact",
             heads=folder,
             verify_width=heads.drafter.config.block_size + 1,
+            max_batch=_TOGETHER,
             check=False,
         )
         artifact = compile_model(model, config, progress=progress)

@@ -71,9 +71,30 @@ def calibration_error(predicted: Floats, happened: Bools) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017, eq. 3); 0 without predictions."""
     if not len(predicted):
         return 0.0
-    bins = np.minimum((predicted * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, weights=predicted - happened, minlength=BINS)
+    gaps = np.bincount(bin_of(predicted), weights=predicted - happened, minlength=BINS)
     return float(np.abs(gaps).sum() / len(predicted))
+
+
+def errors_by_chance(
+    rollouts: Rollouts, temperatures: Sequence[float], shifts: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """What ``survival_errors`` would show, on average over what could have happened, if confidences were exact.
+
+    In a bin, the sum of predicted minus happened is then near normal, with the variances p (1 - p) summed.
+    """
+    assert rollouts.logits is not None
+    predicted = survival(rollouts.logits, temperatures, shifts)
+    found = []
+    for position in range(predicted.shape[1]):
+        seen = predicted[rollouts.drafted > position, position]
+        variance = np.bincount(bin_of(seen), weights=seen * (1 - seen), minlength=BINS)
+        found.append(float(np.sqrt(2 / np.pi * variance).sum() / max(1, len(seen))))
+    return tuple(found)
+
+
+def bin_of(predicted: Floats) -> NDArray[np.int64]:
+    """Bins of equal width [n]."""
+    return np.minimum((predicted * BINS).astype(np.int64), BINS - 1)
 
 
 def discrimination(rollouts: Rollouts) -> tuple[float, ...]:

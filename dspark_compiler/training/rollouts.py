@@ -64,7 +64,7 @@ def draw_prompts(files: Sequence[Path], options: RolloutOptions) -> list[Prompt]
 
 
 def answer(artifact: Artifact, prompts: Sequence[Prompt], options: RolloutOptions, progress: Progress) -> Answers:
-    """Answers prompts one by one.
+    """Answers prompts, as many at once as the artifact holds; the same answers however many that are.
 
     Raises:
         InputError: no tokenizer, no heads, or a prompt too long for the artifact.
@@ -76,14 +76,14 @@ def answer(artifact: Artifact, prompts: Sequence[Prompt], options: RolloutOption
     engine = Engine(artifact, paced=False, observer=records.append)
     completions: list[Completion] = []
     origin: list[int] = []
-    for index, ids in enumerate(_encode(engine, prompts)):
-        params = SamplingParams(options.new_tokens, options.temperature, seed=options.seed + index)
-        stream = engine.generate(ids, params)
-        for _ in stream:
-            pass
-        completions.append(stream.completion)
-        origin += [index] * (len(records) - len(origin))
-        progress("generate", index + 1, len(prompts))
+    encoded = _encode(engine, prompts)
+    for first in range(0, len(encoded), artifact.manifest.max_batch):
+        part = encoded[first : first + artifact.manifest.max_batch]
+        seeds = range(options.seed + first, options.seed + first + len(part))
+        params = [SamplingParams(options.new_tokens, options.temperature, seed=seed) for seed in seeds]
+        completions += engine.complete(part, params)
+        origin += [first + record.row for record in records[len(origin) :]]
+        progress("generate", len(completions), len(prompts))
     return Answers(tuple(completions), _gather(records, origin))
 
 

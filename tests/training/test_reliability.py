@@ -45,6 +45,19 @@ def test_survival_error_of_blocks_that_got_that_far() -> None:
     assert reliability.survival_errors(made, ()) == pytest.approx((0.25, 1 / 3 - 0.25))
 
 
+def test_exact_confidences_err_by_chance() -> None:
+    """The error that is foretold is the mean over many worlds in which the confidences are right."""
+    generator = np.random.default_rng(4)
+    logits = generator.normal(0.5, 1.0, (400, 2))
+    kept = sigmoid(logits)
+    errors = []
+    for _ in range(300):
+        accepted = (generator.random((400, 2)) < kept).cumprod(1).sum(1)
+        errors.append(reliability.survival_errors(rollouts(logits, [2] * 400, accepted.tolist()), ()))
+    foretold = reliability.errors_by_chance(rollouts(logits, [2] * 400, [0] * 400), ())
+    np.testing.assert_allclose(foretold, np.mean(errors, axis=0), rtol=0.05)
+
+
 def test_auc_counts_pairs() -> None:
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 6, 60).astype(np.float64)

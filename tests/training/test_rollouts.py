@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -20,6 +21,7 @@ from dspark_compiler.models.drafters.checkpoint import read_heads, write_heads
 from dspark_compiler.models.drafters.heads import Heads
 from dspark_compiler.training import calibrate_heads
 from dspark_compiler.training.importing import import_heads
+from dspark_compiler.training.rollouts import RolloutOptions, answer, draw_prompts
 from tests.models.drafters import published
 from tests.runtime import toy
 from tests.test_cli import dspark, refused
@@ -97,6 +99,24 @@ def test_eval_of_an_artifact(folder: Path, tmp_path: Path, calibrated: tuple[Res
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"text": "x" * 200}) + "\n")
     refused(dspark(*args[:4], str(long)), "long.jsonl: line 1: a prompt of 201 tokens, and the model reads 96")
+
+
+def test_answers_are_the_same_one_by_one(folder: Path, calibrated: tuple[Result, Path]) -> None:
+    artifact = Artifact.open(calibrated[1])
+    assert artifact.manifest.max_batch > 1
+    options = RolloutOptions(prompts=3, new_tokens=12, temperature=1.0, seed=5)
+    prompts = draw_prompts([folder / "prompts.jsonl"], options)
+    together = answer(artifact, prompts, options, lambda *_: None)
+    alone = [
+        answer(artifact, [prompt], replace(options, seed=5 + index), lambda *_: None)
+        for index, prompt in enumerate(prompts)
+    ]
+    assert [c.tokens for c in together.completions] == [a.completions[0].tokens for a in alone]
+    for index, one in enumerate(alone):
+        mine = together.rollouts.select(together.rollouts.origin == index)
+        assert mine.accepted.tolist() == one.rollouts.accepted.tolist()
+        assert mine.drafted.tolist() == one.rollouts.drafted.tolist()
+        np.testing.assert_allclose(mine.logits, one.rollouts.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_eval_of_an_artifact_without_heads(tmp_path: Path, folder: Path) -> None:
