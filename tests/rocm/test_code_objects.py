@@ -38,7 +38,7 @@ def test_linears_read_sixteen_bytes_and_multiply_matrices(arch: str, dtype: str,
         arch,
         {
             "stream": stream_linear("stream", few, RowSchedule(2), options),
-            "tile": matrix_tile(ARCHITECTURES[arch])("tile", many),
+            "tile": matrix_tile(ARCHITECTURES[arch], {"uint16": "bfloat16"}.get(dtype, dtype))("tile", many),
         },
     )
     stream, tile = (made.instructions(tmp_path, f"{name}_kernel") for name in ("stream", "tile"))
