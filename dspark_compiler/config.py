@@ -28,13 +28,10 @@ _LIKE_CPU: tuple[Target, ...] = ("cpu", "onnxruntime")
 # Types the weights can have, and keys and values besides the type that attention computes with.
 _DTYPES_OF: dict[Target, tuple[DType, ...]] = {"cuda": ("float16", "bfloat16"), "onnxruntime": ("float32", "float16")}
 _QUANTIZED_KV: tuple[KVDType, ...] = ("int8", "float8_e4m3")
-_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
+_KV_QUANTIZED_ON: tuple[Target, ...] = ("cpu", "cuda", "rocm", "vulkan")
 
 # What a target has no kernels or operators for yet.
-_WITHOUT: dict[Target, tuple[str, ...]] = {
-    "rocm": ("--heads", "--kv-budget", "--max-quality-loss", "--quantize"),
-    "onnxruntime": ("--arch",),
-}
+_WITHOUT: dict[Target, tuple[str, ...]] = {"onnxruntime": ("--arch",)}
 # Targets whose schedules can be measured.
 _TUNED: tuple[Target, ...] = ("cpu", "cuda", "vulkan")
 

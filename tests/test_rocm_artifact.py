@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,34 +14,54 @@ from dspark_compiler.backends import create_backend
 from dspark_compiler.backends.rocm import tools
 from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import BackendUnavailableError, InputError
+from dspark_compiler.models.drafters.checkpoint import write_heads
+from tests.passes.test_attach_decode_heads import make_heads
 from tests.rocm.models import SIZES
-from tests.rocm.tools import fake_hip, need_rocm
+from tests.rocm.tools import fake_hip, fits, kernels_in, need_rocm
 from tests.tiny_models import TINY
 
 _NEW = 8
-# Runs every entry point twice, as it comes and as a graph.
+# Runs every entry point twice, as it comes and as a graph. What the fake leaves in results means nothing, so that it is
+# said here what is committed.
 _ALL_ENTRIES = """
 import sys
 import numpy as np
 from pathlib import Path
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.runtime.executor import Executor
-executor = Executor(Artifact.open(Path(sys.argv[1])))
-tokens, length = np.zeros((2, 4), np.int64), np.array([33, 0])
+from dspark_compiler.runtime.rounds import Anchors
+from dspark_compiler.runtime.sampling import SamplingInputs
+executor, drawn = Executor(Artifact.open(Path(sys.argv[1]))), SamplingInputs.greedy(2)
+commit, executor.commit = executor.commit, lambda lengths, accepted: None
+token, first, none = np.ones(2, np.int64), np.array([1, 0]), np.zeros((2, executor.block_size + 1))
 for _ in range(2):
-    executor.prefill(0, list(range(33)), 0, 0)
-    executor.verify(tokens, np.arange(4) + length[:, None], length)
-    executor.commit(length, np.array([2, 0]))
-    executor.decode(tokens[:, 0], length + 2, length + 2, np.array([1, 0]))
+    executor.prefill(0, [5] * 180, 0, 0)  # more than there are slots
+    lengths = np.array([180, 0])
+    for _ in range(12):
+        executor.step(token, lengths, lengths, first, np.zeros(2), drawn).following
+        lengths = lengths + first
+    for width in executor.round_widths:
+        anchors = Anchors(token, lengths, lengths)
+        drafts = executor.draft(anchors, none[:, 1:], drawn)
+        executor.speculate(anchors, drafts, np.array([width - 1, -1]), none, drawn).following
+        commit(lengths, first)
+        lengths = lengths + first
+print(*sorted(executor.calls))
 """
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that drafts and evicts slots."""
     need_rocm()
-    folder = tmp_path_factory.mktemp("rocm")
-    TINY["qwen3"]().save_pretrained(folder / "source")
-    config = CompileConfig(target="rocm", arch="gfx942", output=folder / "model.dspark", **SIZES)
+    folder, model = tmp_path_factory.mktemp("rocm"), TINY["qwen3"]()
+    model.save_pretrained(folder / "source")
+    write_heads(folder / "heads", make_heads(model, "vanilla", head_dim=16))
+    # An eighth of the budget is a chunk.
+    sizes = SIZES | {"kv_budget": 160, "max_seq_len": 320, "verify_width": 3}
+    config = CompileConfig(
+        target="rocm", arch="gfx942", output=folder / "model.dspark", heads=folder / "heads", kv_policy="h2o", **sizes
+    )
     return compile_model(str(folder / "source"), config).path
 
 
@@ -63,9 +82,9 @@ class Machine:
         )
 
     def generate(self, artifact: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """``dspark generate``; whatever comes of it, nothing that HIP would object to."""
+        """``dspark generate`` without drafts; whatever comes of it, nothing that HIP would object to."""
         command = ["generate", str(artifact), "--prompt-ids", self._prompt, "--max-new-tokens", str(_NEW), "--json"]
-        done = self.run("-m", "dspark_compiler", *command, *options, **variables)
+        done = self.run("-m", "dspark_compiler", *command, "--no-heads", *options, **variables)
         assert not [line for line in self.log() if line.startswith("WRONG")]
         return done
 
@@ -99,9 +118,20 @@ def test_every_entry_point_is_launched_as_hip_wants_it(artifact: Path, machine: 
     done = machine.run("-c", _ALL_ENTRIES, str(artifact))
     assert (done.returncode, done.stderr) == (0, "")
     assert not [line for line in machine.log() if line.startswith("WRONG")]
+    entries = ["accept_1", "accept_3", "commit", "decode", "draft", "evict", "prefill_20", "verify_3"]
+    assert done.stdout.split() == entries
     graphs = [line for line in machine.log() if line.startswith("graph of")]
-    assert len(graphs) == 4, "prefill, verify, commit, decode"
+    assert len(graphs) >= len(entries)
     assert "loaded for gfx942" in machine.log()
+
+
+def test_kernels_take_no_more_than_there_is(artifact: Path, tmp_path: Path) -> None:
+    made = kernels_in(artifact / "lib/model.so")
+    fits(made, "gfx942")
+    for kind in ("block_attention", "write_ring", "attention_mass", "select_slots", "token_probs", "draw", "accept"):
+        assert any(name.startswith(kind) for name in made.kernels), kind
+    wide = next(name for name in made.kernels if name.startswith("linear_20x32x"))
+    assert any(line.startswith("v_mfma") for line in made.instructions(tmp_path, wide))
 
 
 def test_tokens_come_by_graphs(artifact: Path, machine: Machine) -> None:
@@ -130,8 +160,8 @@ def test_kernels_are_launched_one_by_one_where_they_cannot_be_captured(artifact:
         ({"FAKE_HIP_GPUS": "gfx1100"}, "compiled for gfx942, device 0 is Fake Instinct 0 (gfx1100); compile it for"),
         ({"FAKE_HIP_GPUS": ""}, "the HIP runtime serves none: no ROCm-capable device is detected; see rocminfo"),
         ({"LD_LIBRARY_PATH": ""}, "this machine has no HIP runtime (libamdhip64.so); install AMD's driver and ROCm 6"),
-        ({"FAKE_HIP_MEMORY": "1000"}, "do not fit the GPU: 0.00 of its 0.00 GB are free; end what else runs on it"),
-        ({"FAKE_HIP_FAIL": "hipMalloc:4:2"}, "out of memory (error 2)"),
+        ({"FAKE_HIP_MEMORY": "100000"}, "do not fit the GPU: 0.00 of its 0.00 GB are free; end what else runs on it"),
+        ({"FAKE_HIP_FAIL": "hipMalloc:12:2"}, "out of memory (error 2)"),
         (
             {"FAKE_HIP_FAIL": "hipModuleLoadData:1:209"},
             "loading code for gfx942 on device 0 (Fake Instinct 0): no ",
@@ -160,7 +190,13 @@ def test_what_compiling_lacks_is_said_with_how_to_get_it(monkeypatch: pytest.Mon
         create_backend("rocm", "gfx942")
 
 
-@pytest.mark.parametrize(("option", "given"), [("kv_dtype", "int8"), ("tune_trials", 8)])
-def test_what_does_not_apply_yet_is_refused_before_any_work(option: str, given: Any) -> None:
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} {given}: .*--target rocm"):
-        CompileConfig(target="rocm", **{option: given})
+def test_quality_is_measured_where_the_gpu_is(tmp_path: Path) -> None:
+    need_rocm()
+    config = CompileConfig(target="rocm", arch="gfx942", max_quality_loss=0.1)
+    with pytest.raises(InputError, match="--max-quality-loss measures on this machine, which cannot run --arch gfx942"):
+        compile_model(str(tmp_path), config)
+
+
+def test_nothing_is_tuned_yet() -> None:
+    with pytest.raises(InputError, match="--tune-trials 8: nothing is measured for --target rocm yet"):
+        CompileConfig(target="rocm", tune_trials=8)

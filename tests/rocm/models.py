@@ -22,11 +22,11 @@ from tests.tiny_models import TINY
 SIZES: dict[str, Any] = {"max_seq_len": 64, "prefill_widths": (20,), "verify_width": 4, "max_batch": 2}
 
 
-def program_of(name: str, dtype: DType, folder: Path) -> Program:
+def program_of(name: str, dtype: DType, folder: Path, **options: Any) -> Program:
     """A tiny model's program after all passes."""
     TINY[name]().save_pretrained(folder)
     source = open_source(str(folder))
-    config = settle(CompileConfig(target="rocm", dtype=dtype, **SIZES), source.info)
+    config = settle(CompileConfig(target="rocm", dtype=dtype, **SIZES | options), source.info)
     program = source.load_for_compile().capture(config)
     return run_passes(default_pipeline(config, None, None), program)[0]
 

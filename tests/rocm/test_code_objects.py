@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.backends.rocm.code_object import read_kernels
@@ -10,12 +11,17 @@ from dspark_compiler.backends.rocm.messagepack import unpack
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
 from dspark_compiler.schedules.rocm.matrix_linear import matrix_tile
+from dspark_compiler.schedules.simt.accept import accept
+from dspark_compiler.schedules.simt.draw import draw
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
+from dspark_compiler.schedules.simt.select_slots import select_slots
 from dspark_compiler.schedules.simt.stream_linear import stream_linear
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, shared
+from dspark_compiler.schedules.simt.token_probs import token_probs
+from dspark_compiler.schedules.slot_shape import CacheShape
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
-from tests.rocm.tools import compiled
+from tests.rocm.tools import compiled, fits
 
 _MATRIX = {
     ("gfx90a", "float16"): "v_mfma_f32_16x16x16f16",
@@ -29,7 +35,10 @@ _MATRIX = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "uint16"])
+_NAMES = {"float16": "float16", "uint16": "bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", _NAMES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_linears_read_sixteen_bytes_and_multiply_matrices(arch: str, dtype: str, tmp_path: Path) -> None:
     few, many = LinearWorkload(8, 256, 512, dtype), LinearWorkload(128, 256, 512, dtype)
@@ -38,7 +47,7 @@ def test_linears_read_sixteen_bytes_and_multiply_matrices(arch: str, dtype: str,
         arch,
         {
             "stream": stream_linear("stream", few, RowSchedule(2), options),
-            "tile": matrix_tile(ARCHITECTURES[arch])("tile", many),
+            "tile": matrix_tile(ARCHITECTURES[arch], _NAMES[dtype])("tile", many),
         },
     )
     stream, tile = (made.instructions(tmp_path, f"{name}_kernel") for name in ("stream", "tile"))
@@ -50,12 +59,43 @@ def test_linears_read_sixteen_bytes_and_multiply_matrices(arch: str, dtype: str,
     multiplied = [line.split()[0] for line in tile if line.startswith(("v_mfma", "v_wmma"))]
     assert multiplied
     assert set(multiplied) == {_MATRIX[arch, dtype]}
-    for info in made.kernels.values():
-        assert info.wave == ARCHITECTURES[arch].wave
-        assert (info.scratch_bytes, info.vector_spills, info.scalar_spills) == (0, 0, 0)
-        assert info.vector_registers <= 256, "two waves a SIMD at least"
-        assert info.most_threads == 256
-        assert info.shared_bytes <= 32 << 10, "two work groups a compute unit at least"
+    fits(made, arch)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_codes_are_decoded_on_their_way_to_matrices(arch: str, tmp_path: Path) -> None:
+    functions: dict[str, tvm.tirx.PrimFunc] = {}
+    template = matrix_tile(ARCHITECTURES[arch], "bfloat16")
+    for stored, scales in (("int8", "float32"), ("float8_e4m3", "float32"), ("int4-g128", "float16")):
+        kind = stored.split("-")[0]
+        few, many = (LinearWorkload(rows, 256, 512, stored, scale_dtype=scales) for rows in (1, 128))
+        functions[f"stream_{kind}"] = stream_linear("stream", few, RowSchedule(2), Options(norm_eps=1e-6))
+        functions[f"tile_{kind}"] = template("tile", many)
+    made = compiled(arch, functions)
+    fits(made, arch)
+    for name in functions:
+        lines = [line.split()[0] for line in made.instructions(tmp_path, f"{name}_kernel")]
+        if name.startswith("tile"):
+            multiplied = {line for line in lines if line.startswith(("v_mfma", "v_wmma"))}
+            assert multiplied == {_MATRIX[arch, "uint16"]}, name
+        else:
+            wide = "global_load_dwordx4" if ARCHITECTURES[arch].wave == 64 else "global_load_b128"
+            # Of x, its norm and the weight; what is narrower is scales.
+            narrow = [line for line in lines if line.startswith("global_load") and line != wide]
+            assert len(narrow) <= 2 < lines.count(wide), name
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1201"])  # of the others whole models are compiled
+def test_tokens_are_drawn_and_slots_chosen_in_registers(arch: str) -> None:
+    functions = {
+        "select": select_slots("select", CacheShape(2, 3, 700, 16, 24), 2, 3),
+        "probs": token_probs("probs", 2, 4, 5000)[0],
+        "draw": draw("draw", 2, 5000)[0],
+        "accept": accept("accept", 2, 8, 5000, drafts=7)[0],
+    }
+    made = compiled(arch, functions)
+    assert {name.split("_")[0] for name in made.kernels} == set(functions)
+    fits(made, arch)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -19,7 +19,8 @@ from dspark_compiler.backends.rocm import tools
 from dspark_compiler.backends.rocm.backend import RocmBackend
 from dspark_compiler.backends.rocm.build import module_bytes, register_pipeline
 from dspark_compiler.backends.rocm.code_object import KernelInfo, read_kernels
-from dspark_compiler.backends.rocm.container import unpack_module
+from dspark_compiler.backends.rocm.container import MAGIC, unpack_module
+from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
 
 _OBJDUMPS = ("llvm-objdump-22", "llvm-objdump-21", "llvm-objdump-20", "llvm-objdump-19", "llvm-objdump")
 
@@ -54,6 +55,24 @@ def code_object(data: bytes) -> CodeObject:
     """The module that bytes of a runtime module are."""
     description, code = unpack_module(data)
     return CodeObject(description, read_kernels(code), code)
+
+
+def fits(made: CodeObject, arch: str) -> None:
+    """Registers, local memory and threads of every kernel; arguments were compared when it was packed."""
+    assert made.description["arch"] == arch
+    assert {kernel["name"] for kernel in made.description["kernels"]} == set(made.kernels)
+    for name, info in made.kernels.items():
+        assert (info.vector_spills, info.scalar_spills, info.scratch_bytes) == (0, 0, 0), name
+        assert info.wave == ARCHITECTURES[arch].wave, name
+        assert info.most_threads == 256, name
+        assert info.vector_registers <= 256, f"{name}: two waves a SIMD at least"
+        assert info.shared_bytes <= 32 << 10, f"{name}: two work groups a compute unit at least"
+
+
+def kernels_in(library: Path) -> CodeObject:
+    """The module of kernels that an artifact's library holds."""
+    data = library.read_bytes()
+    return code_object(data[data.index(MAGIC) :])
 
 
 def compiled(arch: str, functions: dict[str, tvm.tirx.PrimFunc]) -> CodeObject:

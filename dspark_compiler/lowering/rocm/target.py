@@ -11,4 +11,4 @@ from dspark_compiler.schedules.rocm.matrix_linear import matrix_tile
 def rocm_lowering(dtype: str, arch: Architecture) -> TargetLowering:
     """Converters and kernels for a GPU of this architecture: those for all, with matrix instructions."""
     common = simt_lowering(dtype, atomics=True)
-    return dataclasses.replace(common, kernels={**common.kernels, "tile_linear": matrix_tile(arch)})
+    return dataclasses.replace(common, kernels={**common.kernels, "tile_linear": matrix_tile(arch, dtype)})

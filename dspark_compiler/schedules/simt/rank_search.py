@@ -32,9 +32,10 @@ def highest(bits: int, step: int, hold: Callable[[Sequence[Expr]], Sequence[Expr
 def rank_of(value: Expr) -> Expr:
     """The place of a float32 in the order of all, uint32; NaN (sign clear) lies above all others."""
     bits = held(T.reinterpret("int32", value), "int32")
-    # Negative floats order by falling magnitude.
-    flipped = T.bitwise_xor(bits, T.bitwise_and(bits >> T.int32(31), T.int32(_SIGN_CLEAR)))
-    return held(T.bitwise_xor(T.reinterpret("uint32", flipped), T.uint32(_SIGN)), "uint32")
+    # Negative floats order by falling magnitude: all of their bits change, of others the sign. It is one operation for
+    # both, since LLVM takes a changed sign that is chosen by a condition for a negation, and dies of it for AMD's GPUs.
+    change = T.bitwise_or(T.reinterpret("uint32", bits >> T.int32(31)), T.uint32(_SIGN))
+    return held(T.bitwise_xor(T.reinterpret("uint32", bits), change), "uint32")
 
 
 def float_of(rank: Expr) -> Expr:

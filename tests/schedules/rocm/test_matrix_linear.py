@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.rocm.architectures import ARCHITECTURES
 from dspark_compiler.schedules.rocm.matrix_instructions import matrix_instruction
 from dspark_compiler.schedules.rocm.matrix_linear import matrix_linear
@@ -14,7 +14,7 @@ from dspark_compiler.schedules.simt.layouts import RowLayouts
 from dspark_compiler.schedules.simt.stream_output import Options
 from tests.backends.vulkan.shaders import run
 from tests.schedules.rocm.emulated import Emulated
-from tests.schedules.simt.test_linear import Case, operands
+from tests.schedules.simt.test_linear import Case, operands, weights, workload
 from tests.vulkan.device import need_vulkan
 
 CASES = [
@@ -22,26 +22,46 @@ CASES = [
     ("gfx1100", Case(70, 64, 136, "float16")),
     ("gfx1201", Case(20, 100, 64, "bfloat16", Options(activation="silu"))),
 ]
+# Codes, and the type that is multiplied.
+CODES = [
+    ("gfx942", Case(20, 40, 328, "int8", Options(bias=True)), "bfloat16"),
+    ("gfx90a", Case(70, 70, 72, "int4-g24-offsets", Options(residual=True)), "float16"),
+    ("gfx1100", Case(20, 100, 136, "float8_e4m3", Options(activation="silu")), "float16"),
+    ("gfx1201", Case(20, 24, 576, "int4-g64"), "bfloat16"),
+]
 
 
 @pytest.mark.parametrize(("arch", "case"), CASES, ids=str)
 def test_a_linear_is_the_product_of_what_is_rounded(arch: str, case: Case) -> None:
+    assert_right(arch, case, case.dtype)
+
+
+@pytest.mark.parametrize(("arch", "case", "dtype"), CODES, ids=str)
+def test_codes_are_multiplied_as_the_other_weights_are(arch: str, case: Case, dtype: str) -> None:
+    assert_right(arch, case, dtype)
+
+
+def assert_right(arch: str, case: Case, dtype: str) -> None:
+    """The kernel's result is the product of x and weights as ``dtype`` has them; codes with a scale a row are exact."""
     need_vulkan()
-    kept = np.dtype(ml_dtypes.bfloat16 if case.dtype == "bfloat16" else case.dtype)
+    kept = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     arrays, _ = operands(case)
-    arrays[0] = arrays[0].astype(kept).astype(np.float32)  # then x is exact in the weight's type
-    exact = product(case, arrays, kept)
-    work = LinearWorkload(case.rows, case.features, case.depth, RowLayouts(case.dtype).weight_dtype(case.dtype))
+    random = np.random.default_rng(case.rows)
+    random.standard_normal((case.rows, case.depth))  # x, behind which the weight is drawn
+    weight, stored = weights(random, case)
+    form = WeightFormat.parse(case.dtype)
+    if form is None or form.group:
+        weight = weight.astype(np.float32).astype(kept).astype(np.float64)
+    exact = product(case, arrays[0].astype(kept).astype(np.float64), weight, arrays[1 + len(stored) :])
     emulated = Emulated(**dataclasses.asdict(matrix_instruction(ARCHITECTURES[arch])))
-    kernel = matrix_linear("main", work, emulated, case.options)
+    kernel = matrix_linear("main", workload(case), emulated, RowLayouts(dtype).weight_dtype(dtype), case.options)
     found = run(kernel, *arrays, np.full(exact.shape, np.nan, np.float32))[-1]
     assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()
 
 
-def product(case: Case, arrays: list[np.ndarray], kept: np.dtype) -> np.ndarray:
+def product(case: Case, x: np.ndarray, weight: np.ndarray, rest: list[np.ndarray]) -> np.ndarray:
     """What a kernel has to make of its arguments."""
-    x, weight, *rest = arrays
-    exact = x.astype(np.float64) @ weight.view(kept)[:, : case.depth].astype(np.float64).T
+    exact = x @ weight.T
     if case.options.activation == "silu":
         gate, up = np.split(exact, 2, axis=1)
         exact = gate / (1 + np.exp(-gate)) * up
