@@ -54,8 +54,9 @@ packages:
 	  fi; \
 	done
 
+# Processes share the cores: no threads of torch's beside them, and TVM's do not spin while they wait.
 unit: venv packages
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)

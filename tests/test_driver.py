@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tvm_ffi import from_dlpack
 
 from dspark_compiler import CompileConfig, compile, driver, load
-from dspark_compiler.artifact import Artifact
+from dspark_compiler.artifact import Artifact, aligned_zeros
 from dspark_compiler.backends.cpu import CpuBackend
 from dspark_compiler.backends.rocm import tools
 from dspark_compiler.errors import BackendUnavailableError, CheckFailedError, InputError
+from dspark_compiler.runtime.library import load_functions
 from tests.tiny_models import TINY
 
 _SMALL = {"max_seq_len": 48, "prefill_widths": (8,), "verify_width": 2}
@@ -47,6 +49,17 @@ def test_artifact_is_verified_and_runs(compiled: Artifact) -> None:
     engine = load(compiled.path)
     assert engine.artifact.manifest.entry_points.keys() == {"prefill_8", "decode", "verify_2", "commit"}
     assert len(engine.complete([[5, 6, 7]])[0].tokens) > 0
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((7,), "int32"), ((1,), "int64"), ((1, 1), "int32")])
+def test_an_entry_point_checks_what_its_kernels_trust(compiled: Artifact, shape: tuple[int, ...], dtype: str) -> None:
+    entry, states = compiled.manifest.entry_points["commit"], compiled.manifest.states
+    tensors = [*entry.inputs, *(states[name] for name in entry.states)]
+    length, *others = (from_dlpack(aligned_zeros(tensor.shape, tensor.dtype)) for tensor in tensors)
+    commit = load_functions(compiled, None)["commit"]
+    commit(length, *others)
+    with pytest.raises((RuntimeError, ValueError), match=r"fn=commit, .* param=length"):
+        commit(from_dlpack(aligned_zeros(shape, dtype)), *others)
 
 
 def test_every_pass_and_the_schedules_are_dumped(compiled: Artifact) -> None:

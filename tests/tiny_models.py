@@ -5,7 +5,7 @@ layers, and weights large enough that attention, windows and experts all show in
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -97,3 +97,9 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": _entry("Qwen3MoeConfig", _MOE, _HEAD, num_experts=4, moe_intermediate_size=24),
     "gpt_oss": _entry("GptOssConfig", _MOE, _SLIDE, _HEAD, _rope("default"), num_local_experts=4, intermediate_size=64),
 }
+
+
+@cache
+def tiny(name: str) -> PreTrainedModel:
+    """The model of that name, one for all tests of a process; who changes it makes one of their own."""
+    return TINY[name]()

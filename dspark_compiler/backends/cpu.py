@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.relax.backend.cpu_generic.pipeline import dataflow_lower_passes, finalize_passes
 
 from dspark_compiler.artifact import TargetInfo
+from dspark_compiler.backends.calling import kernels_trust_callers
 from dspark_compiler.errors import BackendUnavailableError, InputError, LoweringError
 from dspark_compiler.schedules.apply import apply_schedules
 from dspark_compiler.schedules.bench import Bench
@@ -114,7 +115,8 @@ class CpuBackend:
             raise BackendUnavailableError("--target cpu: no C compiler found to link with; install gcc or clang")
         passes = [*dataflow_lower_passes(self.target), *finalize_passes(self.target)]
         try:
-            executable = relax.build(module, target=self.target, relax_pipeline=tvm.transform.Sequential(passes))
+            with kernels_trust_callers():
+                executable = relax.build(module, target=self.target, relax_pipeline=tvm.transform.Sequential(passes))
             with tempfile.TemporaryDirectory(prefix="dspark-link-") as workspace:
                 executable.export_library(str(library), workspace_dir=workspace)
         except (RuntimeError, ValueError) as error:

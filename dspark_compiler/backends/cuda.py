@@ -16,6 +16,7 @@ from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import Gpu, find_driver, runs_on
 from dspark_compiler.backends import cuda_toolkit
+from dspark_compiler.backends.calling import kernels_trust_callers
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.errors import InputError, LoweringError
 from dspark_compiler.schedules.bench import Bench
@@ -115,7 +116,7 @@ class CudaBackend:
             relax.transform.AttachGlobalSymbol(),
         ]
         try:
-            with self.target:
+            with self.target, kernels_trust_callers():
                 pipeline = tvm.transform.Sequential(passes)
                 executable = relax.build(
                     module, target=self.target, relax_pipeline=pipeline, tir_pipeline=register_pipeline()

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 from tvm.relax.backend.gpu_generic.pipeline import dataflow_lower_passes, finalize_passes
 
+from dspark_compiler.backends.calling import kernels_trust_callers
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.gpu_rules import gpu_rules
 
@@ -28,7 +29,7 @@ def build_library(module: Any, target: Any, tir_pipeline: Any, library: Path) ->
     """
     passes = [*dataflow_lower_passes(target), *finalize_passes(target)]
     try:
-        with target:
+        with target, kernels_trust_callers():
             executable = relax.build(
                 module, target=target, relax_pipeline=tvm.transform.Sequential(passes), tir_pipeline=tir_pipeline
             )

@@ -8,6 +8,8 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
+from dspark_compiler.schedules.compaction import compact_buffers
+
 
 def lowering(lower_thread_allreduce: Any) -> Any:
     """The pass on whole modules; ``lower_thread_allreduce`` is the one within that makes sums over threads."""
@@ -21,7 +23,7 @@ def lowering(lower_thread_allreduce: Any) -> Any:
             s.ConvertBlocksToOpaque(),
             s.LiftThreadBinding(),
             s.ManifestSharedMemoryLocalStage(),
-            s.CompactBufferAllocation(),
+            compact_buffers,
             s.LowerAutoCopy(),
             s.UnifyThreadBinding(),
             s.LowerMatchBuffer(),

@@ -1,6 +1,7 @@
 """Which operators the graph is made of: core ones, and those that lowering wants whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,8 +25,12 @@ WHOLE: frozenset[OpOverload] = frozenset(
 _NO_OPS: frozenset[OpOverload] = frozenset({_aten.alias.default, _aten.detach.default})
 
 
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    """The core decompositions and those of all composite operators, less the operators in ``WHOLE``."""
+@cache
+def decompositions() -> Mapping[OpOverload, Callable[..., Any]]:
+    """The core decompositions and those of all composite operators, less the operators in ``WHOLE``.
+
+    Collecting them takes longer than tracing a small graph with them.
+    """
     table: dict[OpOverload, Callable[..., Any]] = dict(default_decompositions().items())  # type: ignore[no-untyped-call]
     for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
         namespace, _, operator = name.partition("::")

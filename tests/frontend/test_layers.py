@@ -11,7 +11,8 @@ from dspark_compiler.errors import UnsupportedModelError
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.layers import decoder_layers
 from dspark_compiler.graph.program import EntryPoint, Program
-from tests.tiny_models import TINY
+from tests.captured import captured
+from tests.tiny_models import TINY, tiny
 
 CONFIG = CompileConfig(max_seq_len=16, prefill_widths=(6,), verify_width=4, heads=Path("heads"))
 IDS = torch.tensor([[3, 14, 15, 92, 65, 35]])
@@ -38,8 +39,8 @@ def marked(program: Program, entry: EntryPoint, ids: torch.Tensor) -> dict[int, 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "mixtral"])
 def test_marks_are_the_hidden_states_of_transformers(family):
-    model = TINY[family]()
-    program = capture(model, CONFIG)
+    model = tiny(family)
+    program = captured(model, CONFIG)
     found = marked(program, program.entries["prefill_6"], IDS)
     expected = model(IDS, output_hidden_states=True, use_cache=False).hidden_states
     # The last one transformers keeps behind the final norm; no drafter may read that.
@@ -49,7 +50,7 @@ def test_marks_are_the_hidden_states_of_transformers(family):
 
 
 def test_without_heads_nothing_is_marked():
-    program = capture(TINY["llama"](), CompileConfig(max_seq_len=16, prefill_widths=(6,), verify_width=4))
+    program = captured(tiny("llama"), CompileConfig(max_seq_len=16, prefill_widths=(6,), verify_width=4))
     assert not marked(program, program.entries["prefill_6"], IDS)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from dspark_compiler.config import NGRAM, CompileConfig
 from dspark_compiler.errors import PassError
-from dspark_compiler.frontend.capture import capture
 from dspark_compiler.graph.program import EntryKind, Program, Role
 from dspark_compiler.models.drafters.checkpoint import build
 from dspark_compiler.models.drafters.config import DrafterConfig
@@ -16,10 +15,11 @@ from dspark_compiler.models.drafters.heads import Calibration, Heads, TargetIden
 from dspark_compiler.passes.attach_decode_heads import AttachDecodeHeads
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
+from tests.captured import captured
 from tests.models.drafters.tiny import CONFIGS
 from tests.models.drafters.torch_memory import ModelTarget, Sampling, TorchMemory, remember
 from tests.program_runner import ProgramRunner, knobs
-from tests.tiny_models import TINY
+from tests.tiny_models import tiny
 
 CONFIG = CompileConfig(max_seq_len=32, max_batch=2, prefill_widths=(4,), verify_width=4, heads=Path("heads"))
 G = 3
@@ -50,7 +50,7 @@ def make_heads(model, name: str, window: int = 4096, **sizes: int) -> Heads:
 
 
 def attached(model, heads: Heads | None, config: CompileConfig = CONFIG) -> Program:
-    program, _ = run_passes(default_pipeline(config, heads), capture(model, config))
+    program, _ = run_passes(default_pipeline(config, heads), captured(model, config))
     return program
 
 
@@ -93,7 +93,7 @@ def check_drafts(runner: ProgramRunner, besides: list[Beside], temperature: floa
     ("name", "family"), [*((name, "llama") for name in DRAFTERS), ("vanilla", "gemma2"), ("eagle3", "gemma2")]
 )
 def test_drafts_are_the_module_s(name, family):
-    model = TINY[family]()
+    model = tiny(family)
     heads = make_heads(model, name)
     runner, besides = ProgramRunner(attached(model, heads)), [Beside(model, heads) for _ in PROMPTS]
     for row, prompt in enumerate(PROMPTS):
@@ -113,7 +113,7 @@ def test_drafts_are_the_module_s(name, family):
 
 @pytest.mark.parametrize("name", ["vanilla", "eagle3"])
 def test_a_window_shorter_than_the_text_forgets_the_beginning(name):
-    model = TINY["llama"]()
+    model = tiny("llama")
     whole, short = make_heads(model, name), make_heads(model, name, window=4)
     runner, beside = ProgramRunner(attached(model, short)), Beside(model, short)
     forgetting = [beside, Beside(model, short)]
@@ -130,7 +130,7 @@ def test_a_window_shorter_than_the_text_forgets_the_beginning(name):
 
 
 def test_embedding_and_head_are_the_target_s_own_weights():
-    model = TINY["llama"]()
+    model = tiny("llama")
     program = attached(model, make_heads(model, "vanilla"))
     refs = {node.meta["ref"] for node in program.entries["draft"].placeholders(Role.PARAM)}
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= refs
@@ -142,7 +142,7 @@ def test_embedding_and_head_are_the_target_s_own_weights():
 
 
 def test_what_the_runtime_has_to_know():
-    model = TINY["llama"]()
+    model = tiny("llama")
     heads = make_heads(model, "rnn")
     calibration = Calibration((1.0, 2.0, 0.5), (0.1,) * 3, (0.01,) * 3, (0.9,) * 3, (0.1, 0.2, -0.3))
     program = attached(model, replace(heads, calibration=calibration))
@@ -157,7 +157,7 @@ def test_what_the_runtime_has_to_know():
 
 
 def test_accept_compares_what_was_drafted_with_the_target():
-    model = TINY["llama"]()
+    model = tiny("llama")
     runner = ProgramRunner(attached(model, make_heads(model, "vanilla")))
     runner.prefill(0, list(PROMPTS[0]))
     runner.prefill(1, list(PROMPTS[1]))
@@ -176,7 +176,7 @@ def test_accept_compares_what_was_drafted_with_the_target():
 
 def test_prompt_lookup_needs_no_draft():
     config = replace(CONFIG, heads=NGRAM)
-    program = attached(TINY["gpt2"](), None, config)
+    program = attached(tiny("gpt2"), None, config)
     assert program.heads is not None
     assert (program.heads.type, program.heads.block_size) == ("ngram", 3)
     assert "draft" not in program.entries
@@ -186,14 +186,14 @@ def test_prompt_lookup_needs_no_draft():
 
 
 def test_no_mark_is_left():
-    model = TINY["llama"]()
+    model = tiny("llama")
     program = attached(model, make_heads(model, "vanilla"))
     targets = {node.target for entry in program.entries.values() for node in entry.graph.graph.nodes}
     assert torch.ops.dspark.layer_output.default not in targets
 
 
 def test_with_a_pruned_cache_the_rings_keep_their_window():
-    model = TINY["llama"]()
+    model = tiny("llama")
     config = replace(CONFIG, max_seq_len=64, kv_budget=24, verify_width=2, prefill_widths=(2,))
     program = attached(model, make_heads(model, "vanilla"), config)
     assert program.pruning is not None
@@ -202,20 +202,20 @@ def test_with_a_pruned_cache_the_rings_keep_their_window():
 
 
 def test_an_embedding_of_more_than_ids_is_refused():
-    model = TINY["gpt2"]()
+    model = tiny("gpt2")
     with pytest.raises(PassError, match="verify_2: the embedding cannot be shared: add depends on positions, too"):
         attached(model, make_heads(model, "vanilla"))
 
 
 def test_needs_the_cache():
-    model = TINY["llama"]()
-    program = capture(model, CONFIG)
+    model = tiny("llama")
+    program = captured(model, CONFIG)
     with pytest.raises(PassError, match="run insert_kv_cache first"):
         AttachDecodeHeads(make_heads(model, "vanilla"), 32, 2, 4).apply(program)
 
 
 def test_a_layer_that_is_not_marked_is_named():
-    model = TINY["llama"]()
+    model = tiny("llama")
     heads = make_heads(model, "vanilla")
     with pytest.raises(PassError, match="what the first layer is given is not marked"):
-        run_passes(default_pipeline(CONFIG, heads), capture(model, replace(CONFIG, heads=None)))
+        run_passes(default_pipeline(CONFIG, heads), captured(model, replace(CONFIG, heads=None)))

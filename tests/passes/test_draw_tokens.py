@@ -7,19 +7,19 @@ import torch
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import PassError
-from dspark_compiler.frontend.capture import capture
 from dspark_compiler.graph.program import EntryKind, Program
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.draw_tokens import DrawTokens
 from dspark_compiler.passes.pipeline import default_pipeline
+from tests.captured import captured
 from tests.program_runner import ProgramRunner, knobs
-from tests.tiny_models import TINY
+from tests.tiny_models import tiny
 
 CONFIG = CompileConfig(target="cuda", max_seq_len=32, max_batch=2, prefill_widths=(4,), verify_width=2)
 
 
 def test_accept_draws_what_follows_from_the_logits_of_decode():
-    program, _ = run_passes(default_pipeline(CONFIG), capture(TINY["llama"](), CONFIG))
+    program, _ = run_passes(default_pipeline(CONFIG), captured(tiny("llama"), CONFIG))
     entry = program.entries["accept_1"]
     assert (entry.kind, entry.batch, entry.width) == (EntryKind.ACCEPT, 2, 1)
     runner = ProgramRunner(program)

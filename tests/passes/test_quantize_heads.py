@@ -14,14 +14,14 @@ from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.quantization.weight_format import WeightFormat
 from tests.passes.test_attach_decode_heads import CONFIG, G, attached, make_heads
 from tests.program_runner import ProgramRunner
-from tests.tiny_models import TINY
+from tests.tiny_models import tiny
 
 INT8 = WeightFormat("int8")
 
 
 def quantized(name: str = "vanilla", config: CompileConfig = CONFIG) -> tuple[Program, Program]:
     """With the heads as they are, and quantized."""
-    plain, changed = (attached(TINY["llama"](), make_heads(TINY["llama"](), name), config) for _ in range(2))
+    plain, changed = (attached(tiny("llama"), make_heads(tiny("llama"), name), config) for _ in range(2))
     assert QuantizeHeads(INT8).apply(changed).modified
     verify(changed, "after quantize_heads")
     return plain, changed
@@ -50,7 +50,7 @@ def test_every_linear_of_the_heads_reads_codes_and_the_target_s_none():
 
 def test_a_head_that_is_quantized_with_the_target_is_the_drafter_s_too():
     config = replace(CONFIG, quantize="int8")
-    program = attached(TINY["llama"](), make_heads(TINY["llama"](), "vanilla"), config)
+    program = attached(tiny("llama"), make_heads(tiny("llama"), "vanilla"), config)
     assert "lm_head.weight.codes" in {n.meta["ref"] for n in program.entries["draft"].placeholders(Role.PARAM)}
     assert not any(ref.startswith("heads.") and ref.endswith(".codes") for ref in program.params)
     QuantizeHeads(INT8).apply(program)

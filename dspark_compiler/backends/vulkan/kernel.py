@@ -1,5 +1,6 @@
 """One device function as one compute shader."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,9 @@ def _compile(name: str, function: Any) -> Kernel:
     do, scope = Arithmetic(body), Scope()
     arguments = ArgumentBlock.of(function.params)
     arguments.bind(do, scope, function.params)
-    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(function.body))
-    statements = Statements(expressions, vector_widths(function.body))
+    nodes = list(walk(function.body))
+    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes))
+    statements = Statements(expressions, vector_widths(nodes))
     statements.emit(function.body)
     workgroup = (statements.workgroup[0], statements.workgroup[1], statements.workgroup[2])
     code = module.words(body.function, workgroup, body.words())
@@ -82,11 +84,11 @@ def _compile(name: str, function: Any) -> Kernel:
     )
 
 
-def _rereads_buffers(body: Any) -> bool:
-    """Whether a kernel reads buffers that it writes."""
+def _rereads_buffers(nodes: Sequence[Any]) -> bool:
+    """Whether a kernel of these nodes reads buffers that it writes."""
     owners: dict[Any, Any] = {}
     read, written = set(), set()
-    for node in walk(body):
+    for node in nodes:
         kind = type(node).__name__
         if kind == "DeclBuffer":
             owners[node.buffer] = node.data

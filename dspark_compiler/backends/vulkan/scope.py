@@ -1,5 +1,6 @@
 """What names mean in a kernel: variables, and buffers as views of memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,6 @@ from dspark_compiler.backends.vulkan.indexing import alignment
 from dspark_compiler.backends.vulkan.memory import Memory
 from dspark_compiler.backends.vulkan.spirv.types import Scalar, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value
-from dspark_compiler.backends.vulkan.walk import walk
 
 _WIDEST = 4
 _VECTOR_BYTES = 16
@@ -53,9 +53,8 @@ def contiguous(index: Any, unit: int) -> Access | None:
     return Access(index.base, lanes) if stride is not None and int(stride) == 1 else None
 
 
-def vector_widths(body: Any) -> dict[Any, int]:
-    """For each buffer made in a kernel, the longest vectors (up to 4) that all accesses move whole."""
-    nodes = list(walk(body))
+def vector_widths(nodes: Sequence[Any]) -> dict[Any, int]:
+    """For each buffer made in a kernel of these nodes, the longest vectors (up to 4) that all accesses move whole."""
     bound = {node.var: node.value for node in nodes if type(node).__name__ in ("Bind", "Let")}
     widths: dict[Any, int] = {}
     aliases: set[Any] = {

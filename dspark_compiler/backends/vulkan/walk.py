@@ -40,7 +40,7 @@ def walk(node: Any) -> Iterator[Any]:
             if child is None:
                 continue
             if type(child).__name__ == "Array":
-                waiting.extend(reversed(child))
+                waiting.extend(child[::-1])  # several times as fast as reversed
             else:
                 waiting.append(child)
 

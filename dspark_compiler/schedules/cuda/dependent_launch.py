@@ -9,6 +9,7 @@ A kernel that awaits nothing is launched in the ordinary way, after all before i
 import tvm
 from tvm.tirx import compilation_pipeline
 
+from dspark_compiler.schedules.cuda.lowering import lowering
 from dspark_compiler.schedules.cuda.threads import device, run
 
 PIPELINE = "dspark_cuda"
@@ -48,11 +49,11 @@ def mark_dependent_launches(module: tvm.IRModule, _context: tvm.transform.PassCo
 
 
 def register_pipeline() -> str:
-    """Makes TVM's lowering with ``mark_dependent_launches`` known under the name returned, a ``tir_pipeline``."""
+    """Makes our lowering with ``mark_dependent_launches`` known under the name returned, a ``tir_pipeline``."""
 
     def pipeline() -> tuple[object, object, object]:
-        lower, finish_host, finish_device = compilation_pipeline.PIPELINE_MAP["s_tir"]()
-        return tvm.transform.Sequential([lower, mark_dependent_launches]), finish_host, finish_device
+        _, finish_host, finish_device = compilation_pipeline.PIPELINE_MAP["s_tir"]()
+        return tvm.transform.Sequential([lowering(), mark_dependent_launches]), finish_host, finish_device
 
     compilation_pipeline.register_tir_pipeline(PIPELINE, pipeline)
     return PIPELINE

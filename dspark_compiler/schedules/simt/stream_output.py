@@ -75,19 +75,17 @@ class StreamOutput:
                 self._finish(m, T.Bind(place // cut.outputs), T.Bind(place % cut.outputs), feature)
 
     def _finish(self, m: Expr, own: Expr, output: Expr, feature: Expr) -> None:
-        options, row, extra = self._options, self._cut.first + m, registers(2)
+        options, row = self._options, self._cut.first + m
         # On its way while sums are added up.
-        if options.residual:
-            T.buffer_store(extra, self._of["residual"][row, feature], [0])
-        if options.bias:
-            T.buffer_store(extra, self._of["bias"][feature], [1])
+        residual = _read_early(self._of["residual"][row, feature]) if options.residual else None
+        bias = _read_early(self._of["bias"][feature]) if options.bias else None
         inverse = self._inverse_root(own, m)
         value = self._total(own, m, output, feature, inverse)
         if options.activation is not None:
             up = self._total(own, m, self._cut.outputs + output, feature + self._features, inverse)
             value = ACTIVATIONS[options.activation](value) * up
-        value = value + extra[1] if options.bias else value
-        T.buffer_store(self._of["y"], value + extra[0] if options.residual else value, [row, feature])
+        value = value if bias is None else value + bias
+        T.buffer_store(self._of["y"], value if residual is None else value + residual, [row, feature])
 
     def _total(self, own: Expr, m: Expr, slot: Expr, row: Expr, inverse: Expr | None) -> Expr:
         """The product of a row of x with a row of the weight."""
@@ -111,3 +109,10 @@ class StreamOutput:
         for split in range(1, self._cut.splits):
             T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, m, slot], [0])
         return total
+
+
+def _read_early(value: Expr) -> Expr:
+    """``value``, read here and kept until it is used."""
+    kept = registers(1)
+    T.buffer_store(kept, value, [0])
+    return kept[0]

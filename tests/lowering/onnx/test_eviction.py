@@ -8,7 +8,7 @@ import torch
 from tests.lowering.onnx.test_families import close, rewritten
 from tests.onnx_runner import OnnxRunner, copied
 from tests.program_runner import ProgramRunner
-from tests.tiny_models import TINY
+from tests.tiny_models import tiny
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from tests.tiny_models import TINY
     ],
 )
 def test_calls_far_beyond_the_budget(policy: str, name: str, batch: int, tmp_path: Path) -> None:
-    program = rewritten(TINY[name](), max_batch=batch, max_seq_len=96, kv_budget=24, kv_policy=policy)
+    program = rewritten(tiny(name), max_batch=batch, max_seq_len=96, kv_budget=24, kv_policy=policy)
     runners = OnnxRunner(program, tmp_path), ProgramRunner(copied(program))
     tokens = torch.randint(3, 128, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     row, others = batch - 1, [None] * (batch - 1)

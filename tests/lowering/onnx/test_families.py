@@ -8,18 +8,18 @@ import torch
 from transformers import PreTrainedModel
 
 from dspark_compiler.config import CompileConfig, DType
-from dspark_compiler.frontend.capture import capture
 from dspark_compiler.graph.program import Program
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
+from tests.captured import captured
 from tests.onnx_runner import OnnxRunner, copied
 from tests.program_runner import ProgramRunner
-from tests.tiny_models import TINY, _model
+from tests.tiny_models import TINY, _model, tiny
 
 
 def rewritten(model: PreTrainedModel, **options: object) -> Program:
     config = CompileConfig(**{"max_seq_len": 48, "prefill_widths": (8,), "verify_width": 4} | options)
-    program, _ = run_passes(default_pipeline(config), capture(model, config), dump_dir=None)
+    program, _ = run_passes(default_pipeline(config), captured(model, config), dump_dir=None)
     return program
 
 
@@ -31,7 +31,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     ("name", "batch"), [*((name, 1) for name in TINY), *((name, 2) for name in ("llama", "gemma2", "gpt_oss"))]
 )
 def test_calls(name: str, batch: int, tmp_path: Path) -> None:
-    check_calls(rewritten(TINY[name](), max_batch=batch), tmp_path)
+    check_calls(rewritten(tiny(name), max_batch=batch), tmp_path)
 
 
 def test_heads_of_odd_sizes_take_plain_operators(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from tests.lowering.onnx.test_families import close
 from tests.onnx_runner import OnnxRunner, copied
 from tests.passes.test_attach_decode_heads import CONFIG, DRAFTERS, PROMPTS, G, attached, make_heads
 from tests.program_runner import ProgramRunner
-from tests.tiny_models import TINY
+from tests.tiny_models import tiny
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_drafts(name: str, tmp_path: Path) -> None:
-    model = TINY["llama"]()
+    model = tiny("llama")
     program = attached(model, make_heads(model, name, window=8))
     runners = OnnxRunner(program, tmp_path), ProgramRunner(copied(program))
     uniform = torch.rand(2, G, generator=torch.Generator().manual_seed(1))
@@ -47,7 +47,7 @@ def test_drafts(name: str, tmp_path: Path) -> None:
 def accepting(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[OnnxRunner, ProgramRunner]:
-    model = TINY["llama"]()
+    model = tiny("llama")
     certain = request.param == "certain"
     program = (
         attached(model, None, replace(CONFIG, heads=NGRAM))

@@ -16,7 +16,7 @@ from dspark_compiler.quantization.weight import QuantizedWeight
 from dspark_compiler.quantization.weight_format import WeightFormat
 from tests.lowering.onnx.test_families import check_calls, rewritten
 from tests.onnx_runner import OnnxRunner
-from tests.tiny_models import TINY, _model
+from tests.tiny_models import _model, tiny
 
 
 def within(tolerance: float) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -32,7 +32,7 @@ def nodes_of(folder: Path, entry: str = "decode") -> list[onnx.NodeProto]:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
 def test_float16(name: str, tmp_path: Path) -> None:
-    runner = check_calls(rewritten(TINY[name]()), tmp_path, "float16", within(1e-2))
+    runner = check_calls(rewritten(tiny(name)), tmp_path, "float16", within(1e-2))
     params = runner.program.params
     assert {tensor.dtype for name, tensor in params.items() if name.endswith("weight")} == {torch.float16}
     assert runner.states["k_cache.0"].dtype is torch.float16
@@ -46,7 +46,7 @@ def test_float16(name: str, tmp_path: Path) -> None:
 
 
 def test_float16_with_a_cache_that_forgets(tmp_path: Path) -> None:
-    program = rewritten(TINY["llama"](), kv_budget=24, kv_policy="snapkv")
+    program = rewritten(tiny("llama"), kv_budget=24, kv_policy="snapkv")
     runner = check_calls(program, tmp_path, "float16", within(1e-2))
     assert runner.states["k_cache.0"].dtype is torch.float16
 
