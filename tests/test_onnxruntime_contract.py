@@ -84,7 +84,7 @@ def test_bench_beside_a_plain_export(artifact: Artifact, tmp_path: Path) -> None
     assert (data["target"], data["tokens_identical"], data["limit"]) == ("onnxruntime", True, "all cores read")
     mine, plain = data["runs"]
     assert mine["options"]["provider"] == plain["options"]["provider"] == "CPUExecutionProvider"
-    assert mine["options"]["session.disable_prepacking"] == "1"
+    assert mine["options"]["session.disable_prepacking"] == "0"
     assert data["speedup"].keys() == {"onnxruntime"}
 
 

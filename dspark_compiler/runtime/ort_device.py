@@ -127,7 +127,7 @@ class OrtDevice:
 
 
 class OrtCall:
-    """See Call. Numbers of the host go into buffers that are bound once; states are written where they lie.
+    """See Call. Numbers of the host go into buffers that are bound; states are written where they lie.
 
     Where a model reads a state after it began to write it, it writes another one, and the two change places.
     """
@@ -185,8 +185,12 @@ class OrtCall:
         self._bind(name, self.inputs[name])
 
     def _bind(self, name: str, tensor: Kept) -> None:
-        """Lets the model read a tensor, and write it if it is a state that stays where it is."""
-        if self._bound.get(name) is tensor or not self._session:
+        """Lets the model read a tensor, and write it if it is a state that stays where it is.
+
+        What lies on the host is copied to a GPU when it is bound, so that it is bound again for each call.
+        """
+        lies_there = isinstance(tensor, GpuTensor) or self._provider.device == "cpu"
+        if not self._session or (lies_there and self._bound.get(name) is tensor):
             return
         self._bound[name] = tensor
         self._binding.bind_ortvalue_input(name, tensor.value)

@@ -38,22 +38,16 @@ def choose_provider(artifact: Artifact) -> Provider:
     Raises:
         InputError: there is no device of that number.
     """
-    gpus = _gpus() if _can_run_on_cuda(artifact) else 0
+    gpus = _gpus() if artifact.manifest.dtype == _ON_CUDA else 0
     number = artifact.device
     if not gpus and number:
         raise InputError(
             f"--device {number}: {artifact.path} runs on ONNX Runtime's processor, which is one device, 0; GPUs take "
-            f"artifacts of --dtype {_ON_CUDA} without --heads and --kv-budget, and the package onnxruntime-gpu"
+            f"artifacts of --dtype {_ON_CUDA}, and the package onnxruntime-gpu"
         )
     if not 0 <= number < max(gpus, 1):
         raise InputError(f"--device {number}: there is none of this number; ONNX Runtime has GPUs 0 to {gpus - 1}")
     return Provider(_CUDA, "cuda", number) if gpus else Provider()
-
-
-def _can_run_on_cuda(artifact: Artifact) -> bool:
-    """Pruned caches gave other tokens there when they were tried; drafters have not been."""
-    manifest = artifact.manifest
-    return manifest.dtype == _ON_CUDA and manifest.kv.pruning is None and manifest.heads is None
 
 
 def _gpus() -> int:
