@@ -11,7 +11,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Columns, Fetched
 from dspark_compiler.runtime.library import Function
 from dspark_compiler.runtime.memory import peak_memory_bytes
-from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider, load_provider
 
 
 class OrtTensor:
@@ -96,11 +96,11 @@ class OrtDevice:
     """See Device: ONNX Runtime's kernels. Weights and states are where the provider computes, the rest on the host."""
 
     is_late = False
+    obstacle: str | None = None
     tensor_type: type = OrtTensor
 
-    def __init__(self, provider: Provider, obstacle: str | None = None) -> None:
+    def __init__(self, provider: Provider) -> None:
         self.provider = provider
-        self.obstacle = obstacle
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
         """See Device; on the host weights stay in the files that are mapped."""
@@ -219,3 +219,14 @@ class OrtCall:
         for name, tensor in self.inputs.items():
             self._bind(name, tensor)
         return session
+
+
+def open_onnxruntime(artifact: Artifact) -> OrtDevice:
+    """The device an artifact is run on: a GPU that can, else the processor.
+
+    Raises:
+        InputError: there is none of the number it was opened for.
+    """
+    provider = choose_provider(artifact)
+    load_provider(provider)
+    return OrtDevice(provider)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
-from dspark_compiler.errors import InputError
+from dspark_compiler.errors import DeviceError, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_REMEDY = "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries it needs"
@@ -48,6 +48,24 @@ def choose_provider(artifact: Artifact) -> Provider:
     if not 0 <= number < max(gpus, 1):
         raise InputError(f"--device {number}: there is none of this number; ONNX Runtime has GPUs 0 to {gpus - 1}")
     return Provider(_CUDA, "cuda", number) if gpus else Provider()
+
+
+def load_provider(provider: Provider) -> None:
+    """Loads the libraries a provider needs, from wherever Python packages have put them."""
+    if provider.device == "cuda":
+        import onnxruntime
+
+        onnxruntime.preload_dlls()
+
+
+def check_started(session: Any, provider: Provider) -> None:
+    """Makes sure that a session is run by the provider it was opened for: ONNX Runtime itself takes another silently.
+
+    Raises:
+        DeviceError: the provider did not start.
+    """
+    if provider.name not in session.get_providers():
+        raise DeviceError(f"{provider.name}: does not start; {CUDA_REMEDY}")
 
 
 def _gpus() -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dspark_compiler.artifact import Artifact, EntrySpec
-from dspark_compiler.errors import ArtifactError, DeviceError, InputError
-from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider
+from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.ort_provider import Provider, check_started
 
 _OF_EVERY_TOKEN = ("decode", "verify", "draft")
 
@@ -63,8 +63,7 @@ def open_session(
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot use it: {reason}") from error
-    if provider.name not in session.get_providers():
-        raise DeviceError(f"{provider.name}: does not start; {CUDA_REMEDY}")
+    check_started(session, provider)
     return session
 
 
