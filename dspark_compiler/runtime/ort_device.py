@@ -46,7 +46,7 @@ class GpuTensor:
     def __init__(self, array: NDArray[Any], provider: Provider) -> None:
         import onnxruntime
 
-        self._like = array
+        self._dtype = array.dtype
         try:
             self._owner = onnxruntime.OrtValue.ortvalue_from_numpy(array, provider.device, provider.number)
             self.value = _view(self._owner)
@@ -62,8 +62,8 @@ class GpuTensor:
 
     def put(self, numbers: Any) -> None:
         """See OrtTensor."""
-        shape, dtype = self._owner.shape(), self._like.dtype
-        self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(np.asarray(numbers, dtype), shape)))
+        shape = self._owner.shape()
+        self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(np.asarray(numbers, self._dtype), shape)))
 
 
 def _view(owner: Any) -> Any:
