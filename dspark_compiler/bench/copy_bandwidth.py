@@ -9,6 +9,7 @@ from dspark_compiler.bench.vulkan_reads import VulkanReads
 from dspark_compiler.runtime.cuda import CudaRuntime
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.library import load_cudart, load_libraries
+from dspark_compiler.runtime.ort_provider import choose_provider, load_provider
 from dspark_compiler.runtime.rocm import open_runtime
 from dspark_compiler.runtime.vulkan import VulkanRuntime
 
@@ -62,7 +63,8 @@ def of_artifact(artifact: Artifact) -> CopyBandwidth | VulkanReads:
     """
     if artifact.manifest.target.kind == "cuda":
         return CopyBandwidth(CudaRuntime(load_cudart(artifact), artifact.device))
-    if artifact.manifest.target.kind == "onnxruntime":  # which has loaded CUDA's library already
+    if artifact.manifest.target.kind == "onnxruntime":
+        load_provider(choose_provider(artifact))
         return CopyBandwidth(CudaRuntime(ctypes.CDLL(f"libcudart.so.{CUDA[0]}"), artifact.device))
     if artifact.manifest.target.kind == "rocm":
         return CopyBandwidth(open_runtime(artifact))

@@ -57,7 +57,7 @@ def open_device(artifact: Artifact) -> Device:
 
         return open_vulkan(artifact)
     if artifact.manifest.target.kind == "onnxruntime":
-        from dspark_compiler.runtime.ort_trial import open_onnxruntime
+        from dspark_compiler.runtime.ort_device import open_onnxruntime
 
         return open_onnxruntime(artifact)
     if artifact.manifest.target.kind == "rocm":

@@ -11,7 +11,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Columns, Fetched
 from dspark_compiler.runtime.library import Function
 from dspark_compiler.runtime.memory import peak_memory_bytes
-from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider
+from dspark_compiler.runtime.ort_provider import CUDA_REMEDY, Provider, choose_provider, load_provider
 
 
 class OrtTensor:
@@ -28,10 +28,9 @@ class OrtTensor:
         self.array = array
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
-    @classmethod
-    def zeros(cls, info: TensorInfo | NamedTensor) -> "OrtTensor":
-        """Zeros of a shape and type."""
-        return cls(aligned_zeros(info.shape, info.dtype))
+    def put(self, numbers: Any) -> None:
+        """Fills it with numbers, which are broadcast to its shape."""
+        self.array[...] = numbers
 
 
 class GpuTensor:
@@ -47,12 +46,24 @@ class GpuTensor:
     def __init__(self, array: NDArray[Any], provider: Provider) -> None:
         import onnxruntime
 
+        self._dtype = array.dtype
         try:
             self._owner = onnxruntime.OrtValue.ortvalue_from_numpy(array, provider.device, provider.number)
             self.value = _view(self._owner)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise DeviceError(f"{provider.name}: {reason}; {CUDA_REMEDY}") from error
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What it holds, copied to the host."""
+        held: NDArray[Any] = self._owner.numpy()
+        return held
+
+    def put(self, numbers: Any) -> None:
+        """See OrtTensor."""
+        shape = self._owner.shape()
+        self._owner.update_inplace(np.ascontiguousarray(np.broadcast_to(np.asarray(numbers, self._dtype), shape)))
 
 
 def _view(owner: Any) -> Any:
@@ -70,21 +81,23 @@ def _kept(array: NDArray[Any], provider: Provider) -> Kept:
     return OrtTensor(array) if provider.device == "cpu" else GpuTensor(array, provider)
 
 
+def _zeros(info: TensorInfo | NamedTensor, provider: Provider) -> Kept:
+    """Zeros of a shape and type where the provider computes."""
+    return _kept(aligned_zeros(info.shape, info.dtype), provider)
+
+
 class State:
     """A state that sessions hand to each other; ``spare`` is written where it cannot be written in place."""
 
     def __init__(self, info: TensorInfo, provider: Provider) -> None:
         self._info = info
         self._provider = provider
-        self.now = self._zeros()
+        self.now = _zeros(info, provider)
         self.spare: Kept | None = None
-
-    def _zeros(self) -> Kept:
-        return _kept(aligned_zeros(self._info.shape, self._info.dtype), self._provider)
 
     def need_spare(self) -> None:
         """Makes a second one, if there is none yet."""
-        self.spare = self.spare or self._zeros()
+        self.spare = self.spare or _zeros(self._info, self._provider)
 
     def change(self) -> None:
         """What was written is read from now on."""
@@ -93,14 +106,14 @@ class State:
 
 
 class OrtDevice:
-    """See Device: ONNX Runtime's kernels. Weights and states are where the provider computes, the rest on the host."""
+    """See Device: ONNX Runtime's kernels; weights, states, inputs and outputs are where the provider computes."""
 
     is_late = False
-    tensor_type: type = OrtTensor
+    obstacle: str | None = None
 
-    def __init__(self, provider: Provider, obstacle: str | None = None) -> None:
+    def __init__(self, provider: Provider) -> None:
         self.provider = provider
-        self.obstacle = obstacle
+        self.tensor_type: type = OrtTensor if provider.device == "cpu" else GpuTensor
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
         """See Device; on the host weights stay in the files that are mapped."""
@@ -127,7 +140,7 @@ class OrtDevice:
 
 
 class OrtCall:
-    """See Call. Numbers of the host go into buffers that are bound once; states are written where they lie.
+    """See Call. Numbers of the host go into buffers that are bound; states are written where they lie.
 
     Where a model reads a state after it began to write it, it writes another one, and the two change places.
     """
@@ -138,7 +151,7 @@ class OrtCall:
         self._spec = spec
         self._open = function
         self._shared = shared
-        self.inputs: dict[str, Any] = {tensor.name: OrtTensor.zeros(tensor) for tensor in spec.inputs}
+        self.inputs: dict[str, Any] = {tensor.name: _zeros(tensor, provider) for tensor in spec.inputs}
         self._outputs: dict[str, Any] = {}
         self._bound: dict[str, Any] = {}
         self._moving: list[str] = []
@@ -173,20 +186,24 @@ class OrtCall:
 
     def _take(self, name: str, value: Any) -> None:
         """An input is a tensor where it lies, if it has the input's shape, or numbers that are copied."""
-        buffer = self.inputs[name].array
-        if isinstance(value, OrtTensor) and value.array.shape == buffer.shape:
+        held = self.inputs[name]
+        shape = tuple(held.value.shape())
+        if isinstance(value, Kept) and tuple(value.value.shape()) == shape:
             self._bind(name, value)
             return
         if isinstance(value, Columns):
-            value = value.tensor.array[:, : buffer.shape[1]]
-        elif isinstance(value, OrtTensor):
-            value = value.array.reshape(buffer.shape)
-        buffer[...] = value
-        self._bind(name, self.inputs[name])
+            value = value.tensor.array[:, : shape[1]]
+        elif isinstance(value, Kept):
+            value = value.array.reshape(shape)
+        held.put(value)
+        self._bind(name, held)
 
     def _bind(self, name: str, tensor: Kept) -> None:
-        """Lets the model read a tensor, and write it if it is a state that stays where it is."""
-        if self._bound.get(name) is tensor or not self._session:
+        """Lets the model read a tensor, and write it if it is a state that stays where it is.
+
+        With a GPU it is done for each call: what a node on the other side reads is copied there when it is bound.
+        """
+        if not self._session or (self._provider.device == "cpu" and self._bound.get(name) is tensor):
             return
         self._bound[name] = tensor
         self._binding.bind_ortvalue_input(name, tensor.value)
@@ -208,10 +225,21 @@ class OrtCall:
         self._binding = session.io_binding()
         for name in self._moving:
             self._shared[name].need_spare()
-        self._outputs = {tensor.name: OrtTensor.zeros(tensor) for tensor in spec.outputs}
+        self._outputs = {tensor.name: _zeros(tensor, self._provider) for tensor in spec.outputs}
         for name, tensor in self._outputs.items():
             self._binding.bind_ortvalue_output(name if name in names else f"next.{name}", tensor.value)
         self._session = session
         for name, tensor in self.inputs.items():
             self._bind(name, tensor)
         return session
+
+
+def open_onnxruntime(artifact: Artifact) -> OrtDevice:
+    """The device an artifact is run on: a GPU that can, else the processor.
+
+    Raises:
+        InputError: there is none of the number it was opened for.
+    """
+    provider = choose_provider(artifact)
+    load_provider(provider)
+    return OrtDevice(provider)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.artifact.nvidia import find_driver
-from dspark_compiler.errors import InputError
+from dspark_compiler.errors import DeviceError, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_REMEDY = "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries it needs"
@@ -38,22 +38,34 @@ def choose_provider(artifact: Artifact) -> Provider:
     Raises:
         InputError: there is no device of that number.
     """
-    gpus = _gpus() if _can_run_on_cuda(artifact) else 0
+    gpus = _gpus() if artifact.manifest.dtype == _ON_CUDA else 0
     number = artifact.device
     if not gpus and number:
         raise InputError(
             f"--device {number}: {artifact.path} runs on ONNX Runtime's processor, which is one device, 0; GPUs take "
-            f"artifacts of --dtype {_ON_CUDA} without --heads and --kv-budget, and the package onnxruntime-gpu"
+            f"artifacts of --dtype {_ON_CUDA}, and the package onnxruntime-gpu"
         )
     if not 0 <= number < max(gpus, 1):
         raise InputError(f"--device {number}: there is none of this number; ONNX Runtime has GPUs 0 to {gpus - 1}")
     return Provider(_CUDA, "cuda", number) if gpus else Provider()
 
 
-def _can_run_on_cuda(artifact: Artifact) -> bool:
-    """Pruned caches gave other tokens there when they were tried; drafters have not been."""
-    manifest = artifact.manifest
-    return manifest.dtype == _ON_CUDA and manifest.kv.pruning is None and manifest.heads is None
+def load_provider(provider: Provider) -> None:
+    """Loads the libraries a provider needs, from wherever Python packages have put them."""
+    if provider.device == "cuda":
+        import onnxruntime
+
+        onnxruntime.preload_dlls()
+
+
+def check_started(session: Any, provider: Provider) -> None:
+    """Makes sure that a session is run by the provider it was opened for: ONNX Runtime itself takes another silently.
+
+    Raises:
+        DeviceError: the provider did not start.
+    """
+    if provider.name not in session.get_providers():
+        raise DeviceError(f"{provider.name}: does not start; {CUDA_REMEDY}")
 
 
 def _gpus() -> int:

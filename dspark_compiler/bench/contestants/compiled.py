@@ -39,7 +39,7 @@ class Compiled:
                 "provider": choose_provider(artifact).name,
                 "intra-op threads": str(setup.threads),
                 "execution": "sequential",
-                **session_options(artifact),
+                **session_options(artifact, artifact.manifest.entry_points["decode"]),
             }
         if target.kind in ("cpu", "onnxruntime"):
             self.memory = host_memory()

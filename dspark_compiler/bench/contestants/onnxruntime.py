@@ -15,6 +15,7 @@ from dspark_compiler.bench.contestants.base import Setup
 from dspark_compiler.bench.contestants.onnx_form import FORM, Form
 from dspark_compiler.bench.memory import host_memory
 from dspark_compiler.errors import DSparkError, InputError
+from dspark_compiler.runtime.ort_provider import Provider, check_started, load_provider
 
 # Where a session runs, what its kernels there compute in, and the types of weights that makes a fair comparison of.
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -39,15 +40,16 @@ class OnnxRuntime:
         options.intra_op_num_threads = setup.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        provider = _PROVIDERS[setup.device]
-        where = (provider, {"device_id": setup.number}) if setup.device == "cuda" else provider
+        provider = Provider(_PROVIDERS[setup.device], setup.device, self._number)
+        load_provider(provider)
         with tempfile.TemporaryDirectory(prefix="dspark-onnx-") as folder:
             self._form = _export(setup.source, Path(folder), setup.dtype)
-            self._session = InferenceSession(self._form.path, options, providers=[where])
+            self._session = InferenceSession(self._form.path, options, providers=provider.order)
+        check_started(self._session, provider)
         self._types = {name: np.dtype(kind) for name, kind in self._form.dtypes.items()}
         self.options: Mapping[str, str] = {
             "onnxruntime": onnxruntime.__version__,
-            "provider": provider,
+            "provider": provider.name,
             "graph optimization": "all",
             "execution": "sequential",
             "prepacking": "on",

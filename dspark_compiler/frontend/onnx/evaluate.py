@@ -53,7 +53,11 @@ def evaluate(
                 values.update((output, x) for output, x in outputs if x is not None)
             continue
         if value.const_value is None:
-            raise UnsupportedModelError(f"input {value.name!r}: there is nothing it could be fed with")
+            users = [named(use.node) for use in value.uses()]
+            user = f"{users[0]}: its" if users else "an"
+            raise UnsupportedModelError(
+                f"{user} input {value.name!r} has nothing to be fed with; export the model again"
+            )
         values[value] = _constant(value.const_value, weights and value in exact)
     return values
 
@@ -123,7 +127,10 @@ def call(node: ir.Node, operator: Operator, inputs: Sequence[Any]) -> tuple[Any,
         result = operator.function(*arguments, **_renamed(node, options))
     except OPERATOR_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{named(node)}: cannot be run ({type(error).__name__}: {reason})") from error
+        raise UnsupportedModelError(
+            f"{named(node)}: cannot be run ({type(error).__name__}: {reason}); "
+            "export the model with torch.onnx.export(dynamo=True), or give the Hugging Face folder"
+        ) from error
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 

@@ -37,6 +37,11 @@ def read_model(path: Path) -> ir.Model:
             f"{path}: opset {opset} is too old, {OLDEST_OPSET} is the first that can be read; export the model with a "
             "later one, or convert it with onnx.version_converter"
         )
+    if opset > (newest := onnx.defs.onnx_opset_version()):
+        raise InputError(
+            f"{path}: opset {opset} is not known here, where {newest} is the newest; export the model with an earlier "
+            "one, or update the package onnx"
+        )
     with quiet():
         take_branches(model)
     _check_external(model.graph, path)

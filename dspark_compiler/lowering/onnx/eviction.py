@@ -15,9 +15,11 @@ from dspark_compiler.lowering.onnx.attention import masked_logits, sinks_of, sof
 from dspark_compiler.lowering.onnx.elementwise import onnx_type
 from dspark_compiler.lowering.onnx.emitter import CONTRIB, Emitter
 from dspark_compiler.lowering.onnx.expression import FLOAT, INT32, INT64, Value, concat
-from dspark_compiler.lowering.onnx.slots import counting, put, rows_of, used_slots
+from dspark_compiler.lowering.onnx.slots import counting, gathered, put, rows_of, used_slots
 
-_INF = float("inf")
+# Above every score, also those of slots that a policy wants to stay. CUDA's TopK fills up what it sorts with the
+# largest float, and gives places of its padding for anything beyond that.
+_SPARED = 3e38
 
 
 def append_queries(node: fx.Node, emitter: Emitter) -> None:
@@ -140,7 +142,7 @@ def select_slots(node: fx.Node, emitter: Emitter) -> Value:
     every = counting(emitter, slots)
     position = _of(emitter, given["slot_position"], given["sequence"]).cast(INT64)
     spared = (position < given["first"]) | (position >= end - given["last"]) | (every >= used)
-    _, order = _ascending(emitter, spared.where(_INF, emitter.get(given["score"])), slots)
+    _, order = _ascending(emitter, spared.where(_SPARED, emitter.get(given["score"])), slots)
     shape = (1, heads, slots)
     goes = (every < drop).expand(*shape)
     gone = emitter.constant(np.zeros(shape, np.bool_)).op("ScatterElements", order, goes, axis=2)
@@ -158,7 +160,7 @@ def compact_slots(node: fx.Node, emitter: Emitter) -> None:
     for name in ("k_cache", "v_cache", "slot_position", "slot_score"):
         if given[name] is not None:
             old = _of(emitter, given[name], given["sequence"])
-            moved = old.op("GatherND", source, batch_dims=2)
+            moved = gathered(old, source, batch_dims=2)
             _replace(emitter, given[name], moved, given["sequence"])
 
 

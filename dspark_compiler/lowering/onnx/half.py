@@ -1,6 +1,8 @@
 """A program in float16: weights, keys and values, and most of what is computed, as kernels of GPUs take them.
 
-What comes in, goes out, or is weighed, summed and drawn stays float32. So do the memories of drafters and policies.
+What comes in, goes out, or is weighed, summed and drawn stays float32. So do the memories of drafters and policies, and
+what drafters make of several layers' outputs side by side: these are large where a text begins (25 thousand with
+SmolLM2), and a sum over them may be beyond what 16 bits hold.
 """
 
 import dataclasses
@@ -24,6 +26,8 @@ _HALF = (
     *(_dspark.rms_norm.default, _dspark.rope.default, _aten.silu.default, _aten.gelu.default),
     *(_dspark.append_attention.default, _dspark.scratch_attention.default, _dspark.commit_scratch.default),
 )
+_PRODUCTS = (_aten.linear.default, _dspark.quantized_linear.default)
+_VIEWS = (_aten.reshape.default, _aten.view.default, _aten.clone.default, _aten._to_copy.default)
 # What takes its operands as they are: of two types it computes in the wider one.
 _EITHER = (
     *(_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.neg.default),
@@ -62,13 +66,23 @@ def _only_in_half(program: Program) -> list[str]:
     barred = set()
     for entry in program.entries.values():
         for node in entry.placeholders(Role.PARAM):
-            if any(user.target not in _HALF for user in node.users):
+            if any(user.target not in _HALF or _joins_layers(user) for user in node.users):
                 barred.add(node.meta["ref"])
     return [ref for ref, param in program.params.items() if param.dtype is torch.float32 and ref not in barred]
 
 
+def _joins_layers(node: fx.Node) -> bool:
+    """Whether it is a product with tensors side by side, or the norm of one."""
+    if node.target not in (*_PRODUCTS, _dspark.rms_norm.default):
+        return False
+    source = next(operand for operand in node.args if isinstance(operand, fx.Node))
+    while source.target in _VIEWS:
+        (source,) = source.all_input_nodes
+    return _joins_layers(source) if node.target not in _PRODUCTS else source.target is _aten.cat.default
+
+
 def _convert(node: fx.Node) -> None:
-    if node.target in _HALF:
+    if node.target in _HALF and not _joins_layers(node):
         _cast_args(node, torch.float16)
     elif hasattr(node.target, "_schema") and node.target not in (*_EITHER, *_READERS):
         _cast_args(node, torch.float32)

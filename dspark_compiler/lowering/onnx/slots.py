@@ -10,7 +10,7 @@ from torch import fx
 
 from dspark_compiler.lowering.nodes import shape_of
 from dspark_compiler.lowering.onnx.emitter import Emitter
-from dspark_compiler.lowering.onnx.expression import INT64, Value, concat
+from dspark_compiler.lowering.onnx.expression import INT32, INT64, Value, concat
 
 
 def used_slots(emitter: Emitter, length: fx.Node, slots: int, free: fx.Node | None) -> Value:
@@ -81,8 +81,14 @@ def put(emitter: Emitter, state: fx.Node, values: Value, rows: Rows) -> None:
     before = emitter.get(state)
     if rows.some is not None:
         some = rows.some.unsqueeze(*range(1, len(shape_of(state))))
-        values = some.where(values, before.op("GatherND", indices))
+        values = some.where(values, gathered(before, indices))
     emitter.write(state, before.op("ScatterND", indices, values))
+
+
+def gathered(value: Value, indices: Value, batch_dims: int = 0) -> Value:
+    """GatherND; CUDA has it for integers of 64 bits only."""
+    wide = value.cast(INT64) if value.dtype == INT32 else value
+    return wide.op("GatherND", indices, batch_dims=batch_dims).cast(value.dtype)
 
 
 def _indices(emitter: Emitter, rows: Rows, heads: int) -> Value:

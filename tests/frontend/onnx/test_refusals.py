@@ -113,6 +113,14 @@ def old_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 11
 
 
+def future_opset(model: ModelProto) -> None:
+    model.opset_import[0].version = 99
+
+
+def nowhere(model: ModelProto) -> None:
+    node(model, "SimplifiedLayerNormalization").input[0] = "nowhere"
+
+
 def bidirectional(model: ModelProto) -> None:
     attention = node(model, "Attention")
     next(a for a in attention.attribute if a.name == "is_causal").i = 0
@@ -150,6 +158,8 @@ def last_logits_only(model: ModelProto) -> None:
         ("grouped", segments, UnsupportedModelError, "'token_type_ids'", "only decoders"),
         ("grouped", fixed_length, UnsupportedModelError, "exactly 16 tokens", "dynamic axes"),
         ("grouped", old_opset, InputError, "opset 11", "version_converter"),
+        ("grouped", future_opset, InputError, "opset 99", "an earlier one"),
+        ("grouped", nowhere, UnsupportedModelError, "SimplifiedLayerNormalization): its input 'nowhere'", "again"),
         ("standard", bidirectional, UnsupportedModelError, "(Attention)", "decoders that see earlier"),
         ("grouped", misshapen, UnsupportedModelError, "(MatMul)", "cannot be run"),
         ("grouped", padding, UnsupportedModelError, "(com.microsoft.GroupQueryAttention)", "without padding"),

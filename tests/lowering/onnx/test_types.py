@@ -51,6 +51,31 @@ def test_float16_with_a_cache_that_forgets(tmp_path: Path) -> None:
     assert runner.states["k_cache.0"].dtype is torch.float16
 
 
+def test_float16_of_several_layers_outputs(tmp_path: Path) -> None:
+    """A sum over them may be beyond float16: their product and its norm are float32, what follows is not."""
+    graph = fx.Graph()
+    first, second, fc, scale, weight = (
+        graph.placeholder(name) for name in ("first", "second", "fc", "scale", "weight")
+    )
+    side = graph.call_function(torch.ops.aten.cat.default, ([first, second], -1))
+    joined = graph.call_function(torch.ops.aten.linear.default, (side, fc))
+    normed = graph.call_function(torch.ops.dspark.rms_norm.default, (joined, scale, 1e-5))
+    graph.output((graph.call_function(torch.ops.aten.linear.default, (normed, weight)),))
+    entry = EntryPoint("decode", EntryKind.DECODE, 1, 1, fx.GraphModule({}, graph), ("y",))
+    params = {"fc": torch.full((8, 16), 3e4), "scale": torch.ones(8), "weight": torch.ones(4, 8)}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            node.meta.update(role=Role.PARAM if node.name in params else Role.INPUT, ref=node.name)
+            node.meta["val"] = params.get(node.name, torch.empty(3, 8)).to("meta")
+        elif node.op == "call_function":
+            node.meta["val"] = infer(node)
+    runner = OnnxRunner(Program({"decode": entry}, params), tmp_path, "float16")
+    kinds = {name: tensor.dtype for name, tensor in runner.program.params.items()}
+    assert kinds == {"fc": torch.float32, "scale": torch.float32, "weight": torch.float16}
+    ones = torch.ones(3, 8)
+    within(1e-3)(runner.run("decode", first=ones, second=ones)["y"], torch.full((3, 4), 8.0))
+
+
 @pytest.mark.parametrize(
     ("scheme", "bits", "dtype", "tolerance"),
     [("int8", {8}, "float32", 1e-4), ("int4-g128", {4, 8}, "float32", 1e-4), ("int4-g128", {4, 8}, "float16", 1e-2)],
