@@ -2,9 +2,9 @@
 
 Running softmax after Milakov & Gimelshein 2018 (arXiv 1805.02867). Teams take slots in turn, a few at once so that they
 are on their way together, and put their sums together at the end: half of the teams add those of the other half to
-their own, then a thread adds up an element of these. A slot goes to the same team, at the same turn, whatever the number
-of query rows, and one that is masked for a row leaves its sums as they are: a token's output is bit for bit the same
-from decode and verify.
+their own, then a thread adds up an element of these. A slot goes to the same team, at the same turn, whatever the
+number of query rows, and one that is masked for a row leaves its sums as they are: a token's output is bit for bit the
+same from decode and verify.
 """
 
 from collections.abc import Callable
@@ -289,7 +289,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a work group, in shared memory: sums and weights of pairs of teams, and a row's maximum, which they are relative to."""
+    """Of a work group, in shared memory: sums and weights of pairs of teams, relative to a row's maximum; and that."""
 
     sums: Buffer
     weights: Buffer

@@ -92,7 +92,7 @@ def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) ->
 
 
 class Head:
-    """A team's head: a lane's elements of its first half, some in a row, and those of the second that turn with them."""
+    """A team's head: a lane has elements of its first half, some in a row, and those they turn with."""
 
     def __init__(
         self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
@@ -108,31 +108,23 @@ class Head:
         """Norm and rotation of the query or key head ``number``; of others, numbers nobody stores."""
         shape, each = self._shape, self._each
         start = T.Bind(T.min(number, shape.heads + shape.kv_heads - 1) * shape.head_dim)
-        values, total = registers((self._turns * 2, each)), registers(1)
-        T.buffer_store(total, T.float32(0.0), [0])
-        for turn in range(self._turns):
-            for part in range(2):
-                self._load(values, turn * 2 + part, "x", (self._row, start + part * self._half + self._element(turn)))
-        for turn in range(self._turns):
-            for part in range(2):
-                for e in range(each):
-                    square = values[turn * 2 + part, e] * values[turn * 2 + part, e]
-                    inside = self._first(turn) < self._half
-                    T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
-        scale = self._inverse_root(total[0])
+        # All is asked for before anything is stored: what is loaded after a store waits for it.
+        values = self._loaded("x", lambda d: (self._row, start + d))
+        weights = None if self._work.eps is None else self._weights(number)
+        tables = [self._loaded(name, self._in_table) for name in ("cos", "sin")] if self._work.rope else None
+        scale = self._inverse_root(values)
         for turn in range(self._turns):
             with when(self._first(turn) < self._half) if self._half % TEAM else nullcontext():
-                low, high = (self._scaled(values, turn * 2 + part, scale, number, part) for part in range(2))
-                tables = {name: self._table(name, turn) for name in ("cos", "sin") if self._work.rope}
                 for e in range(each):
-                    first, second = low[e], high[e]
-                    if tables:
-                        cos, sin = tables["cos"], tables["sin"]
-                        first = T.Bind(low[e] * cos[0, e] - high[e] * sin[0, e])
-                        second = T.Bind(high[e] * cos[1, e] + low[e] * sin[1, e])
+                    at = (2 * turn, e), (2 * turn + 1, e)  # in both halves
+                    low, high = (self._normed(values, weights, scale, place) for place in at)
+                    if tables is not None:
+                        cos, sin = tables
+                        turned = low * cos[at[0]] - high * sin[at[0]], high * cos[at[1]] + low * sin[at[1]]
+                        low, high = (T.Bind(value) for value in turned)
                     for store in stores:
-                        store(T.Bind(self._first(turn) + e), first)
-                        store(T.Bind(self._first(turn) + e + self._half), second)
+                        store(T.Bind(self._first(turn) + e), low)
+                        store(T.Bind(self._first(turn) + e + self._half), high)
 
     def copy(self, start: Expr, store: Store) -> None:
         """A value head as it is."""
@@ -148,29 +140,40 @@ class Head:
         """The same, or of what lies past the half its last."""
         return T.min(self._first(turn), self._half - 1) if self._half % TEAM else self._first(turn)
 
-    def _load(self, target: Buffer, line: int, name: str, at: tuple[Expr, ...]) -> None:
-        copy(target, (line, 0), self._tensors[name], at, self._each)
-
-    def _table(self, name: str, turn: int) -> Buffer:
-        """Cosines or sines of a lane's elements of both halves."""
-        found, (row, token) = registers((2, self._each)), self._token
-        for part in range(2):
-            self._load(found, part, name, (row, T.int32(0), token, part * self._half + self._element(turn)))
+    def _loaded(self, name: str, place: Callable[[Expr], tuple[Expr, ...]]) -> Buffer:
+        """A lane's elements d of a tensor at place(d): a line for each turn and half."""
+        found = registers((self._turns * 2, self._each))
+        for turn in range(self._turns):
+            for part in range(2):
+                at = place(part * self._half + self._element(turn))
+                copy(found, (2 * turn + part, 0), self._tensors[name], at, self._each)
         return found
 
-    def _inverse_root(self, squares: Expr) -> Expr:
+    def _in_table(self, d: Expr) -> tuple[Expr, ...]:
+        row, token = self._token
+        return row, T.int32(0), token, d
+
+    def _weights(self, number: Expr) -> Buffer:
+        """Those of the norm of head ``number``."""
+        query, key = (self._loaded(f"{name}_weight", lambda d: (d,)) for name in "qk")
+        for line in range(self._turns * 2):
+            for e in range(self._each):
+                T.buffer_store(query, T.Select(number < self._shape.heads, query[line, e], key[line, e]), [line, e])
+        return query
+
+    def _normed(self, values: Buffer, weights: Buffer | None, scale: Expr, place: tuple[int, int]) -> Expr:
+        return T.Bind(values[place] if weights is None else values[place] * scale * weights[place])
+
+    def _inverse_root(self, values: Buffer) -> Expr:
         """1 / sqrt(mean of squares + eps), if there is a norm."""
         if self._work.eps is None:
             return T.float32(1.0)
-        mean = team_sum(squares) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
+        total = registers(1)
+        T.buffer_store(total, T.float32(0.0), [0])
+        for line in range(self._turns * 2):
+            for e in range(self._each):
+                square = values[line, e] * values[line, e]
+                inside = self._first(line // 2) < self._half
+                T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
+        mean = team_sum(total[0]) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
         return T.Bind(T.float32(1.0) / T.sqrt(mean))
-
-    def _scaled(self, values: Buffer, line: int, scale: Expr, number: Expr, part: int) -> list[Expr]:
-        """A lane's elements of a half, normed."""
-        if self._work.eps is None:
-            return [T.Bind(values[line, e]) for e in range(self._each)]
-        weights = registers((2, self._each))
-        for which, name in enumerate("qk"):
-            self._load(weights, which, f"{name}_weight", (part * self._half + self._element(line // 2),))
-        chosen = [T.Select(number < self._shape.heads, weights[0, e], weights[1, e]) for e in range(self._each)]
-        return [T.Bind(values[line, e] * scale * chosen[e]) for e in range(self._each)]
