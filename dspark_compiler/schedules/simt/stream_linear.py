@@ -64,7 +64,8 @@ def outputs_of(rows: int, options: Options) -> int:
     """Features a team makes: what it reads of several rows of x serves more than one."""
     if rows == 1:
         return 1
-    return 4 if rows >= _MANY else 2
+    # Gated, these are twice as many rows of the weight: eight take more registers than leave room for two waves.
+    return 4 if rows >= _MANY and options.activation is None else 2
 
 
 class _Launch:
