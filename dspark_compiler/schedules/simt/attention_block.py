@@ -1,9 +1,10 @@
 """A work group's share of attention: some query rows over some slots, with a running softmax a team.
 
 Running softmax after Milakov & Gimelshein 2018 (arXiv 1805.02867). Teams take slots in turn, a few at once so that they
-are on their way together, and put their sums together at the end. A slot goes to the same team, at the same turn,
-whatever the number of query rows, and one that is masked for a row leaves its sums as they are: a token's output is
-bit for bit the same from decode and verify.
+are on their way together, and put their sums together at the end: half of the teams add those of the other half to
+their own, then a thread adds up an element of these. A slot goes to the same team, at the same turn, whatever the
+number of query rows, and one that is masked for a row leaves its sums as they are: a token's output is bit for bit the
+same from decode and verify.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from dspark_compiler.schedules.simt.stored import elements_at_once
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-THREADS = 128
+THREADS = 256
 TEAMS = THREADS // TEAM
+_HALF = TEAMS // 2
 AT_ONCE = 4  # slots a team has under way
 TURN = TEAMS * AT_ONCE  # slots that a work group takes in a turn
 MASKED = -1e30  # the maximum of nothing: finite, for its difference to itself is taken
@@ -26,11 +28,14 @@ _UNSEEN = -3e38  # a score whose weight is nothing beside any maximum
 
 _MOST_REGISTERS = 64  # floats of queries and of sums that a thread holds
 _MOST_ROWS = 4  # query rows written out one after the other
+_FEW_GROUPS = 32  # work groups that leave a device so idle that each takes a row
 
 
 def rows_together(problem: Problem) -> int:
     """Query rows a work group holds at a time."""
     shape = problem.shape
+    if shape.rows * shape.kv_heads * problem.rows <= _FEW_GROUPS:
+        return 1
     return max(1, min(problem.rows, _MOST_ROWS, _MOST_REGISTERS * TEAM // (shape.head_dim + shape.value_dim)))
 
 
@@ -131,9 +136,9 @@ class Block:
         self._slots = registers((AT_ONCE, 2), "int32")
         self._limit = registers(place.count, "int32")  # slots from here on a row does not see
         self._totals = Totals(
-            shared((TEAMS, place.count, shape.value_dim)),
-            shared((TEAMS, place.count)),
-            shared((TEAMS, place.count)),
+            shared((_HALF, place.count, shape.value_dim)),
+            shared((place.count, TEAMS)),
+            shared((place.count, TEAMS)),
         )
 
     def begin(self) -> None:
@@ -213,16 +218,45 @@ class Block:
 
     def put_together(self) -> "Totals":
         """The teams' parts in shared memory, for all threads to read."""
-        totals = self._totals
         for i in range(self._place.count):
-            for number in range(self._own_values):
-                at = [self._team, i, self._pieces["v"].element(self._lane, number)]
-                T.buffer_store(totals.sums, self._sums[i, number], at)
             with when(self._lane == 0):
-                T.buffer_store(totals.peaks, self._peak[i], [self._team, i])
-                T.buffer_store(totals.weights, self._total[i], [self._team, i])
+                T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
+                T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
+            with when(self._team >= _HALF):
+                self._store_sums(i)
         barrier()
-        return totals
+        for i in range(self._place.count):
+            self._add_pair(i)
+        barrier()
+        for i in range(self._place.count):
+            with when(self._team < _HALF):
+                self._store_sums(i)
+                with when(self._lane == 0):
+                    T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
+                    T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
+        barrier()
+        return self._totals
+
+    def _add_pair(self, i: int) -> None:
+        """A row's sums of two teams, relative to the maximum of all, in the first one's registers."""
+        totals, other = self._totals, T.Bind((self._team + _HALF) % TEAMS)
+        peak, own, more = registers(1), registers(1), registers(1)
+        T.buffer_store(peak, totals.peaks[i, 0], [0])
+        for team in range(1, TEAMS):
+            T.buffer_store(peak, T.max(peak[0], totals.peaks[i, team]), [0])
+        T.buffer_store(own, T.exp(self._peak[i] - peak[0]), [0])
+        T.buffer_store(more, T.exp(totals.peaks[i, other] - peak[0]), [0])
+        T.buffer_store(self._peak, peak[0], [i])
+        T.buffer_store(self._total, T.fma(totals.weights[i, other], more[0], self._total[i] * own[0]), [i])
+        for number in range(self._own_values):
+            theirs = totals.sums[self._team % _HALF, i, self._pieces["v"].element(self._lane, number)]
+            T.buffer_store(self._sums, T.fma(theirs, more[0], self._sums[i, number] * own[0]), [i, number])
+
+    def _store_sums(self, i: int) -> None:
+        """Puts a team's sums of a row where those of its pair lie."""
+        for number in range(self._own_values):
+            at = [self._team % _HALF, i, self._pieces["v"].element(self._lane, number)]
+            T.buffer_store(self._totals.sums, self._sums[i, number], at)
 
     def _scaled(self, name: str, u: int, value: Expr) -> Expr:
         """A product with what is stored of a slot, made one with its key, or a weight of its value."""
@@ -255,7 +289,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums, sums of weights and maxima of a work group's teams, in shared memory."""
+    """Of a work group, in shared memory: sums and weights of pairs of teams, relative to a row's maximum; and that."""
 
     sums: Buffer
     weights: Buffer
@@ -263,14 +297,10 @@ class Totals:
 
     def of(self, i: Expr, d: Expr) -> tuple[Expr, Expr, Expr]:
         """Element d of row i of the work group: its sum, the sum of weights, and the maximum they are relative to."""
-        peak, weight, value, factor = (registers(1) for _ in range(4))
-        T.buffer_store(peak, self.peaks[0, i], [0])
-        with T.serial(1, TEAMS) as team:
-            T.buffer_store(peak, T.max(peak[0], self.peaks[team, i]), [0])
-        T.buffer_store(weight, T.float32(0.0), [0])
-        T.buffer_store(value, T.float32(0.0), [0])
-        with T.serial(0, TEAMS) as team:
-            T.buffer_store(factor, T.exp(self.peaks[team, i] - peak[0]), [0])
-            T.buffer_store(weight, T.fma(self.weights[team, i], factor[0], weight[0]), [0])
-            T.buffer_store(value, T.fma(self.sums[team, i, d], factor[0], value[0]), [0])
-        return value[0], weight[0], peak[0]
+        weight, value = registers(1), registers(1)
+        T.buffer_store(weight, self.weights[i, 0], [0])
+        T.buffer_store(value, self.sums[0, i, d], [0])
+        for pair in range(1, _HALF):
+            T.buffer_store(weight, weight[0] + self.weights[i, pair], [0])
+            T.buffer_store(value, value[0] + self.sums[pair, i, d], [0])
+        return value[0], weight[0], self.peaks[i, 0]

@@ -18,7 +18,7 @@ from dspark_compiler.schedules.tir import Expr, when
 FEW_TOKENS = 32  # of a call whose slots are shared out
 
 _MOST_CHUNKS = 64
-_TURNS = 4  # of a part at least: meeting takes longer than a few of them
+_TURNS = 2  # of a part at least: meeting takes longer than a few of them
 _WRITTEN_OUT = 2  # elements of a thread that follow each other without a loop
 _AT_ONCE = 8  # parts whose numbers are on their way together
 
@@ -149,7 +149,7 @@ def for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:
             emit(i, d)
 
     turns = -(-count * value_dim // THREADS)
-    if whole and turns <= _WRITTEN_OUT:
+    if turns <= _WRITTEN_OUT:
         for turn in range(turns):  # nothing between them, so that they run side by side
             one(T.int32(turn))
         return

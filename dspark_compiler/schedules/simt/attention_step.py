@@ -34,7 +34,7 @@ from dspark_compiler.schedules.simt.cache_rows import (
 )
 from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
 from dspark_compiler.schedules.simt.stored import copy, narrow
-from dspark_compiler.schedules.simt.threads import barrier, launch, shared
+from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
@@ -125,6 +125,7 @@ class _Projected:
     def prepare(self, has_new: Expr, writes: Expr) -> None:
         """Brings the work group's queries and, where its slots may be new, new keys and values; one ``writes`` them."""
         place, shape = self._place, self._place.problem.shape
+        values = self._values(has_new)
         with T.serial(0, -(-(place.count + shape.width) // TEAMS)) as turn:
             task = T.Bind(turn * TEAMS + place.team)
             is_query = T.Bind(task < place.count)
@@ -147,7 +148,7 @@ class _Projected:
 
             head.rotate(number, store_query, store_key)
         with when(has_new):
-            self._bring_values(writes)
+            self._store_values(values, writes)
         barrier()
 
     def query(self, i: int, element: Expr) -> Expr:
@@ -171,17 +172,33 @@ class _Projected:
         """See Rows; caches that have scales are written by a launch of their own."""
         raise AssertionError("a step reads no quantized cache")
 
-    def _bring_values(self, writes: Expr) -> None:
-        """All threads, an element of a token's value each in turn."""
+    def _values(self, has_new: Expr) -> Buffer:
+        """New values, if any: a thread has every ``THREADS``th element of all tokens."""
+        shape = self._place.problem.shape
+        start = (shape.heads + shape.kv_heads) * shape.head_dim + self._place.head * shape.value_dim
+        count = shape.width * shape.value_dim
+        values = registers(-(-count // THREADS))
+        with when(has_new):
+            for turn in range(-(-count // THREADS)):
+                token, d = self._element(T.min(turn * THREADS + self._place.thread, count - 1))
+                x = self._tensors["x"][self._place.row * shape.width + token, start + d]
+                T.buffer_store(values, x, [turn])
+        return values
+
+    def _store_values(self, values: Buffer, writes: Expr) -> None:
         place, shape = self._place, self._place.problem.shape
-        start = (shape.heads + shape.kv_heads) * shape.head_dim + place.head * shape.value_dim
-        with T.serial(0, -(-shape.width * shape.value_dim // THREADS)) as turn:
+        count = shape.width * shape.value_dim
+        for turn in range(-(-count // THREADS)):
             unit = T.Bind(turn * THREADS + place.thread)
-            with when(unit < shape.width * shape.value_dim):
-                token, d = T.Bind(unit // shape.value_dim), T.Bind(unit % shape.value_dim)
-                value = T.Bind(self._tensors["x"][place.row * shape.width + token, start + d])
-                T.buffer_store(self._new["v"], narrow(value, place.problem.dtype), [token, d])
+            with when(unit < count):
+                token, d = self._element(unit)
+                T.buffer_store(self._new["v"], narrow(values[turn], place.problem.dtype), [token, d])
                 slot = NewSlot(place.problem, self._tensors, place.row, token)
                 with when(T.And(writes, slot.fits)):
-                    slot.store("v", place.head, d, value)
+                    slot.store("v", place.head, d, values[turn])
                     slot.store_position(place.head, d == 0)
+
+    def _element(self, unit: Expr) -> tuple[Expr, Expr]:
+        """Token and element of a unit."""
+        value_dim = self._place.problem.shape.value_dim
+        return T.Bind(unit // value_dim), T.Bind(unit % value_dim)

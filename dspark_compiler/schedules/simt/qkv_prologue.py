@@ -12,6 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.cache_rows import NewSlot, Problem, Tensors, cache_args, form_args, scratch_args
+from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import TEAM, launch, registers, team_sum
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
@@ -91,7 +92,7 @@ def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) ->
 
 
 class Head:
-    """A team's head: lane by lane the elements of its first half, and those of the second that turn with them."""
+    """A team's head: a lane has elements of its first half, some in a row, and those they turn with."""
 
     def __init__(
         self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
@@ -99,34 +100,31 @@ class Head:
         self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
         self._row = T.Bind(token[0] * shape.width + token[1])
         self._half = shape.head_dim // 2
-        self._turns = -(-self._half // TEAM)
+        # Elements in a row: whole accesses where lanes share the half evenly.
+        self._each = max(each for each in (1, 2, 4) if self._half % (TEAM * each) == 0 or each == 1)
+        self._turns = -(-self._half // (TEAM * self._each))
 
     def rotate(self, number: Expr, *stores: Store) -> None:
         """Norm and rotation of the query or key head ``number``; of others, numbers nobody stores."""
-        shape = self._shape
+        shape, each = self._shape, self._each
         start = T.Bind(T.min(number, shape.heads + shape.kv_heads - 1) * shape.head_dim)
-        values, total = registers((self._turns, 2)), registers(1)
-        T.buffer_store(total, T.float32(0.0), [0])
+        # All is asked for before anything is stored: what is loaded after a store waits for it.
+        values = self._loaded("x", lambda d: (self._row, start + d))
+        weights = None if self._work.eps is None else self._weights(number)
+        tables = [self._loaded(name, self._in_table) for name in ("cos", "sin")] if self._work.rope else None
+        scale = self._inverse_root(values)
         for turn in range(self._turns):
-            for part in range(2):
-                d = T.min(turn * TEAM + self._lane, self._half - 1)
-                T.buffer_store(values, self._tensors["x"][self._row, start + part * self._half + d], [turn, part])
-                square = values[turn, part] * values[turn, part]
-                inside = turn * TEAM + self._lane < self._half
-                T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
-        scale = self._inverse_root(total[0])
-        for turn in range(self._turns):
-            d = T.Bind(turn * TEAM + self._lane)
-            with when(d < self._half) if self._half % TEAM else nullcontext():
-                low, high = (
-                    self._scaled(values[turn, part], scale, number, part * self._half + d) for part in range(2)
-                )
-                if self._work.rope:
-                    cos, sin = self._table("cos", d), self._table("sin", d)
-                    low, high = T.Bind(low * cos[0] - high * sin[0]), T.Bind(high * cos[1] + low * sin[1])
-                for store in stores:
-                    store(d, low)
-                    store(d + self._half, high)
+            with when(self._first(turn) < self._half) if self._half % TEAM else nullcontext():
+                for e in range(each):
+                    at = (2 * turn, e), (2 * turn + 1, e)  # in both halves
+                    low, high = (self._normed(values, weights, scale, place) for place in at)
+                    if tables is not None:
+                        cos, sin = tables
+                        turned = low * cos[at[0]] - high * sin[at[0]], high * cos[at[1]] + low * sin[at[1]]
+                        low, high = (T.Bind(value) for value in turned)
+                    for store in stores:
+                        store(T.Bind(self._first(turn) + e), low)
+                        store(T.Bind(self._first(turn) + e + self._half), high)
 
     def copy(self, start: Expr, store: Store) -> None:
         """A value head as it is."""
@@ -134,20 +132,48 @@ class Head:
             d = T.Bind(first + self._lane)
             store(d, self._tensors["x"][self._row, start + d])
 
-    def _table(self, name: str, d: Expr) -> list[Expr]:
-        """Cosines or sines of element d of both halves."""
-        row, token = self._token
-        return [self._tensors[name][row, 0, token, part * self._half + d] for part in range(2)]
+    def _first(self, turn: int) -> Expr:
+        """The first of a lane's elements."""
+        return (turn * TEAM + self._lane) * self._each
 
-    def _inverse_root(self, squares: Expr) -> Expr:
+    def _element(self, turn: int) -> Expr:
+        """The same, or of what lies past the half its last."""
+        return T.min(self._first(turn), self._half - 1) if self._half % TEAM else self._first(turn)
+
+    def _loaded(self, name: str, place: Callable[[Expr], tuple[Expr, ...]]) -> Buffer:
+        """A lane's elements d of a tensor at place(d): a line for each turn and half."""
+        found = registers((self._turns * 2, self._each))
+        for turn in range(self._turns):
+            for part in range(2):
+                at = place(part * self._half + self._element(turn))
+                copy(found, (2 * turn + part, 0), self._tensors[name], at, self._each)
+        return found
+
+    def _in_table(self, d: Expr) -> tuple[Expr, ...]:
+        row, token = self._token
+        return row, T.int32(0), token, d
+
+    def _weights(self, number: Expr) -> Buffer:
+        """Those of the norm of head ``number``."""
+        query, key = (self._loaded(f"{name}_weight", lambda d: (d,)) for name in "qk")
+        for line in range(self._turns * 2):
+            for e in range(self._each):
+                T.buffer_store(query, T.Select(number < self._shape.heads, query[line, e], key[line, e]), [line, e])
+        return query
+
+    def _normed(self, values: Buffer, weights: Buffer | None, scale: Expr, place: tuple[int, int]) -> Expr:
+        return T.Bind(values[place] if weights is None else values[place] * scale * weights[place])
+
+    def _inverse_root(self, values: Buffer) -> Expr:
         """1 / sqrt(mean of squares + eps), if there is a norm."""
         if self._work.eps is None:
             return T.float32(1.0)
-        mean = team_sum(squares) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
+        total = registers(1)
+        T.buffer_store(total, T.float32(0.0), [0])
+        for line in range(self._turns * 2):
+            for e in range(self._each):
+                square = values[line, e] * values[line, e]
+                inside = self._first(line // 2) < self._half
+                T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
+        mean = team_sum(total[0]) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
         return T.Bind(T.float32(1.0) / T.sqrt(mean))
-
-    def _scaled(self, value: Expr, scale: Expr, number: Expr, d: Expr) -> Expr:
-        if self._work.eps is None:
-            return T.Bind(value)
-        weights = (self._tensors[f"{name}_weight"][d] for name in "qk")
-        return T.Bind(value * scale * T.Select(number < self._shape.heads, *weights))

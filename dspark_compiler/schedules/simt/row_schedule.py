@@ -9,7 +9,7 @@ from dspark_compiler.schedules.simt.weights import WeightForm
 FEW_ROWS = 16  # up to so many rows a product streams its weight
 MOST_SPLITS = 16  # teams of a work group
 
-_BUSY = 1 << 17  # threads that keep a large device's memory busy
+_BUSY = 1 << 18  # threads that keep a large device's memory busy
 _FEWEST_STEPS = 2  # accesses a thread makes along a row at least
 
 

@@ -26,7 +26,7 @@ _TEAMS = MOST_SPLITS
 _THREADS = _TEAMS * TEAM
 _IN_FLIGHT = 8  # accesses a thread has under way
 _MANY = 5  # rows of x from which on it takes longer to bring them than the weight
-_LONGEST = 256  # multiplications written out one after the other
+_LONGEST = 512  # multiplications written out one after the other
 
 
 def form_of(work: LinearWorkload) -> WeightForm:
@@ -64,6 +64,7 @@ def outputs_of(rows: int, options: Options) -> int:
     """Features a team makes: what it reads of several rows of x serves more than one."""
     if rows == 1:
         return 1
+    # Gated, these are twice as many rows of the weight: eight take more registers than leave room for two waves.
     return 4 if rows >= _MANY and options.activation is None else 2
 
 

@@ -3,12 +3,13 @@
 Sums of a row's splits are added in their order, whatever the rows of x.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
@@ -55,16 +56,17 @@ class StreamOutput:
         self._features = int(of["y"].shape[1])
         self._lines = cut.outputs * (2 if options.activation else 1)
         self._slots = self._lines + (0 if options.norm_eps is None else 1)
-        self._parts = shared((cut.teams, cut.count, self._slots))
+        self._parts = shared((cut.teams, cut.count * self._slots))
 
     def store(self, sums: Buffer, squares: Buffer, group: Expr, thread: Expr) -> None:
         """Ends the work group; ``sums`` [count, lines] and ``squares`` [count] are each thread's own."""
         cut, lane, team = self._cut, T.Bind(thread % TEAM), T.Bind(thread // TEAM)
-        for m in range(cut.count):
-            for slot in range(self._slots):
-                total = team_sum(sums[m, slot] if slot < self._lines else squares[m])
-                with when(lane == (m * self._slots + slot) % TEAM):
-                    T.buffer_store(self._parts, total, [team, m, slot])
+        places = [(m, slot) for m in range(cut.count) for slot in range(self._slots)]
+        for first in range(0, len(places), TEAM):
+            some = places[first : first + TEAM]
+            total = team_sums([sums[m, slot] if slot < self._lines else squares[m] for m, slot in some], lane)
+            with when(lane < len(some)) if len(some) < TEAM else nullcontext():
+                T.buffer_store(self._parts, total, [team, first + lane])
         barrier()
         threads, outputs = cut.teams * TEAM, cut.count * cut.features
         with T.serial(0, -(-outputs // threads)) as turn:
@@ -105,9 +107,10 @@ class StreamOutput:
 
     def _add_up(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
         total = registers(1)
-        T.buffer_store(total, self._parts[own, m, slot], [0])
+        place = T.Bind(m * self._slots + slot)
+        T.buffer_store(total, self._parts[own, place], [0])
         for split in range(1, self._cut.splits):
-            T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, m, slot], [0])
+            T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, place], [0])
         return total
 
 

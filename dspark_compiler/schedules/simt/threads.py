@@ -6,6 +6,7 @@ in the same one. Such eight are a team here. All else that a work group does tog
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -49,6 +50,20 @@ def team_sum(value: Expr) -> Expr:
     return _over_team(value, lambda a, b: a + b)
 
 
+def team_sums(values: Sequence[Expr], lane: Expr) -> Expr:
+    """In lane n of a team the sum of number n of up to ``TEAM`` values; elsewhere nothing of use.
+
+    The bits are those of ``team_sum``, in a third of its shuffles: of each two values a lane goes on with one.
+    """
+    left, distance = [T.Bind(value) for value in values], TEAM // 2
+    while distance:
+        upper = T.Bind(T.bitwise_and(lane, T.int32(distance)) != 0)
+        pairs = list(zip_longest(left[:distance], left[distance:]))
+        left = [_sum_of_one(low, high, upper, distance) for low, high in pairs]
+        distance //= 2
+    return left[0]
+
+
 def team_max(value: Expr) -> Expr:
     """The greatest of a team."""
     return _over_team(value, T.max)
@@ -67,9 +82,21 @@ def group_max(value: Expr, thread: Expr, threads: int) -> Expr:
 def _over_team(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     value, distance = T.Bind(value), TEAM // 2
     while distance:
-        other = T.tvm_warp_shuffle_xor(T.uint32(0), value, T.int32(distance), T.int32(TEAM), T.int32(TEAM))
-        value, distance = T.Bind(combine(value, other)), distance // 2
+        value, distance = T.Bind(combine(value, _of_lane_apart(value, distance))), distance // 2
     return value
+
+
+def _of_lane_apart(value: Expr, distance: int) -> Expr:
+    """What the lane ``distance`` away has, a power of two."""
+    return T.tvm_warp_shuffle_xor(T.uint32(0), value, T.int32(distance), T.int32(TEAM), T.int32(TEAM))
+
+
+def _sum_of_one(low: Expr, high: Expr | None, upper: Expr, distance: int) -> Expr:
+    """Two lanes' sum of one of two values: of ``high`` in the ``upper`` lane, of ``low`` in the other."""
+    if high is None:
+        return T.Bind(low + _of_lane_apart(low, distance))
+    own, given = T.Bind(T.Select(upper, high, low)), T.Bind(T.Select(upper, low, high))
+    return T.Bind(own + _of_lane_apart(given, distance))
 
 
 def _over_group(
