@@ -54,9 +54,10 @@ packages:
 	  fi; \
 	done
 
-# Processes share the cores: no threads of torch's beside them, and TVM's do not spin while they wait.
+# Processes share the cores: no threads of torch's beside them, and TVM's do not spin while they wait. The many that are
+# started read what the first ones compiled of our sources.
 unit: venv packages
-	OMP_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
