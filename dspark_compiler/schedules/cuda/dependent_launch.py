@@ -7,10 +7,11 @@ A kernel that awaits nothing is launched in the ordinary way, after all before i
 """
 
 import tvm
+from tvm import s_tir
 from tvm.tirx import compilation_pipeline
 
-from dspark_compiler.schedules.cuda.lowering import lowering
 from dspark_compiler.schedules.cuda.threads import device, run
+from dspark_compiler.schedules.gpu_lowering import gpu_lowering
 
 PIPELINE = "dspark_cuda"
 
@@ -49,11 +50,12 @@ def mark_dependent_launches(module: tvm.IRModule, _context: tvm.transform.PassCo
 
 
 def register_pipeline() -> str:
-    """Makes our lowering with ``mark_dependent_launches`` known under the name returned, a ``tir_pipeline``."""
+    """Makes the lowering with ``mark_dependent_launches`` known under the name returned, a ``tir_pipeline``."""
 
     def pipeline() -> tuple[object, object, object]:
         _, finish_host, finish_device = compilation_pipeline.PIPELINE_MAP["s_tir"]()
-        return tvm.transform.Sequential([lowering(), mark_dependent_launches]), finish_host, finish_device
+        lower = gpu_lowering(s_tir.transform.LowerThreadAllreduce(), whole=True)
+        return tvm.transform.Sequential([lower, mark_dependent_launches]), finish_host, finish_device
 
     compilation_pipeline.register_tir_pipeline(PIPELINE, pipeline)
     return PIPELINE
