@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dspark_compiler.frontend import capture
+from tests.traces import shared_traces
+
 _GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -29,6 +32,14 @@ def _shared_fixtures(item: pytest.Function) -> list[str]:
         return []
     found = item._fixtureinfo.name2fixturedefs
     return [name for name in sorted(found) if found[name][-1].scope != "function" and found[name][-1].baseid]
+
+
+@pytest.fixture(autouse=True)
+def traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal models are traced once a process. Tests of tracing have a fixture of this name that does nothing."""
+    shared = shared_traces()
+    monkeypatch.setattr(capture, "_export", shared.export)
+    monkeypatch.setattr(capture, "retrace", shared.retrace)
 
 
 @pytest.fixture

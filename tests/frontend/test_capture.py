@@ -21,6 +21,11 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def traces():
+    """Nothing is shared: tracing itself is tested."""
+
+
 def attention_nodes(program, entry="decode"):
     return program.entries[entry].graph.graph.find_nodes(op="call_function", target=torch.ops.dspark.attention.default)
 
