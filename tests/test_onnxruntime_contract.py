@@ -36,29 +36,25 @@ def _compiled(source: Path, folder: Path, target: str, **options: Any) -> Artifa
 
 
 def _tokens(artifact: Artifact) -> list[tuple[int, ...]]:
-    """Of two prompts, greedily; where there are heads, these draft."""
-    if (heads := artifact.manifest.heads) is not None:
-        heads = dataclasses.replace(heads, times=_TIMES)
-        artifact = Artifact(artifact.path, dataclasses.replace(artifact.manifest, heads=heads))
+    """Of two prompts, greedily and by drafts."""
+    assert artifact.manifest.heads is not None
+    heads = dataclasses.replace(artifact.manifest.heads, times=_TIMES)
+    artifact = Artifact(artifact.path, dataclasses.replace(artifact.manifest, heads=heads))
     prompts = [np.random.default_rng(n).permutation(np.arange(3, 127))[:n].tolist() for n in (33, 6)]
     params = SamplingParams(max_new_tokens=40, ignore_eos=True)
     engine = Engine(artifact, paced=False)
     found = [engine.complete([prompt], params)[0] for prompt in prompts]
-    assert heads is None or max(done.accepted_length or 0 for done in found) >= 1
+    assert max(done.accepted_length or 0 for done in found) >= 1
     return [tuple(done.tokens) for done in found]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"heads": True}, {"kv_budget": 32}, {"heads": True, "kv_budget": 32, "kv_policy": "snapkv"}],
-    ids=["plain", "heads", "budget", "heads-and-budget"],
-)
+# Without heads: test_onnxruntime_artifact.py; other policies: lowering/onnx/test_eviction.py.
+@pytest.mark.parametrize("options", [{}, {"kv_budget": 32, "kv_policy": "snapkv"}], ids=["whole", "pruned"])
 def test_greedy_tokens_are_the_cpu_target_s(options: dict[str, Any], tmp_path: Path) -> None:
     model, source = TINY["qwen3"](), tmp_path / "source"
     model.save_pretrained(source)
-    if options.get("heads"):
-        write_heads(tmp_path / "heads", make_heads(model, "vanilla", head_dim=16))
-        options = options | {"heads": tmp_path / "heads"}
+    write_heads(tmp_path / "heads", make_heads(model, "vanilla", head_dim=16))
+    options = options | {"heads": tmp_path / "heads"}
     mine, cpu = (_compiled(source, tmp_path, target, **options) for target in ("onnxruntime", "cpu"))
     assert _tokens(mine) == _tokens(cpu)
 

@@ -1,7 +1,7 @@
 """Tiny random-weight causal language models, one a family and variant, for tests of any stage.
 
 Each value of ``TINY`` makes a float32 transformers model in eval mode with gradients off: vocabulary 128, 2 to 4
-layers, and weights large enough that attention, windows and experts all show in the logits.
+layers, and weights large enough that attention, windows and experts all show in the logits. Options are its config's.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ _LONGROPE = _rope(
 _LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24}
 _MOE = {"num_experts_per_tok": 2}
 
-TINY: dict[str, Callable[[], PreTrainedModel]] = {
+TINY: dict[str, Callable[..., PreTrainedModel]] = {
     "llama": _entry("LlamaConfig"),
     "llama-tied": _entry("LlamaConfig", tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "llama-linear": _entry("LlamaConfig", _rope("linear", factor=2.0)),

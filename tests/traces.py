@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -47,6 +48,11 @@ class SharedTraces:
         if key not in self._retraced:
             self._retraced[key] = self._retrace(exported, arguments)
         return self._retraced[key]
+
+
+def one_process(name: str) -> pytest.MarkDecorator:
+    """Tests of the tiny model of that name, wherever they are, run in the process that traced it."""
+    return pytest.mark.xdist_group(f"tiny-{name}")
 
 
 @cache
