@@ -1,8 +1,9 @@
 """Fixtures every test can use."""
 
 import difflib
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,17 @@ _GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts instead of comparing with them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collecting imports stays: nobody looks through it for garbage, neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
@@ -34,7 +46,7 @@ def _shared_fixtures(item: pytest.Function) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal models are traced once a process. Tests of tracing have a fixture of this name that does nothing."""
+    """Equal models are traced once a process."""
     capture = sys.modules.get("dspark_compiler.frontend.capture")
     if capture is None:  # nobody imported it, nor torch
         return

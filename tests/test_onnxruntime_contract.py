@@ -26,6 +26,8 @@ from tests.bench import tiny
 from tests.passes.test_attach_decode_heads import make_heads
 from tests.tiny_models import TINY
 
+pytestmark = pytest.mark.xdist_group("tiny-export")
+
 _SIZES = {"max_seq_len": 96, "prefill_widths": (8,), "verify_width": 4, "check": False}
 # Drafting always seems to pay, or tiny models would park at once.
 _TIMES = StepTimes(1.0, 0.0, (StepTime(2, 1.01), StepTime(4, 1.02)))
@@ -73,7 +75,7 @@ def _dspark(*args: object) -> None:
 def test_bench_beside_a_plain_export(artifact: Artifact, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     lengths = ("--prompt-len", 9, "--new-tokens", 12, "--repeats", 2)
-    _dspark("bench", artifact.path, "--against", "onnxruntime", *lengths, "--json", file)
+    _dspark("bench", artifact.path, "--against", "onnxruntime", "--model", tiny.exported(), *lengths, "--json", file)
     data = json.loads(file.read_text())
     assert (data["target"], data["tokens_identical"], data["limit"]) == ("onnxruntime", True, "all cores read")
     mine, plain = data["runs"]

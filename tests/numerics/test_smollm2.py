@@ -16,6 +16,7 @@ from dspark_compiler import CompileConfig, SamplingParams
 from dspark_compiler.driver import compile_model
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.runtime.engine import Engine, load
+from tests.threads import check_threads
 from tests.tolerances import LOGITS
 
 _TOKENS = 64
@@ -98,6 +99,10 @@ def test_verify_rows_are_decode_s(engine: Engine, prompts: list[str]) -> None:
     for i, token in enumerate(tokens):
         decoded = executor.decode([token, *rest], [n + i] * _BATCH, [n + i, *rest], [1, *rest])[0]
         np.testing.assert_array_equal(decoded, verified[i])
+
+
+def test_threads_change_no_bit(engine: Engine) -> None:
+    check_threads(engine.artifact.path)
 
 
 def test_artifact_is_weights_plus_ten_megabytes(engine: Engine) -> None:
