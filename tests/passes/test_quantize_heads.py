@@ -12,6 +12,7 @@ from dspark_compiler.graph.program import Program, Role
 from dspark_compiler.graph.verify import verify
 from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.quantization.weight_format import WeightFormat
+from tests.onnx_runner import copied
 from tests.passes.test_attach_decode_heads import CONFIG, G, attached, make_heads
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import tiny
@@ -21,7 +22,8 @@ INT8 = WeightFormat("int8")
 
 def quantized(name: str = "vanilla", config: CompileConfig = CONFIG) -> tuple[Program, Program]:
     """With the heads as they are, and quantized."""
-    plain, changed = (attached(tiny("llama"), make_heads(tiny("llama"), name), config) for _ in range(2))
+    plain = attached(tiny("llama"), make_heads(tiny("llama"), name), config)
+    changed = copied(plain)
     assert QuantizeHeads(INT8).apply(changed).modified
     verify(changed, "after quantize_heads")
     return plain, changed
