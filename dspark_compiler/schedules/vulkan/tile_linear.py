@@ -1,0 +1,60 @@
+"""Linears of many rows on any Vulkan device: by cooperative matrices where it has them, else as simt/tile_linear.py does.
+
+The choice is made by the host at each launch, so that one artifact has both.
+"""
+
+from collections.abc import Callable
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
+from dspark_compiler.schedules.simt.tile_linear import emit_tile_linear, tile_args
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+from dspark_compiler.schedules.vulkan.matrices import Matrices
+from dspark_compiler.schedules.vulkan.matrix_linear import STEP, MatrixTile, emit_matrix_linear
+from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
+
+HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
+
+_BUSY = 96  # work groups that keep a large device busy
+_TILES = (MatrixTile(128, 128, 2, 4), MatrixTile(128, 64, 2, 2), MatrixTile(64, 64, 2, 2))
+
+
+def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
+    """Kernel with the arguments of simt's; behind y what it needs itself.
+
+    Those are x as float16 [rows, depth up to a whole step], and a factor of each row of it, float32 [rows].
+    """
+    return two_way_linear(name, work, best_tile(work), options)
+
+
+def two_way_linear(
+    name: str, work: LinearWorkload, tile: MatrixTile, options: Options, matrices: Matrices | None = None
+) -> tvm.tirx.PrimFunc:
+    """The same for a tile."""
+    args = [
+        *tile_args(work, options),
+        Arg("rounded", (work.rows, -(-work.depth // STEP) * STEP), "float16"),
+        Arg("row_scale", (work.rows,)),
+    ]
+
+    def body(*buffers: Buffer) -> None:
+        of = dict(zip((arg.name for arg in args), buffers, strict=True))
+        with T.If(T.call_packed(HAS_MATRICES, T.int32(tile.shared_bytes)) != 0):
+            with T.Then():
+                emit_rounded_rows(of["x"], of["rounded"], of["row_scale"])
+                emit_matrix_linear(work, tile, options, of, matrices or Matrices())
+            with T.Else():
+                emit_tile_linear(work, options, of)
+
+    return tag(kernel(name, args, body), work)
+
+
+def best_tile(work: LinearWorkload) -> MatrixTile:
+    """The largest of which there are enough to keep a device busy, else the smallest."""
+    for tile in _TILES:
+        if -(-work.rows // tile.rows) * -(-work.features // tile.features) >= _BUSY:
+            return tile
+    return _TILES[-1]
