@@ -35,6 +35,7 @@ _FEATURES = {
     Capability.GROUP_NON_UNIFORM_ARITHMETIC: "subgroup_arithmetic",
     Capability.ATOMIC_FLOAT32_ADD_EXT: "atomic_float32_add",
     Capability.COOPERATIVE_MATRIX_KHR: "cooperative_matrix",
+    Capability.VULKAN_MEMORY_MODEL: "memory_model",
 }
 
 

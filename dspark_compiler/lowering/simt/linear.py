@@ -61,7 +61,10 @@ def _linear(
         kernel = importer.template("tile_linear", name, work, options)
     else:
         kernel = stream_linear(name, work, schedule, options)
-    value = importer.call(kernel, args, PhysicalTensor((rows, features), "float32"))
+    # Behind its arguments come y, and tensors that only the kernel itself needs.
+    types = [parameter.ty for parameter in kernel.params[len(args) :]]
+    outs = [PhysicalTensor(tuple(map(int, type_.shape)), str(type_.dtype.dtype)) for type_ in types]
+    value = importer.call(kernel, args, *outs) if len(outs) == 1 else importer.call_many(kernel, args, outs)[0]
     return importer.reshape(value, shape_of(node))
 
 

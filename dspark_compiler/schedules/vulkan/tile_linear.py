@@ -3,8 +3,6 @@
 The choice is made by the host at each launch, so that one artifact has both.
 """
 
-from collections.abc import Callable
-
 import tvm
 from tvm.tirx.script.builder import ir as T
 
@@ -27,29 +25,25 @@ def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tv
 
     Those are x as float16 [rows, depth up to a whole step], and a factor of each row of it, float32 [rows].
     """
-    return two_way_linear(name, work, best_tile(work), options)
-
-
-def two_way_linear(
-    name: str, work: LinearWorkload, tile: MatrixTile, options: Options, matrices: Matrices | None = None
-) -> tvm.tirx.PrimFunc:
-    """The same for a tile."""
-    args = [
-        *tile_args(work, options),
-        Arg("rounded", (work.rows, -(-work.depth // STEP) * STEP), "float16"),
-        Arg("row_scale", (work.rows,)),
-    ]
+    args, tile = tile_linear_args(work, options), best_tile(work)
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with T.If(T.call_packed(HAS_MATRICES, T.int32(tile.shared_bytes)) != 0):
             with T.Then():
                 emit_rounded_rows(of["x"], of["rounded"], of["row_scale"])
-                emit_matrix_linear(work, tile, options, of, matrices or Matrices())
+                emit_matrix_linear(work, tile, options, of, Matrices())
             with T.Else():
                 emit_tile_linear(work, options, of)
 
     return tag(kernel(name, args, body), work)
+
+
+def tile_linear_args(work: LinearWorkload, options: Options) -> list[Arg]:
+    """What it takes."""
+    padded = -(-work.depth // STEP) * STEP
+    own = Arg("rounded", (work.rows, padded), "float16"), Arg("row_scale", (work.rows,))
+    return [*tile_args(work, options), *own]
 
 
 def best_tile(work: LinearWorkload) -> MatrixTile:
