@@ -57,10 +57,11 @@ class WeightPieces:
         if self._form.stored == self._stored:
             copy(tile, (place,), self._held, (*at, T.int32(0)), PIECE)
             return
-        decoded = registers(PIECE, self._stored)
+        decoded = registers(PIECE)
         for e in range(PIECE):
-            T.buffer_store(decoded, narrow(self._number(at, e), self._stored), [e])
-        copy(tile, (place,), decoded, (T.int32(0),), PIECE)
+            T.buffer_store(decoded, self._number(at, e), [e])
+        with T.vectorized(0, PIECE) as e:  # devices round two numbers at once
+            T.buffer_store(tile, narrow(decoded[e], self._stored), [place + e])
 
     def scaled(self, total: Expr, row: Expr) -> Expr:
         """A sum of products with a row of the weight, times what is left of the scale."""

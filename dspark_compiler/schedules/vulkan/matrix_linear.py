@@ -1,6 +1,6 @@
 """Linears of many rows by cooperative matrices: tiles of x and of the weight in shared memory, sums in matrices.
 
-x is rounded to float16 first (rounded_rows.py), and so are weights, whatever they are stored as (simt/weight_pieces.py).
+x is rounded to float16 first (rounded_rows.py), weights on their way, whatever they are stored as (weight_pieces.py).
 A work group makes a tile of y, the depth going by in steps of 64: while one is multiplied, the next is on its way from
 memory. Sums leave through shared memory, since nothing says which invocation holds which. What lies past an edge is
 read as zero, or as the last row once more, which nobody stores.

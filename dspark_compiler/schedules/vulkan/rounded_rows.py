@@ -16,7 +16,7 @@ _LEAST_FIELD = _GREATEST + 1  # exponent field below which rows are divided no m
 
 
 def emit_rounded_rows(x: Buffer, rounded: Buffer, scale: Buffer) -> None:
-    """The launch: x float32 [rows, depth] = scale float32 [rows] * rounded float16 [rows, padded], zeros behind depth."""
+    """The launch: x float32 [rows, depth] = scale float32 [rows] * rounded float16 [rows, padded], padding zero."""
     (rows, depth), padded = (int(size) for size in x.shape), int(rounded.shape[1])
     with launch((rows,), _THREADS) as (row, thread):
         greatest = registers(1)

@@ -1,4 +1,4 @@
-"""Linears of many rows on any Vulkan device: by cooperative matrices where it has them, else as simt/tile_linear.py does.
+"""Linears of many rows on any Vulkan device: by cooperative matrices where it has them, else by simt/tile_linear.py.
 
 The choice is made by the host at each launch, so that one artifact has both.
 """

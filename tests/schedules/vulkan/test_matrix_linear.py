@@ -1,6 +1,5 @@
 """Linears by cooperative matrices: what they compute, by the matrices' definition and on devices that have them."""
 
-
 import numpy as np
 import pytest
 import tvm
