@@ -17,7 +17,7 @@ from tests.schedules.simt.test_linear import Case, operands, weights, workload
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import function, need_vulkan
 
-SMALL, TALL = MatrixTile(64, 64, 2, 2), MatrixTile(64, 32, 2, 1)
+SMALL, TALL, DEEP = MatrixTile(64, 64, 2, 2), MatrixTile(64, 32, 2, 1), MatrixTile(64, 64, 2, 2, 32, 2)
 CASES = [
     (SMALL, Case(20, 50, 50, "bfloat16", Options(bias=True, residual=True))),
     (TALL, Case(70, 64, 136, "float16")),
@@ -26,6 +26,8 @@ CASES = [
     (TALL, Case(66, 70, 72, "int4-g24-offsets", Options(residual=True))),
     (SMALL, Case(20, 100, 136, "float8_e4m3", Options(activation="silu"))),
     (SMALL, Case(20, 24, 576, "int4-g64")),
+    (DEEP, Case(20, 24, 320, "int4-g64")),
+    (DEEP, Case(70, 60, 100, "bfloat16", Options(activation="silu"))),
 ]
 # Whole tiles, and edges in all directions.
 ON_DEVICES = [
