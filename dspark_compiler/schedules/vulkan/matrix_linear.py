@@ -1,9 +1,9 @@
 """Linears of many rows by cooperative matrices: tiles of x and of the weight in shared memory, sums in matrices.
 
 x is rounded to float16 first (rounded_rows.py), weights on their way, whatever they are stored as (weight_pieces.py).
-A work group makes a tile of y, the depth going by in steps: while one is multiplied, the next is on its way from
-memory. Sums leave through shared memory, since nothing says which invocation holds which. What lies past an edge is
-read as zero, or as the last row once more, which nobody stores.
+A work group makes a tile of y, the depth going by in steps of 64: while one is multiplied, the next are on their way
+from memory. Sums leave through shared memory, since nothing says which invocation holds which. Past an edge zeros are
+read, or the last row once more, which nobody stores.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,9 @@ from dspark_compiler.schedules.simt.weight_pieces import PIECE, WeightPieces
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
 
-STEP = 64  # depths that x is padded to, and weights come in
-_PAD = 8  # numbers behind a row of a tile: rows begin in different banks
+STEP = 64  # depth of a step
+_LINE = STEP + 8  # of a tile: rows begin in different banks
+_LINES = STEP // PIECE  # pieces of a row's step
 _OWN = SIDE * SIDE // SUBGROUP  # sums of a matrix that an invocation brings out, side by side
 _VECTOR = 4
 _BYTES, _SUM_BYTES = 2, 4
@@ -33,15 +34,14 @@ _BYTES, _SUM_BYTES = 2, 4
 class MatrixTile:
     """What a work group makes: rows of x by rows of the weight, ``down`` times ``across`` subgroups sharing them.
 
-    ``step`` is the depth that lies on the chip, a divisor of STEP; with two ``stages`` the next is put beside it.
+    ``ahead`` steps are on their way in registers.
     """
 
     rows: int
     features: int
     down: int
     across: int
-    step: int = STEP
-    stages: int = 1
+    ahead: int = 1
 
     @property
     def threads(self) -> int:
@@ -52,17 +52,7 @@ class MatrixTile:
     def shared_bytes(self) -> int:
         """Memory it takes on the chip."""
         sums = self.down * self.across * SIDE * SIDE
-        return self.stages * (self.rows + self.features) * self.line * _BYTES + sums * _SUM_BYTES
-
-    @property
-    def line(self) -> int:
-        """Numbers from a row of a tile to the next."""
-        return self.step + _PAD
-
-    @property
-    def pieces(self) -> int:
-        """Of a row of a tile, as they are brought."""
-        return self.step // PIECE
+        return (self.rows + self.features) * _LINE * _BYTES + sums * _SUM_BYTES
 
 
 def emit_matrix_linear(
@@ -84,99 +74,81 @@ class _Tile:
         self._wide = tile.features // self._halves  # features of y
         self._i = tile.rows // tile.down // SIDE  # matrices that a subgroup makes, down
         self._j = self._wide // tile.across // SIDE  # and across
+        assert self._i
+        assert self._j
 
     def emit(self) -> None:
         """The whole launch."""
-        tile, steps = self._tile, -(-self._work.depth // self._tile.step)
+        tile, steps = self._tile, -(-self._work.depth // STEP)
         grid = (-(-self._features // self._wide), -(-self._work.rows // tile.rows))
+        ahead = min(tile.ahead, steps)
         with launch(grid, tile.threads) as (column, row, thread):
             rows, columns = T.Bind(row * tile.rows), T.Bind(column * self._wide)
-            x_tile = shared(tile.stages * tile.rows * tile.line, "float16")
-            w_tiles = [shared(tile.stages * self._wide * tile.line, "float16") for _ in range(self._halves)]
+            x_tile = shared(tile.rows * _LINE, "float16")
+            w_tiles = [shared(self._wide * _LINE, "float16") for _ in range(self._halves)]
             made = shared(tile.down * tile.across * SIDE * SIDE)
-            x_held = registers((tile.rows * tile.pieces // tile.threads, PIECE), "float16")
-            turns = self._wide * tile.pieces // tile.threads
-            weight = WeightPieces(form_of(self._work), "float16", self._of, (self._halves, turns))
+            x_held = registers((ahead, tile.rows * _LINES // tile.threads, PIECE), "float16")
+            turns = self._wide * _LINES // tile.threads
+            weight = WeightPieces(form_of(self._work), "float16", self._of, (ahead, self._halves, turns))
             sums = self._matrices.sums(self._halves * self._i * self._j)
             subgroup = T.Bind(thread // SUBGROUP)
             down = T.Bind(subgroup // tile.across * (self._i * SIDE))
             across = T.Bind(subgroup % tile.across * (self._j * SIDE))
 
-            def bring(step: Expr) -> None:
-                self._bring_x(x_held, rows, step, thread)
-                self._bring_w(weight, turns, columns, step, thread)
-
-            def put(step: Expr) -> None:
-                stage = T.Bind(step % tile.stages)
-                self._put_x(x_tile, x_held, stage, thread)
+            def bring(place: int, step: Expr) -> None:
+                self._bring_x(x_held, place, rows, step, thread)
                 for half, turn, number, line in self._pieces(thread, turns):
-                    place = (stage * self._wide + number) * tile.line + line * PIECE
-                    weight.put((half, turn), w_tiles[half], place)
+                    feature = T.Bind(T.min(columns + number, self._features - 1) + half * self._features)
+                    weight.bring((place, half, turn), feature, step, line)
 
-            def multiply(step: Expr) -> None:
-                stage = T.Bind(step % tile.stages)
-                self._multiply(sums, x_tile, w_tiles, stage * tile.rows + down, stage * self._wide + across)
+            def multiply(place: int, step: Expr) -> None:
+                barrier()  # the step before has been read
+                self._put_x(x_tile, x_held, place, thread)
+                for half, turn, number, line in self._pieces(thread, turns):
+                    weight.put((place, half, turn), w_tiles[half], number * _LINE + line * PIECE)
+                barrier()
+                with when(step + ahead < steps):
+                    bring(place, T.Bind(step + ahead))
+                self._multiply(sums, x_tile, w_tiles, down, across)
 
-            bring(T.int32(0))
-            if tile.stages == 1:
-                with T.serial(0, steps) as step:
-                    barrier()  # the step before has been read
-                    put(step)
-                    barrier()
-                    with when(step < steps - 1):
-                        bring(T.Bind(step + 1))
-                    multiply(step)
-            else:
-                put(T.int32(0))
-                with T.serial(0, steps) as step:
-                    barrier()  # this step is there, and the one before, where the next goes, has been read
-                    with when(step < steps - 1):
-                        bring(T.Bind(step + 1))
-                    multiply(step)
-                    with when(step < steps - 1):
-                        put(T.Bind(step + 1))
+            for place in range(ahead):
+                bring(place, T.int32(place))
+            with T.serial(0, -(-steps // ahead)) as turn:
+                for place in range(ahead):
+                    step = T.Bind(turn * ahead + place)
+                    with when(step < steps) if steps % ahead else nullcontext():
+                        multiply(place, step)
             self._store(sums, weight, made, subgroup, rows + down, columns + across, thread)
 
     def _pieces(self, thread: Expr, turns: int) -> Iterator[tuple[int, int, Expr, Expr]]:
         """Those of the weight that a thread brings a step: half and turn, row of the tile, place in the row."""
-        pieces = self._tile.pieces
-        line = T.Bind(thread % pieces)
+        line = T.Bind(thread % _LINES)
         for half in range(self._halves):
             for turn in range(turns):
-                yield half, turn, T.Bind((thread + turn * self._tile.threads) // pieces), line
+                yield half, turn, T.Bind((thread + turn * self._tile.threads) // _LINES), line
 
-    def _bring_x(self, held: Buffer, rows: Expr, step: Expr, thread: Expr) -> None:
-        pieces = self._tile.pieces
-        column = T.Bind(step * self._tile.step + thread % pieces * PIECE)
-        for turn in range(int(held.shape[0])):
-            number = (thread + turn * self._tile.threads) // pieces
+    def _bring_x(self, held: Buffer, place: int, rows: Expr, step: Expr, thread: Expr) -> None:
+        column = T.Bind(step * STEP + thread % _LINES * PIECE)
+        for turn in range(int(held.shape[1])):
+            number = (thread + turn * self._tile.threads) // _LINES
             row = T.Bind(T.min(rows + number, self._work.rows - 1))
-            copy(held, (turn, 0), self._of["rounded"], (row, column), PIECE)
+            copy(held, (place, turn, 0), self._of["rounded"], (row, column), PIECE)
 
-    def _bring_w(self, weight: WeightPieces, turns: int, columns: Expr, step: Expr, thread: Expr) -> None:
-        parts = STEP // self._tile.step
-        for half, turn, number, line in self._pieces(thread, turns):
-            feature = T.Bind(T.min(columns + number, self._features - 1) + half * self._features)
-            part = T.Bind(step % parts * self._tile.pieces + line)
-            weight.bring((half, turn), feature, T.Bind(step // parts), part)
-
-    def _put_x(self, x_tile: Buffer, held: Buffer, stage: Expr, thread: Expr) -> None:
-        tile = self._tile
-        for turn in range(int(held.shape[0])):
-            number = T.Bind(stage * tile.rows + (thread + turn * tile.threads) // tile.pieces)
-            place = number * tile.line + thread % tile.pieces * PIECE
-            copy(x_tile, (place,), held, (turn, T.int32(0)), PIECE)
+    def _put_x(self, x_tile: Buffer, held: Buffer, place: int, thread: Expr) -> None:
+        line = T.Bind(thread % _LINES)
+        for turn in range(int(held.shape[1])):
+            number = T.Bind((thread + turn * self._tile.threads) // _LINES)
+            copy(x_tile, (number * _LINE + line * PIECE,), held, (place, turn, T.int32(0)), PIECE)
 
     def _multiply(self, sums: Buffer, x_tile: Buffer, w_tiles: list[Buffer], down: Expr, across: Expr) -> None:
         """A step's products."""
         left, right = self._matrices.left(self._i), self._matrices.right(1)
-        line = self._tile.line
-        for k in range(0, self._tile.step, SIDE):
+        for k in range(0, STEP, SIDE):
             for i in range(self._i):
-                self._matrices.load(left, i, x_tile, (down + i * SIDE) * line + k, line)
+                self._matrices.load(left, i, x_tile, (down + i * SIDE) * _LINE + k, _LINE)
             for half, tile in enumerate(w_tiles):
                 for j in range(self._j):
-                    self._matrices.load(right, 0, tile, (across + j * SIDE) * line + k, line)
+                    self._matrices.load(right, 0, tile, (across + j * SIDE) * _LINE + k, _LINE)
                     for i in range(self._i):
                         self._matrices.multiply(sums, self._number(half, i, j), left, i, right, 0)
 

@@ -17,7 +17,8 @@ from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
 HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
 
 _BUSY = 96  # work groups that keep a large device busy
-_TILES = (MatrixTile(128, 128, 2, 4), MatrixTile(128, 64, 2, 2), MatrixTile(64, 64, 2, 2))
+# Where work groups are few, none beside a multiprocessor's own hides its waiting: more steps are under way.
+_TILES = (MatrixTile(128, 128, 2, 4), MatrixTile(64, 64, 2, 2, ahead=4), MatrixTile(32, 32, 2, 1, ahead=4))
 
 
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:

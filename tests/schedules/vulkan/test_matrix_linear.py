@@ -17,7 +17,7 @@ from tests.schedules.simt.test_linear import Case, operands, weights, workload
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import function, need_vulkan
 
-SMALL, TALL, DEEP = MatrixTile(64, 64, 2, 2), MatrixTile(64, 32, 2, 1), MatrixTile(64, 64, 2, 2, 32, 2)
+SMALL, TALL, DEEP = MatrixTile(32, 32, 2, 1), MatrixTile(64, 32, 2, 1, 4), MatrixTile(64, 64, 2, 2, 2)
 CASES = [
     (SMALL, Case(20, 50, 50, "bfloat16", Options(bias=True, residual=True))),
     (TALL, Case(70, 64, 136, "float16")),
@@ -49,7 +49,7 @@ def test_a_linear_is_the_product_of_what_is_rounded(tile: MatrixTile, case: Case
         emit_rounded_rows(of["x"], of["rounded"], of["row_scale"])
         emit_matrix_linear(work, tile, case.options, of, Emulated(tile.threads))
 
-    assert_right(case, kernel("main", args, body))
+    assert_right(case, kernel("main", args, body), 1e-5)
 
 
 @pytest.mark.parametrize("case", ON_DEVICES, ids=str)
@@ -58,11 +58,14 @@ def test_devices_multiply_matrices(case: Case) -> None:
     work = workload(case)
     if not function("has_matrices")(best_tile(work).shared_bytes):
         pytest.skip("needs a Vulkan device with cooperative matrices of 16 x 16 x 16 float16")
-    assert_right(case, tile_linear("main", work, case.options))
+    assert_right(case, tile_linear("main", work, case.options), 1e-4)  # how their sums are rounded is not said
 
 
-def assert_right(case: Case, function: tvm.tirx.PrimFunc) -> None:
-    """It makes the product of x and weights as float16 has them; rows of x first divided by a power of two."""
+def assert_right(case: Case, function: tvm.tirx.PrimFunc, tolerance: float) -> None:
+    """It makes the product of x and weights as float16 has them; rows of x first divided by a power of two.
+
+    ``tolerance`` is of a row's greatest number.
+    """
     arrays, _ = operands(case)
     random = np.random.default_rng(case.rows)
     random.standard_normal((case.rows, case.depth))  # x, behind which the weight is drawn
@@ -76,7 +79,7 @@ def assert_right(case: Case, function: tvm.tirx.PrimFunc) -> None:
     own = (np.zeros(arg.shape, arg.dtype) for arg in tile_linear_args(workload(case), case.options)[-2:])
     found = run(function, *arrays, np.full(exact.shape, np.nan, np.float32), *own)[-3]
     largest = np.abs(exact).max(axis=1, keepdims=True)
-    assert (np.abs(found - exact) < 1e-5 * largest).all()
+    assert (np.abs(found - exact) < tolerance * largest).all()
 
 
 def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +138,8 @@ def test_a_device_without_matrices_takes_the_other_way(stored: str) -> None:
 
 def test_tiles_are_large_where_there_are_many() -> None:
     assert best_tile(LinearWorkload(512, 4096, 1024, "uint16")).features == 128
-    assert best_tile(LinearWorkload(64, 1024, 1024, "uint16")).rows == 64
+    assert best_tile(LinearWorkload(512, 1024, 1024, "uint16")).rows == 64
+    assert best_tile(LinearWorkload(32, 4096, 1024, "uint16")).rows == 32
     for rows, features in ((512, 6144), (512, 1024), (20, 128)):
         tile = best_tile(LinearWorkload(rows, features, 1024, "uint16"))
         assert tile.shared_bytes <= 48 * 1024
