@@ -115,8 +115,8 @@ OPTIONS = {
     "heads train": [
         *("--anchors", "--batch", "--block-size", "--checkpoint-every", "--confidence", "--data", "--debug"),
         *("--device", "--head-type", "--init", "--layers", "--loss-decay", "--lr", "--markov-rank", "--max-length"),
-        *("--minutes", "--new-tokens", "--output", "--samples", "--seed", "--steps", "--taps", "--temperature"),
-        "--type",
+        *("--minutes", "--new-tokens", "--output", "--samples", "--seed", "--sequences", "--steps", "--taps"),
+        *("--temperature", "--type"),
     ],
     "heads import": ["--debug", "--model", "--output"],
     "heads inspect": ["--debug", "--json"],

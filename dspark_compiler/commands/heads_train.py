@@ -20,6 +20,14 @@ from dspark_compiler.errors import InputError
     metavar="PROMPTS.jsonl",
     help='Prompts: objects with "messages", "prompt", "instruction", "question", "turns" or "text"; repeatable.',
 )
+@click.option(
+    "--sequences",
+    "earlier",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="HEADS.work",
+    help="What MODEL answered in an earlier run teaches too; repeatable.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="HEADS", help="To be written.")
 @click.option("--type", "drafter_type", default="dspark", show_default=True, help="Only dspark heads can be trained.")
 @click.option("--layers", type=int, metavar="N", default=2, show_default=True, help="The drafter's own.")
@@ -50,7 +58,7 @@ from dspark_compiler.errors import InputError
 @click.option(
     "--checkpoint-every", type=float, metavar="SECONDS", default=60, show_default=True, help="How much may be lost."
 )
-def train_command(model: str, files: tuple[Path, ...], output: Path, **given: Any) -> None:
+def train_command(model: str, files: tuple[Path, ...], earlier: tuple[Path, ...], output: Path, **given: Any) -> None:
     """Train decode heads for MODEL: it answers the prompts itself, and a drafter learns to foresee its answers.
 
     What has been done is kept in HEADS.work; after an interrupt, the same command goes on from there. One prompt in 32
@@ -65,7 +73,7 @@ def train_command(model: str, files: tuple[Path, ...], output: Path, **given: An
         raise InputError(f"--output {output}: its folder does not exist; make it first")
     check_output(output)
     with make_progress() as progress:
-        heads = train_heads(model, files, output, options, progress)
+        heads = train_heads(model, files, output, options, progress, earlier)
     write_heads(output, heads)
     for name, found in heads.training["held_out"].items():
         accepted = " ".join(f"{value:.2f}" for value in found["acceptance"])

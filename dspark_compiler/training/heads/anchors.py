@@ -4,10 +4,12 @@ b sequences, S tokens, A anchors a sequence, g slots a block. A block's anchor s
 token at a + j + 1, and the block sees its own sequence's tokens before a.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _ALIGN = 64  # tokens a batch is padded to a multiple of
 
@@ -27,6 +29,16 @@ class Sequences:
     def select(self, index: Tensor) -> "Sequences":
         """Some of them."""
         return Sequences(self.ids[index], self.prompt[index], self.length[index], self.origin[index])
+
+
+def join(parts: Sequence[Sequences]) -> Sequences:
+    """All of them as one, padded to the widest."""
+    width = max(part.ids.shape[1] for part in parts)
+    ids = torch.cat([pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
+    prompt, length, origin = (
+        torch.cat(field) for field in zip(*((p.prompt, p.length, p.origin) for p in parts), strict=True)
+    )
+    return Sequences(ids, prompt, length, origin)
 
 
 @dataclass(frozen=True)

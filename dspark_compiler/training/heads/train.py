@@ -15,8 +15,9 @@ from dspark_compiler.frontend.fingerprint import target_identity
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.models.drafters.dspark import DSparkDrafter
 from dspark_compiler.models.drafters.heads import Heads
-from dspark_compiler.training.heads.anchors import Sequences
+from dspark_compiler.training.heads.anchors import Sequences, join
 from dspark_compiler.training.heads.drafter import begin, drafter_config, read_start
+from dspark_compiler.training.heads.earlier import read_earlier, without_prompts
 from dspark_compiler.training.heads.fit import Fit
 from dspark_compiler.training.heads.interrupts import deferred
 from dspark_compiler.training.heads.options import TrainingOptions
@@ -32,8 +33,17 @@ _MOST_JUDGED = 512  # sequences
 _PACKAGES = ("dspark-compile", "torch", "transformers")
 
 
-def train_heads(model: str, files: Sequence[Path], output: Path, options: TrainingOptions, report: Report) -> Heads:
+def train_heads(
+    model: str,
+    files: Sequence[Path],
+    output: Path,
+    options: TrainingOptions,
+    report: Report,
+    earlier: Sequence[Path] = (),
+) -> Heads:
     """Heads for the model that ``model`` names; what it needs to go on after an interrupt is in ``OUTPUT.work``.
+
+    ``earlier`` are such folders of runs before, whose sequences teach too.
 
     Raises:
         InputError: a model, file or option that cannot be used, or a work folder of other options.
@@ -51,16 +61,22 @@ def train_heads(model: str, files: Sequence[Path], output: Path, options: Traini
         window = options.generation.max_length
         config = drafter_config(source, options.drafter, folder.path / "tokenizer.json", window)
     start = read_start(options.drafter.init, config)
+    taught = read_earlier([Work(folder) for folder in earlier], source.name, window)
     work = Work(Path(f"{output}.work"))
     asked = options.to_json()
     origin = {"model": source.name, "data": [file.name for file in files], "prompts": questions.digest()}
     work.claim("generation", origin | asked["generation"], str(work.path))
-    work.claim("training", asked["drafter"] | asked["fit"], f"{work.path}/training.json and checkpoint.pt")
+    learnt = asked["drafter"] | asked["fit"] | {"sequences": [str(folder) for folder in earlier]}
+    work.claim("training", learnt, f"{work.path}/training.json and checkpoint.pt")
     report("load model")
     target = FrozenTarget(source, device)
     with deferred() as interrupt:
         sequences = write_sequences(target, questions.ids, questions.times, options.generation, work, interrupt, report)
-        teaching, judging = split(sequences, len(questions.ids), options.fit.seed)
+        kept = keep_prompts(len(questions.ids), options.fit.seed)
+        teaching, judging = split(sequences, kept)
+        if taught is not None:
+            judged = [questions.ids[i] for i in kept.nonzero()[:, 0].tolist()]
+            teaching = join([teaching, without_prompts(useful(taught), judged)])
         drafter = DSparkDrafter(config)
         begin(drafter, target, options.drafter, options.fit.seed, start)
         fit = Fit(drafter.to(device), target, teaching, options.fit)
@@ -86,17 +102,27 @@ def choose_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def split(sequences: Sequences, prompts: int, seed: int) -> tuple[Sequences, Sequences]:
-    """Sequences to teach and to judge by, of different prompts; those with nothing to predict are left out."""
+def keep_prompts(prompts: int, seed: int) -> torch.Tensor:
+    """Which prompts judge in place of teaching, bool [prompts]."""
     order = torch.randperm(prompts, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(prompts, dtype=torch.bool)
     kept[order[: max(1, prompts // _HELD_OUT)]] = True
-    useful = sequences.length - sequences.prompt >= 2
+    return kept
+
+
+def split(sequences: Sequences, kept: torch.Tensor) -> tuple[Sequences, Sequences]:
+    """Sequences to teach and to judge by: those whose prompt is ``kept`` judge."""
+    sequences = useful(sequences)
     judges = kept[sequences.origin.long()]
-    teaching, judging = ((useful & chosen).nonzero()[:, 0] for chosen in (~judges, judges))
+    teaching, judging = (sequences.select(chosen.nonzero()[:, 0]) for chosen in (~judges, judges))
     if not len(teaching) or not len(judging):
         raise InputError("--data: the model ends most answers at once; give more prompts, or more --samples")
-    return sequences.select(teaching), sequences.select(judging)
+    return teaching, judging
+
+
+def useful(sequences: Sequences) -> Sequences:
+    """Those with something to predict."""
+    return sequences.select((sequences.length - sequences.prompt >= 2).nonzero()[:, 0])
 
 
 def _judge(fit: Fit, judging: Sequences, questions: Questions) -> dict[str, Any]:

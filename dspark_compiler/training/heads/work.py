@@ -1,5 +1,6 @@
 """The folder ``HEADS.work`` beside the heads to be: what an interrupted training goes on from."""
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -9,10 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import pad
 
 from dspark_compiler.errors import InputError
-from dspark_compiler.training.heads.anchors import Sequences
+from dspark_compiler.training.heads.anchors import Sequences, join
 
 _FIELDS = ("ids", "prompt", "length", "origin")
 
@@ -44,6 +44,15 @@ class Work:
         else:
             _replace(file, lambda partial: partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8"))
 
+    def options(self, name: str) -> dict[str, Any] | None:
+        """The options of a stage that ``claim`` noted, None if it has not begun."""
+        file = self.path / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def parts(self) -> int:
+        """How many parts of the sequences are written without a gap."""
+        return next(number for number in itertools.count() if not self.has_part(number))
+
     def has_part(self, number: int) -> bool:
         """Whether this part of the sequences is written."""
         return self._part(number).is_file()
@@ -62,13 +71,11 @@ class Work:
         read = []
         for number in range(parts):
             try:
-                read.append(load_file(self._part(number)))
+                part = load_file(self._part(number))
             except SafetensorError as error:
                 raise InputError(f"{self._part(number)}: damaged ({error}); remove it to write it anew") from error
-        width = max(part["ids"].shape[1] for part in read)
-        for part in read:
-            part["ids"] = pad(part["ids"], (0, width - part["ids"].shape[1]))
-        return Sequences(*(torch.cat([part[name] for part in read]) for name in _FIELDS))
+            read.append(Sequences(*(part[name] for name in _FIELDS)))
+        return join(read)
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint."""
