@@ -15,7 +15,7 @@ from dspark_compiler.backends import create_backend
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.frontend.capture import capture
 from dspark_compiler.graph.program import Program
-from dspark_compiler.lowering.layout import plan_layouts
+from dspark_compiler.lowering.layout import plan_layouts, quantized_weights
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
 from dspark_compiler.passes.base import run_passes
@@ -62,7 +62,7 @@ def build(shape: str, output: Path, config: CompileConfig, *, drafter: bool, lay
         )
         options = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()}
         writer.add_json("report.json", {"options": options})
-        writer.finish(describe(program, plan, info, backend.spec, config))
+        writer.finish(describe(program, plan, info, backend.spec, config, quantized_weights(program)))
     say(f"{output}: {shape}")
 
 
@@ -81,6 +81,6 @@ def _settle_scales(program: Program) -> None:
             program.params[name] = torch.full(tensor.shape, value, dtype=tensor.dtype)
 
 
-def config_for(drafter: bool, target: str = "cuda", **options: Any) -> CompileConfig:
+def config_for(drafter: bool, target: str, **options: Any) -> CompileConfig:
     """A config for these shapes on a GPU; verifies are of 8 tokens, with a drafter also of 4."""
     return CompileConfig(target=target, heads=Path("drafter") if drafter else None, **options)

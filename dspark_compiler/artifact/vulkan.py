@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from dspark_compiler.artifact.vulkan_matrices import multiplies_matrices
+
 OLDEST = (1, 2)
 
 _APPLICATION_INFO, _INSTANCE_INFO = 0, 1  # VkStructureType
@@ -22,7 +24,8 @@ _COMPUTE_STAGE, _SHUFFLES, _LOCAL_HEAP = 0x20, 0x10, 1
 # Where features stand in VkPhysicalDeviceFeatures and in the structures of Vulkan 1.1 and 1.2, by our names.
 _CORE = {"float64": 39, "int64": 40, "int16": 41}
 _OF_1_1 = {"storage16": 0}
-_OF_1_2 = {"storage8": 2, "float16": 7, "int8": 8, "timeline": 37, "addresses": 38}
+_OF_1_2 = {"storage8": 2, "float16": 7, "int8": 8, "timeline": 37, "addresses": 38, "memory_model": 41}
+_MATRIX_SUBGROUP = 32  # threads that hold a matrix together in our kernels
 _LEAST_SUBGROUP = 8  # what kernels count on (schedules/simt/threads.py)
 _KERNELS_NEED = frozenset({"int16", "int64", "storage16", "subgroup_shuffle"})
 _NEEDED = {"timeline": "timeline semaphores", "addresses": "buffer device addresses"}
@@ -99,13 +102,13 @@ def find_vulkan() -> Vulkan | None:
         library.vkEnumeratePhysicalDevices(instance, byref(count), None)
         handles = (c_uint64 * count.value)()
         library.vkEnumeratePhysicalDevices(instance, byref(count), handles)
-        devices = tuple(_device(library, handle) for handle in handles[: count.value])
+        devices = tuple(_device(library, instance, handle) for handle in handles[: count.value])
     finally:
         library.vkDestroyInstance(instance, None)
     return Vulkan(devices, None if devices else "the drivers offer no device")
 
 
-def _device(library: ctypes.CDLL, handle: int) -> VulkanDevice:
+def _device(library: ctypes.CDLL, instance: Any, handle: int) -> VulkanDevice:
     driver, subgroup = _Driver(_DRIVER), _Subgroup(_SUBGROUP)
     allocation, sizes = _Allocation(_ALLOCATION), _SubgroupRange(_SUBGROUP_RANGE)
     found = _Properties(_PROPERTIES)
@@ -124,15 +127,20 @@ def _device(library: ctypes.CDLL, handle: int) -> VulkanDevice:
     features = {name for structure, names in places for name, place in names.items() if structure.values[place]}
     if subgroup.supportedStages & _COMPUTE_STAGE and subgroup.supportedOperations & _SHUFFLES:
         features.add("subgroup_shuffle")
+    if "memory_model" in features and multiplies_matrices(library, instance, handle):
+        features.add("cooperative_matrix")
     lacking = [text for name, text in _NEEDED.items() if name not in features]
     sizable = bool(sizes.requiredSubgroupSizeStages & _COMPUTE_STAGE)
+    widths = (sizes.minSubgroupSize, sizes.maxSubgroupSize) if sizable else (0, 0)
+    if subgroup.subgroupSize != _MATRIX_SUBGROUP and not widths[0] <= _MATRIX_SUBGROUP <= widths[1]:
+        features.discard("cooperative_matrix")
     words = (driver.driverName.decode(errors="replace"), driver.driverInfo.decode(errors="replace"))
     return VulkanDevice(
         name=name,
         driver=" ".join(filter(None, words)),
         version=version,
         subgroup_size=subgroup.subgroupSize,
-        subgroup_range=(sizes.minSubgroupSize, sizes.maxSubgroupSize) if sizable else (0, 0),
+        subgroup_range=widths,
         features=frozenset(features - _NEEDED.keys()),
         memory_bytes=_memory(library, handle),
         largest_bytes=allocation.maxMemoryAllocationSize,

@@ -13,7 +13,7 @@ from dspark_compiler.artifact.vulkan import VulkanDevice, find_vulkan
 from dspark_compiler.doctor.findings import Finding, Status
 from dspark_compiler.native.library import NativeLibrary
 
-_TELLING = ("float16", "storage16", "int8", "storage8")  # features that decide which kernels a device can run
+_TELLING = ("float16", "storage16", "int8", "storage8", "cooperative_matrix")  # features that decide which kernels run
 _COMPILERS = ("cc", "gcc", "clang", "g++")  # any of them links a compiled model
 
 

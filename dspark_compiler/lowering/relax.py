@@ -9,7 +9,7 @@ from dspark_compiler.lowering.cuda.target import cuda_lowering
 from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
 from dspark_compiler.lowering.rocm.target import rocm_lowering
-from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.lowering.vulkan.target import vulkan_lowering
 from dspark_compiler.schedules.cuda.layouts import FragmentLayouts
 from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.rocm.layouts import WaveLayouts
@@ -45,5 +45,5 @@ def _target(plan: LayoutPlan) -> TargetLowering:
     if isinstance(plan.layouts, WaveLayouts):
         return rocm_lowering(plan.layouts.dtype, plan.layouts.arch)
     if isinstance(plan.layouts, RowLayouts):
-        return simt_lowering(plan.layouts.dtype, atomics=True)
+        return vulkan_lowering(plan.layouts.dtype)
     return cpu_lowering(plan.isa)

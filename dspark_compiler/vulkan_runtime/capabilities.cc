@@ -8,6 +8,8 @@
 namespace dspark::vulkan {
 namespace {
 
+constexpr uint32_t kMatrixSubgroup = 32;  // invocations that hold a matrix together in our kernels
+
 // Extensions that are used where they are.
 constexpr const char* kOptional[] = {
     VK_EXT_MEMORY_BUDGET_EXTENSION_NAME,           VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME,
@@ -64,7 +66,6 @@ void NameFeatures(const FeatureChain& has, const VkPhysicalDeviceSubgroupPropert
   add("atomic_float32_add", has.atomic_float.shaderBufferFloat32AtomicAdd);
   add("atomic_int64", has.v12.shaderBufferInt64Atomics);
   add("integer_dot", has.integer_dot.shaderIntegerDotProduct);
-  add("cooperative_matrix", has.cooperative_matrix.cooperativeMatrix);
   add("memory_model", has.v12.vulkanMemoryModel && has.v12.vulkanMemoryModelDeviceScope);
   if ((subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) == 0) return;
   const VkSubgroupFeatureFlags operations = subgroup.supportedOperations;
@@ -169,7 +170,14 @@ Capabilities Probe(const InstanceFunctions& functions, VkPhysicalDevice device, 
     found.min_subgroup_size = sizes.minSubgroupSize;
     found.max_subgroup_size = sizes.maxSubgroupSize;
   }
+  found.has_full_subgroups = has.subgroup_size.computeFullSubgroups;
   NameFeatures(has, subgroup, &found.features);
+  const bool wide = found.subgroup_size == kMatrixSubgroup ||
+                    (found.min_subgroup_size <= kMatrixSubgroup && kMatrixSubgroup <= found.max_subgroup_size);
+  if (wide && has.cooperative_matrix.cooperativeMatrix && found.Has("memory_model") &&
+      OffersMatrices(functions, device)) {
+    found.features.insert("cooperative_matrix");
+  }
   enabled->Link(found.extensions);
   Choose(has, enabled);
   return found;

@@ -6,18 +6,6 @@
 
 #include "instance.h"
 
-// Headers older than 1.3.255 lack it; the numbers are those of the registry.
-#ifndef VK_KHR_cooperative_matrix
-#define VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME "VK_KHR_cooperative_matrix"
-#define VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR static_cast<VkStructureType>(1000506000)
-struct VkPhysicalDeviceCooperativeMatrixFeaturesKHR {
-  VkStructureType sType;
-  void* pNext;
-  VkBool32 cooperativeMatrix;
-  VkBool32 cooperativeMatrixRobustBufferAccess;
-};
-#endif
-
 namespace dspark::vulkan {
 
 /// Feature structures linked as Vulkan wants them: asked for first, then handed back in part to enable that part.
@@ -53,6 +41,7 @@ struct Capabilities {
   std::set<std::string> extensions;  // that will be enabled
   std::set<std::string> features;    // by the names that modules ask for them by
   bool has_memory_budget = false;
+  bool has_full_subgroups = false;   // whether a pipeline can ask that no subgroup is cut short
 
   bool Has(const std::string& feature) const { return features.count(feature) != 0; }
 };

@@ -78,6 +78,13 @@ int64_t MaxAllocation(int64_t index) {
   return static_cast<int64_t>(std::min<uint64_t>(At(index).capabilities.max_allocation, INT64_MAX));
 }
 
+/// Whether this thread's current device runs kernels that multiply matrices, with this much shared memory.
+bool HasMatrices(int64_t shared_bytes) {
+  const Capabilities& has = At(CurrentDevice()).capabilities;
+  return WantsMatrices() && has.Has("cooperative_matrix") &&
+         shared_bytes <= has.properties.limits.maxComputeSharedMemorySize;
+}
+
 int64_t Stamp(int64_t index) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
@@ -136,6 +143,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("dspark.vulkan.forget", OnStream(&Stream::Forget))
       .def("dspark.vulkan.memory", MemoryOf)
       .def("dspark.vulkan.max_allocation", MaxAllocation)
+      .def("dspark.vulkan.has_matrices", HasMatrices)
       .def("dspark.vulkan.frees", Frees)
       .def("dspark.vulkan.save_pipelines", SavePipelines)
       .def("dspark.vulkan.messages", TakeMessages)

@@ -1,8 +1,7 @@
 /// Vulkan's loader, found at run time: nothing here links to it, and a process without it can still load modules.
 #pragma once
 
-#define VK_NO_PROTOTYPES
-#include <vulkan/vulkan_core.h>
+#include "matrices.h"
 
 namespace dspark::vulkan {
 
@@ -17,6 +16,7 @@ namespace dspark::vulkan {
   X(EnumerateDeviceExtensionProperties)  \
   X(EnumeratePhysicalDevices)            \
   X(GetDeviceProcAddr)                   \
+  X(GetPhysicalDeviceCooperativeMatrixPropertiesKHR) \
   X(GetPhysicalDeviceFeatures2)          \
   X(GetPhysicalDeviceMemoryProperties2)  \
   X(GetPhysicalDeviceProperties2)        \

@@ -100,6 +100,9 @@ std::shared_ptr<Pipeline> Pipelines::Create(const Kernel& kernel) {
     info.stage.pName = "main";
     info.layout = layout_;
     if (kernel.subgroup != 0 && device_.capabilities.max_subgroup_size != 0) info.stage.pNext = &size;
+    if (kernel.subgroup != 0 && device_.capabilities.has_full_subgroups) {
+      info.stage.flags = VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
+    }
     result = vk.CreateComputePipelines(device_.handle, cache_, 1, &info, nullptr, &handle);
   }
   vk.DestroyShaderModule(device_.handle, shader, nullptr);

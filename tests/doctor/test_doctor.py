@@ -68,7 +68,8 @@ def test_driver_and_gpus(
     assert {"compiler", "libcudart"} <= found.keys()
 
 
-_GOOD = VulkanDevice("A770", "Mesa 25", (1, 3), 32, (8, 32), frozenset(["float16", "int8"]), 16 << 30, 4 << 30)
+_FEATURES = frozenset(["float16", "int8", "cooperative_matrix"])
+_GOOD = VulkanDevice("A770", "Mesa 25", (1, 3), 32, (8, 32), _FEATURES, 16 << 30, 4 << 30)
 _OLD = VulkanDevice("GT 710", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "offers Vulkan 1.1, 1.2 is needed")
 
 
@@ -90,7 +91,8 @@ _OLD = VulkanDevice("GT 710", "", (1, 1), 0, (0, 0), frozenset(), 1 << 30, 0, "o
             {
                 "device 0": (
                     "ok",
-                    "A770, Mesa 25, Vulkan 1.3, subgroups of 32, float16, int8, 16 GiB, at most 4 in one buffer",
+                    "A770, Mesa 25, Vulkan 1.3, subgroups of 32, float16, int8, cooperative_matrix, "
+                    "16 GiB, at most 4 in one buffer",
                 ),
                 "device 1": ("missing", "GT 710 offers Vulkan 1.1, 1.2 is needed"),
             },

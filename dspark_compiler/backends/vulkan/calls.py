@@ -3,7 +3,7 @@
 from typing import Any
 
 from dspark_compiler.backends.vulkan import math_functions as functions
-from dspark_compiler.backends.vulkan import subgroups, synchronisation
+from dspark_compiler.backends.vulkan import matrices, subgroups, synchronisation
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.math_functions import Function, glsl
 from dspark_compiler.backends.vulkan.spirv.numbers import BuiltIn, Glsl, Op
@@ -165,6 +165,7 @@ _RULES: dict[str, Rule] = {
     "dspark_subgroup_index": subgroups.builtin(BuiltIn.SUBGROUP_ID),
     "dspark_subgroup_count": subgroups.builtin(BuiltIn.NUM_SUBGROUPS),
     **{f"dspark_subgroup_{name}": subgroups.reduction(name) for name in ("add", "max", "min")},
+    **matrices.RULES,
     "atomic_add": synchronisation.atomic("add"),
     "dspark_atomic_load": synchronisation.atomic_load,
     "dspark_atomic_store": synchronisation.atomic_store,

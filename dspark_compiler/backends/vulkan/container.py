@@ -54,7 +54,7 @@ def _entry(kernel: Kernel, offset: int) -> dict[str, Any]:
         "workgroup": list(kernel.workgroup),
         "shared_bytes": kernel.shared_bytes,
         "features": list(kernel.features),
-        "subgroup": 0,
+        "subgroup": kernel.subgroup,
     }
 
 

@@ -22,6 +22,9 @@ class Emitter(Protocol):
     def pointer(self, load: Any) -> tuple[int, View]:
         """A pointer to the element that a load of one number would read."""
 
+    def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
+        """Of an array on the chip: a pointer to the vector at which a load begins, its lanes, operands of accesses."""
+
     def choose(self, condition: Value, sides: tuple[Side, Side], like: Any) -> Value:
         """Only the side that holds is computed, the first where the condition does; ``like`` has the type of both."""
 

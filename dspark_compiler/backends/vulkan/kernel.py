@@ -7,6 +7,7 @@ from typing import Any
 from dspark_compiler.backends.vulkan.arguments import ArgumentBlock
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.expressions import Expressions
+from dspark_compiler.backends.vulkan.matrices import has_matrices
 from dspark_compiler.backends.vulkan.scope import Scope, vector_widths
 from dspark_compiler.backends.vulkan.spirv.body import Body
 from dspark_compiler.backends.vulkan.spirv.module import Module
@@ -14,6 +15,7 @@ from dspark_compiler.backends.vulkan.spirv.numbers import Capability
 from dspark_compiler.backends.vulkan.statements import Statements
 from dspark_compiler.backends.vulkan.walk import walk
 from dspark_compiler.errors import LoweringError
+from dspark_compiler.schedules.vulkan.matrices import SUBGROUP
 
 _LAUNCH_PARAMS = "tirx.kernel_launch_params"
 _FEATURES = {
@@ -32,6 +34,8 @@ _FEATURES = {
     Capability.GROUP_NON_UNIFORM_SHUFFLE_RELATIVE: "subgroup_shuffle_relative",
     Capability.GROUP_NON_UNIFORM_ARITHMETIC: "subgroup_arithmetic",
     Capability.ATOMIC_FLOAT32_ADD_EXT: "atomic_float32_add",
+    Capability.COOPERATIVE_MATRIX_KHR: "cooperative_matrix",
+    Capability.VULKAN_MEMORY_MODEL: "memory_model",
 }
 
 
@@ -46,6 +50,7 @@ class Kernel:
     workgroup: tuple[int, int, int]
     shared_bytes: int
     features: tuple[str, ...]
+    subgroup: int  # invocations of each; 0: any number
 
 
 def compile_kernel(name: str, function: Any) -> Kernel:
@@ -68,6 +73,9 @@ def _compile(name: str, function: Any) -> Kernel:
     arguments = ArgumentBlock.of(function.params)
     arguments.bind(do, scope, function.params)
     nodes = list(walk(function.body))
+    matrices = has_matrices(nodes)
+    if matrices:
+        module.require(Capability.VULKAN_MEMORY_MODEL)
     expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes))
     statements = Statements(expressions, vector_widths(nodes))
     statements.emit(function.body)
@@ -81,6 +89,7 @@ def _compile(name: str, function: Any) -> Kernel:
         workgroup,
         statements.shared_bytes,
         tuple(sorted(_FEATURES[c] for c in module.capabilities if c in _FEATURES)),
+        SUBGROUP if matrices else 0,
     )
 
 

@@ -115,7 +115,10 @@ class ChipMemory:
     ) -> None:
         self._do = arithmetic
         self._storage, self._scalar, self._width = storage, scalar, width
-        self._operands = (numbers.VOLATILE,) if volatile else ()
+        operands = numbers.VOLATILE if volatile else 0
+        if storage is Storage.WORKGROUP and arithmetic.module.has_vulkan_memory_model:
+            operands |= numbers.NON_PRIVATE
+        self.operands = (operands,) if operands else ()  # of its loads and stores
         self.bytes = scalar.size * length
         module = arithmetic.module
         count = arithmetic.constant(UINT32, -(-length // width))
@@ -134,7 +137,7 @@ class ChipMemory:
         pieces = []
         for begin in range(0, lanes, each):
             pointer = self._element(each, index, begin)
-            pieces.append(Value(scalar, each, (self._do.body.emit(Op.LOAD, kind, pointer, *self._operands),)))
+            pieces.append(Value(scalar, each, (self._do.body.emit(Op.LOAD, kind, pointer, *self.operands),)))
         return self._do.join(pieces)
 
     def store(self, value: Value, index: Index, aligned: int) -> None:
@@ -143,12 +146,16 @@ class ChipMemory:
         each = self._width if aligned % self._width == 0 and value.lanes % self._width == 0 else 1
         for begin in range(0, value.lanes, each):
             piece = self._do.piece(value, begin, each)
-            self._do.body.emit_void(Op.STORE, self._element(each, index, begin), piece.id, *self._operands)
+            self._do.body.emit_void(Op.STORE, self._element(each, index, begin), piece.id, *self.operands)
 
     def pointer(self, scalar: Scalar, index: Index) -> int:
         """See Memory."""
         self._check(scalar)
         return self._element(1, index, 0)
+
+    def vectors(self, index: Index) -> tuple[int, int]:
+        """The id of a pointer to one of the array's vectors, and the elements of each."""
+        return self._element(self._width, index, 0), self._width
 
     def _element(self, each: int, index: Index, begin: int) -> int:
         kind = pointer_type(self._do.module, self._storage, self._do.type(self._scalar, each))

@@ -34,6 +34,8 @@ def barrier(emitter: Emitter, call: Any) -> None:
     semantics = numbers.ACQUIRE_RELEASE | numbers.WORKGROUP_MEMORY
     if emitter.ordered_buffers:
         semantics |= numbers.UNIFORM_MEMORY
+    if do.module.has_vulkan_memory_model:
+        semantics |= numbers.MAKE_AVAILABLE_AND_VISIBLE
     who = do.constant(UINT32, scope).id
     do.body.emit_void(Op.CONTROL_BARRIER, who, who, do.constant(UINT32, semantics).id)
 

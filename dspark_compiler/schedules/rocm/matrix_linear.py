@@ -16,13 +16,13 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.rocm.architectures import Architecture
 from dspark_compiler.schedules.rocm.matrix_instructions import SIDE, MatrixInstruction, matrix_instruction
-from dspark_compiler.schedules.rocm.weight_pieces import PIECE, WeightPieces, zeroed
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.stored import STORED, narrow
 from dspark_compiler.schedules.simt.stream_linear import form_of
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
+from dspark_compiler.schedules.simt.weight_pieces import PIECE, WeightPieces, zeroed
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 Template = Callable[..., tvm.tirx.PrimFunc]

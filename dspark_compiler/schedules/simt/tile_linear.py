@@ -30,9 +30,19 @@ def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tv
     Arguments: x float32 [rows, depth], those of the weight (weights.py), [bias [features]], [residual
     [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
     """
+    args = tile_args(work, options)
+
+    def body(*buffers: Buffer) -> None:
+        emit_tile_linear(work, options, dict(zip((arg.name for arg in args), buffers, strict=True)))
+
+    return tag(kernel(name, args, body), work)
+
+
+def tile_args(work: LinearWorkload, options: Options) -> list[Arg]:
+    """What ``tile_linear`` takes, y at the end."""
     assert options.norm_eps is None
     features = work.features // 2 if options.activation else work.features
-    args = [
+    return [
         Arg("x", (work.rows, work.depth)),
         *form_of(work).args(),
         *([Arg("bias", (features,))] if options.bias else []),
@@ -40,10 +50,10 @@ def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tv
         Arg("y", (work.rows, features)),
     ]
 
-    def body(*buffers: Buffer) -> None:
-        _Tile(work, options, features, dict(zip((arg.name for arg in args), buffers, strict=True))).emit()
 
-    return tag(kernel(name, args, body), work)
+def emit_tile_linear(work: LinearWorkload, options: Options, of: dict[str, Buffer]) -> None:
+    """Its launch, over its buffers by name."""
+    _Tile(work, options, int(of["y"].shape[1]), of).emit()
 
 
 class _Tile:

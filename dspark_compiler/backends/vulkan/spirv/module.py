@@ -38,6 +38,11 @@ class Module:
         """What the module needs so far."""
         return frozenset(self._capabilities)
 
+    @property
+    def has_vulkan_memory_model(self) -> bool:
+        """Whether accesses are ordered by Vulkan's memory model: what others are to see says so itself."""
+        return Capability.VULKAN_MEMORY_MODEL in self._capabilities
+
     def name(self, target: int, name: str) -> None:
         """A name for people who read the disassembly."""
         self._names += instruction(Op.NAME, target, *string_words(name))
@@ -104,8 +109,8 @@ class Module:
         for extension in sorted(self._extensions):
             words += instruction(Op.EXTENSION, *string_words(extension))
         words += instruction(Op.EXT_INST_IMPORT, self.glsl, *string_words("GLSL.std.450"))
-        model = (numbers.ADDRESSING_PHYSICAL_STORAGE_BUFFER64, numbers.MEMORY_MODEL_GLSL450)
-        words += instruction(Op.MEMORY_MODEL, *model)
+        model = numbers.MEMORY_MODEL_VULKAN if self.has_vulkan_memory_model else numbers.MEMORY_MODEL_GLSL450
+        words += instruction(Op.MEMORY_MODEL, numbers.ADDRESSING_PHYSICAL_STORAGE_BUFFER64, model)
         main = (numbers.EXECUTION_MODEL_GL_COMPUTE, entry, *string_words("main"), *self._interface)
         words += instruction(Op.ENTRY_POINT, *main)
         words += instruction(Op.EXECUTION_MODE, entry, numbers.EXECUTION_MODE_LOCAL_SIZE, *local_size)

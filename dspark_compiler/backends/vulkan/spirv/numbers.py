@@ -138,6 +138,11 @@ class Op(IntEnum):
     GROUP_NON_UNIFORM_S_MAX = 356
     GROUP_NON_UNIFORM_U_MAX = 357
     GROUP_NON_UNIFORM_F_MAX = 358
+    # matrices that a subgroup holds together
+    TYPE_COOPERATIVE_MATRIX_KHR = 4456
+    COOPERATIVE_MATRIX_LOAD_KHR = 4457
+    COOPERATIVE_MATRIX_STORE_KHR = 4458
+    COOPERATIVE_MATRIX_MUL_ADD_KHR = 4459
     # control flow
     FUNCTION = 54
     FUNCTION_END = 56
@@ -169,7 +174,9 @@ class Capability(IntEnum):
     GROUP_NON_UNIFORM_SHUFFLE_RELATIVE = 66
     STORAGE_BUFFER16_BIT_ACCESS = 4433
     STORAGE_BUFFER8_BIT_ACCESS = 4448
+    VULKAN_MEMORY_MODEL = 5345
     PHYSICAL_STORAGE_BUFFER_ADDRESSES = 5347
+    COOPERATIVE_MATRIX_KHR = 6022
     ATOMIC_FLOAT32_ADD_EXT = 6033
 
 
@@ -211,6 +218,21 @@ class Scope(IntEnum):
     DEVICE = 1
     WORKGROUP = 2
     SUBGROUP = 3
+
+
+class MatrixUse(IntEnum):
+    """What a cooperative matrix is in D = A B + C."""
+
+    A = 0
+    B = 1
+    ACCUMULATOR = 2
+
+
+class MatrixLayout(IntEnum):
+    """How a cooperative matrix lies in memory."""
+
+    ROW_MAJOR = 0
+    COLUMN_MAJOR = 1
 
 
 class Glsl(IntEnum):
@@ -257,15 +279,18 @@ class Glsl(IntEnum):
 ACQUIRE_RELEASE = 0x8
 UNIFORM_MEMORY = 0x40  # buffers, those reached by address too
 WORKGROUP_MEMORY = 0x100
+MAKE_AVAILABLE_AND_VISIBLE = 0x2000 | 0x4000  # of Vulkan's memory model
 
 # Memory operands (bits).
 VOLATILE = 0x1
 ALIGNED = 0x2
+NON_PRIVATE = 0x20  # of Vulkan's memory model: others may see it
 
 MAGIC = 0x07230203
 VERSION_1_5 = 0x00010500  # what Vulkan 1.2 takes
 ADDRESSING_PHYSICAL_STORAGE_BUFFER64 = 5348
 MEMORY_MODEL_GLSL450 = 1
+MEMORY_MODEL_VULKAN = 3
 EXECUTION_MODEL_GL_COMPUTE = 5
 EXECUTION_MODE_LOCAL_SIZE = 17
 GROUP_REDUCE = 0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.stored import copy, narrow
+from dspark_compiler.schedules.simt.stored import copy, narrow, widen
 from dspark_compiler.schedules.simt.threads import TEAM, registers
 from dspark_compiler.schedules.simt.weights import WORDS, WeightForm, WeightReader, decode
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -32,7 +32,7 @@ class WeightPieces:
         self._form, self._stored, self._of = form, stored, of
         self._reader = WeightReader(form, of)
         if form.format is None:
-            self._held = registers((*shape, PIECE), stored)
+            self._held = registers((*shape, PIECE), form.stored)
             return
         self._words = PIECE * form.format.bits // _WORD_BITS
         self._held = registers((*shape, self._words), "uint32")
@@ -54,13 +54,14 @@ class WeightPieces:
 
     def put(self, at: tuple[int, ...], tile: Buffer, place: Expr) -> None:
         """Stores a piece as what is multiplied."""
-        if self._form.format is None:
+        if self._form.stored == self._stored:
             copy(tile, (place,), self._held, (*at, T.int32(0)), PIECE)
             return
-        decoded = registers(PIECE, self._stored)
+        decoded = registers(PIECE)
         for e in range(PIECE):
-            T.buffer_store(decoded, narrow(self._number(at, e), self._stored), [e])
-        copy(tile, (place,), decoded, (T.int32(0),), PIECE)
+            T.buffer_store(decoded, self._number(at, e), [e])
+        with T.vectorized(0, PIECE) as e:  # devices round two numbers at once
+            T.buffer_store(tile, narrow(decoded[e], self._stored), [place + e])
 
     def scaled(self, total: Expr, row: Expr) -> Expr:
         """A sum of products with a row of the weight, times what is left of the scale."""
@@ -76,7 +77,8 @@ class WeightPieces:
     def _number(self, at: tuple[int, ...], e: int) -> Expr:
         """A number of a piece as float32."""
         form = self._form.format
-        assert form is not None
+        if form is None:
+            return widen(self._held[(*at, e)], self._form.stored)
         word, bit = divmod(e * form.bits, _WORD_BITS)
         held = self._held[(*at, word)]
         value = decode(held >> T.uint32(bit) if bit else held, form.codes)

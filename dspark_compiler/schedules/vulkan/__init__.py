@@ -1,0 +1,1 @@
+"""Kernels for Vulkan devices that use what only some of them have."""

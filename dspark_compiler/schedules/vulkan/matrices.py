@@ -1,0 +1,59 @@
+"""Matrices of 16 x 16 numbers that a subgroup of 32 invocations holds together, where a device has them.
+
+Which invocation holds which element is not said, so all that can be done is to fill, load, store and multiply them.
+"""
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.tir import Buffer, Expr
+
+SIDE = 16
+SUBGROUP = 32
+FILL, LOAD, STORE, MULTIPLY_ADD = (f"dspark_matrix_{name}" for name in ("fill", "load", "store", "multiply_add"))
+
+_ELEMENTS = SIDE * SIDE
+_VECTOR = 4  # elements; what an address is a multiple of
+
+
+class Matrices:
+    """The instructions of cooperative matrices; D = A B + C with A and B float16, sums float32."""
+
+    def left(self, count: int) -> Buffer:
+        """Matrices A, whose rows lie side by side in memory."""
+        return T.alloc_buffer((count * _ELEMENTS,), "float16", scope="wmma.matrix_a")
+
+    def right(self, count: int) -> Buffer:
+        """Matrices B, whose columns do."""
+        return T.alloc_buffer((count * _ELEMENTS,), "float16", scope="wmma.matrix_b")
+
+    def sums(self, count: int) -> Buffer:
+        """Matrices C, all zero."""
+        sums = T.alloc_buffer((count * _ELEMENTS,), "float32", scope="wmma.accumulator")
+        for number in range(count):
+            T.evaluate(T.call_extern("void", FILL, _matrix(sums, number), T.float32(0.0)))
+        return sums
+
+    def load(self, target: Buffer, number: int, tile: Buffer, start: Expr, stride: int) -> None:
+        """Reads a matrix from the work group's memory: lines of neighbouring numbers, ``stride`` apart."""
+        T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), _line(tile, start), T.int32(stride)))
+
+    def multiply(self, sums: Buffer, number: int, left: Buffer, i: int, right: Buffer, j: int) -> None:
+        """sums[number] += left[i] right[j]."""
+        factors = (_matrix(left, i), _matrix(right, j))
+        T.evaluate(T.call_extern("void", MULTIPLY_ADD, _matrix(sums, number), *factors))
+
+    def store(self, tile: Buffer, start: Expr, stride: int, sums: Buffer, number: int) -> None:
+        """Writes a matrix of sums to the work group's memory, row by row."""
+        T.evaluate(T.call_extern("void", STORE, _line(tile, start), _matrix(sums, number), T.int32(stride)))
+
+    def meet(self) -> None:
+        """All invocations of a subgroup get here before one goes on, and see what was written."""
+        T.evaluate(T.tvm_storage_sync("warp"))
+
+
+def _matrix(matrices: Buffer, number: int) -> Expr:
+    return T.address_of(matrices[number * _ELEMENTS])
+
+
+def _line(tile: Buffer, start: Expr) -> Expr:
+    return T.address_of(tile[T.ramp(start, 1, _VECTOR)])
