@@ -1,5 +1,6 @@
 """Decode heads in fewer bits: the target's weights and what it computes stay, drafts move a little."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from dspark_compiler.graph.program import Program, Role
 from dspark_compiler.graph.verify import verify
 from dspark_compiler.passes.quantize_heads import QuantizeHeads
 from dspark_compiler.quantization.weight_format import WeightFormat
-from tests.onnx_runner import copied
 from tests.passes.test_attach_decode_heads import CONFIG, G, attached, make_heads
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import tiny
@@ -23,7 +23,7 @@ INT8 = WeightFormat("int8")
 def quantized(name: str = "vanilla", config: CompileConfig = CONFIG) -> tuple[Program, Program]:
     """With the heads as they are, and quantized."""
     plain = attached(tiny("llama"), make_heads(tiny("llama"), name), config)
-    changed = copied(plain)
+    changed = deepcopy(plain)
     assert QuantizeHeads(INT8).apply(changed).modified
     verify(changed, "after quantize_heads")
     return plain, changed
