@@ -29,20 +29,26 @@ def main() -> None:
 @main.command()
 @click.argument("shape")
 @click.argument("artifact", type=_FOLDER)
-@click.option("--arch", default="sm_90a", show_default=True)
+@click.option("--target", default="cuda", show_default=True, help="cuda or vulkan.")
+@click.option("--arch", help="Default: sm_90a for cuda.")
+@click.option("--dtype", help="Default: bfloat16.")
 @click.option("--layers", type=int, help="Fewer than the shape has, to try things out.")
 @click.option("--max-seq-len", type=int, default=1024, show_default=True)
 @click.option("--prefill", default="512", show_default=True, help="Chunks a prompt is read in.")
 @click.option("--drafter", is_flag=True, help="With a drafter of five layers.")
 @click.option("--quantize")
 @click.option("--quantize-heads")
-def build(shape: str, artifact: Path, layers: int | None, prefill: str, drafter: bool, **options: Any) -> None:
+def build(
+    shape: str, artifact: Path, layers: int | None, prefill: str, drafter: bool, arch: str | None, **options: Any
+) -> None:
     """Write an artifact without weights."""
     from benchmarks.shapes.build import build as write
     from benchmarks.shapes.build import config_for
 
     widths = tuple(int(width) for width in prefill.split(","))
-    write(shape, artifact, config_for(drafter, prefill_widths=widths, **options), drafter=drafter, layers=layers)
+    arch = arch or ("sm_90a" if options["target"] == "cuda" else None)
+    config = config_for(drafter, prefill_widths=widths, arch=arch, **options)
+    write(shape, artifact, config, drafter=drafter, layers=layers)
 
 
 @main.command()

@@ -1,9 +1,6 @@
 """An artifact for AMD's GPUs, from a checkpoint on disk to HIP's calls, which a fake libamdhip64 checks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,38 +13,10 @@ from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import BackendUnavailableError, InputError
 from dspark_compiler.models.drafters.checkpoint import write_heads
 from tests.passes.test_attach_decode_heads import make_heads
+from tests.rocm.machine import ALL_ENTRIES, NEW_TOKENS, Machine
 from tests.rocm.models import SIZES
-from tests.rocm.tools import fake_hip, fits, kernels_in, need_rocm
+from tests.rocm.tools import fits, kernels_in, need_rocm
 from tests.tiny_models import TINY
-
-_NEW = 8
-# Runs every entry point twice, as it comes and as a graph. What the fake leaves in results means nothing, so that it is
-# said here what is committed.
-_ALL_ENTRIES = """
-import sys
-import numpy as np
-from pathlib import Path
-from dspark_compiler.artifact import Artifact
-from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Anchors
-from dspark_compiler.runtime.sampling import SamplingInputs
-executor, drawn = Executor(Artifact.open(Path(sys.argv[1]))), SamplingInputs.greedy(2)
-commit, executor.commit = executor.commit, lambda lengths, accepted: None
-token, first, none = np.ones(2, np.int64), np.array([1, 0]), np.zeros((2, executor.block_size + 1))
-for _ in range(2):
-    executor.prefill(0, [5] * 180, 0, 0)  # more than there are slots
-    lengths = np.array([180, 0])
-    for _ in range(12):
-        executor.step(token, lengths, lengths, first, np.zeros(2), drawn).following
-        lengths = lengths + first
-    for width in executor.round_widths:
-        anchors = Anchors(token, lengths, lengths)
-        drafts = executor.draft(anchors, none[:, 1:], drawn)
-        executor.speculate(anchors, drafts, np.array([width - 1, -1]), none, drawn).following
-        commit(lengths, first)
-        lengths = lengths + first
-print(*sorted(executor.calls))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +32,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target="rocm", arch="gfx942", output=folder / "model.dspark", heads=folder / "heads", kv_policy="h2o", **sizes
     )
     return compile_model(str(folder / "source"), config).path
-
-
-class Machine:
-    """A machine with a fake HIP runtime, and what that noted in the last process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.hip, self._log = fake_hip(folder).parent, folder / "log"
-        (folder / "ids.json").write_text(json.dumps([3, 1, 4, 1, 5, 9]))
-        self._prompt = str(folder / "ids.json")
-
-    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Python in a process of its own."""
-        self._log.unlink(missing_ok=True)
-        own = {"LD_LIBRARY_PATH": str(self.hip), "FAKE_HIP_LOG": str(self._log)}
-        return subprocess.run(
-            [sys.executable, *command], env=os.environ | own | variables, capture_output=True, text=True, check=False
-        )
-
-    def generate(self, artifact: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """``dspark generate`` without drafts; whatever comes of it, nothing that HIP would object to."""
-        command = ["generate", str(artifact), "--prompt-ids", self._prompt, "--max-new-tokens", str(_NEW), "--json"]
-        done = self.run("-m", "dspark_compiler", *command, "--no-heads", *options, **variables)
-        assert not [line for line in self.log() if line.startswith("WRONG")]
-        return done
-
-    def refuses(self, artifact: Path, *options: str, **variables: str) -> str:
-        """The one line that ``dspark generate`` ends with."""
-        done = self.generate(artifact, *options, **variables)
-        assert (done.returncode, done.stdout) == (2, "")
-        (line,) = done.stderr.splitlines()
-        return line
-
-    def log(self) -> list[str]:
-        return self._log.read_text().splitlines() if self._log.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +50,7 @@ def test_what_an_artifact_holds(artifact: Path) -> None:
 
 
 def test_every_entry_point_is_launched_as_hip_wants_it(artifact: Path, machine: Machine) -> None:
-    done = machine.run("-c", _ALL_ENTRIES, str(artifact))
+    done = machine.run("-c", ALL_ENTRIES, str(artifact))
     assert (done.returncode, done.stderr) == (0, "")
     assert not [line for line in machine.log() if line.startswith("WRONG")]
     entries = ["accept_1", "accept_3", "commit", "decode", "draft", "evict", "prefill_20", "verify_3"]
@@ -137,7 +72,7 @@ def test_kernels_take_no_more_than_there_is(artifact: Path, tmp_path: Path) -> N
 def test_tokens_come_by_graphs(artifact: Path, machine: Machine) -> None:
     done = machine.generate(artifact)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads(done.stdout)["tokens"]) == _NEW  # whatever they are: the fake computes nothing
+    assert len(json.loads(done.stdout)["tokens"]) == NEW_TOKENS  # whatever they are: the fake computes nothing
     assert sum(line.startswith("graph of") for line in machine.log()) >= 2
 
 

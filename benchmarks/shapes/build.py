@@ -81,6 +81,6 @@ def _settle_scales(program: Program) -> None:
             program.params[name] = torch.full(tensor.shape, value, dtype=tensor.dtype)
 
 
-def config_for(drafter: bool, target: str = "cuda", **options: Any) -> CompileConfig:
+def config_for(drafter: bool, target: str, **options: Any) -> CompileConfig:
     """A config for these shapes on a GPU; verifies are of 8 tokens, with a drafter also of 4."""
     return CompileConfig(target=target, heads=Path("drafter") if drafter else None, **options)

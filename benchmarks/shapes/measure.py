@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.shapes.clock import GpuClock
 from benchmarks.shapes.weights import random_device
 from dspark_compiler.artifact import Artifact
-from dspark_compiler.bench.copy_bandwidth import CopyBandwidth
+from dspark_compiler.bench.copy_bandwidth import of_artifact
 from dspark_compiler.bench.roofline import token_traffic
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.heads import make_strategy
@@ -37,7 +37,7 @@ class Bench:
         if self.executor.block_size:
             self.strategies["rounds"] = make_strategy(self.executor, manifest, paced=False)
         self.clock = GpuClock(self.device)
-        self._copies = CopyBandwidth(self.device.cuda)
+        self._copies = of_artifact(self.artifact)
         self._random = np.random.default_rng(0)
 
     def measure(
@@ -65,6 +65,8 @@ class Bench:
         manifest = self.artifact.manifest
         return {
             "model": manifest.model.name,
+            "target": manifest.target.kind,
+            "dtype": manifest.dtype,
             "layers": manifest.model.num_layers,
             "quantization": None if manifest.quantization is None else manifest.quantization.scheme,
             "heads": None if manifest.heads is None else manifest.heads.type,

@@ -11,9 +11,11 @@ import numpy as np
 from dspark_compiler.artifact import Artifact, ArtifactWriter, nbytes
 from dspark_compiler.runtime.gpu_device import GpuDevice, open_cuda
 from dspark_compiler.runtime.library import load_functions
+from dspark_compiler.runtime.vulkan_device import open_vulkan
 
 _ROPE_THETA = 1e6
 _SPREAD = 0.02  # standard deviation of matrices
+_PIECE_BYTES = 32 << 20
 _BLOCK = 1 << 24  # random numbers that files repeat: what is in them does not matter to how fast they are read
 
 
@@ -22,6 +24,9 @@ def random_device(artifact: Artifact) -> GpuDevice:
     import torch
 
     load_functions(artifact, None)
+    if artifact.manifest.target.kind == "vulkan":
+        torch.manual_seed(0)
+        return open_vulkan(artifact, fill_from_host)
     torch.zeros(1, device="cuda")
     torch.manual_seed(0)
     return open_cuda(artifact, fill)
@@ -32,19 +37,35 @@ def fill(device: GpuDevice, tensors: Mapping[str, Any]) -> None:
     import torch
 
     for name, to in tensors.items():
-        numbers = _numbers(name, tuple(to.shape), getattr(torch, str(to.dtype)))
+        numbers = _numbers(name, tuple(to.shape), getattr(torch, str(to.dtype)), "cuda")
         torch.cuda.synchronize()
         device.cuda.copy(to.data_ptr(), numbers.data_ptr(), numbers.nbytes, device.stream)
         device.cuda.synchronize(device.stream)
 
 
-def _numbers(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A tensor of torch's on the GPU."""
+def fill_from_host(device: GpuDevice, tensors: Mapping[str, Any]) -> None:
+    """As ``fill`` does, for a device whose memory torch does not reach."""
     import torch
 
-    numbers = torch.empty(shape, dtype=dtype, device="cuda")
+    staging = device.cuda.pinned(_PIECE_BYTES)
+    made_on = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, to in tensors.items():
+        numbers = _numbers(name, tuple(to.shape), getattr(torch, str(to.dtype)), made_on)
+        content = numbers.reshape(-1).view(torch.uint8).cpu().numpy()
+        for begin in range(0, content.size, _PIECE_BYTES):
+            piece = content[begin : begin + _PIECE_BYTES]
+            staging[: piece.size] = piece
+            device.cuda.copy(to.data_ptr() + begin, staging.ctypes.data, piece.size, device.stream)
+            device.cuda.synchronize(device.stream)
+
+
+def _numbers(name: str, shape: tuple[int, ...], dtype: Any, device: str) -> Any:
+    """A tensor of torch's on its device of this name."""
+    import torch
+
+    numbers = torch.empty(shape, dtype=dtype, device=device)
     if name.endswith("inv_freq"):
-        return numbers.copy_(_ROPE_THETA ** (-torch.arange(numbers.numel(), device="cuda") / numbers.numel()))
+        return numbers.copy_(_ROPE_THETA ** (-torch.arange(numbers.numel(), device=device) / numbers.numel()))
     if name.endswith(".scales"):
         if dtype.is_floating_point:  # codes are up to 127
             return numbers.fill_(_SPREAD / 74)

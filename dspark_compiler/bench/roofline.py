@@ -1,8 +1,12 @@
 """How many bytes one decoded token must bring from memory: the limit that speed is compared with."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspark_compiler.artifact import Manifest, nbytes
+from dspark_compiler.artifact import Manifest, ParamInfo, nbytes
+
+_PANELS = ("cpu", "cuda")  # targets
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,23 @@ class TokenTraffic:
 def token_traffic(manifest: Manifest) -> TokenTraffic:
     """What the artifact's decode step reads."""
     (decode,) = (entry for entry in manifest.entry_points.values() if entry.kind == "decode")
-    params = [manifest.params[name] for name in decode.params]
-    # Weights that are multiplied lie in panels, with three dimensions; a table of V rows is looked up.
-    tables = [param for param in params if len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size]
-    if manifest.target.kind == "onnxruntime":
-        tables = tables[1:]  # there a head is a table as well, perhaps the embedding's
-    weights = sum(nbytes(param) for param in params)
-    weights -= sum(nbytes(param) - nbytes(param) // param.shape[0] for param in tables)
+    weights = sum(nbytes(manifest.params[name]) for name in decode.params)
+    weights -= sum(nbytes(param) - nbytes(param) // param.shape[0] for param in _looked_up(manifest, decode.params))
     # What policies keep beside them is written by a step, not read.
     read = ("k_cache", "v_cache", "k_scale", "v_scale")
     caches = sum(nbytes(manifest.states[name]) for name in decode.states if name.partition(".")[0] in read)
     return TokenTraffic(weights, caches / (manifest.max_batch * manifest.kv.slots), manifest.kv.slots)
+
+
+def _looked_up(manifest: Manifest, names: Sequence[str]) -> list[ParamInfo]:
+    """Params of which a step reads a row: tables of a row for each token of the vocabulary."""
+    tables: dict[str, list[ParamInfo]] = defaultdict(list)
+    for name in names:
+        param = manifest.params[name]
+        if len(param.shape) == 2 and param.shape[0] == manifest.model.vocab_size:
+            # Codes and scales of a weight are one table.
+            tables[name.removesuffix(".codes").removesuffix(".scales").removesuffix(".offsets")].append(param)
+    parts = sorted(tables.values(), key=lambda table: sum(map(nbytes, table)))
+    # Where weights that are multiplied lie in panels, those have three dimensions. Elsewhere the head is a table as
+    # well, perhaps the embedding's; of two it is the smaller, as heads are quantized and embeddings of their own not.
+    return [param for table in (parts if manifest.target.kind in _PANELS else parts[1:]) for param in table]

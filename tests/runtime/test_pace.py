@@ -108,7 +108,7 @@ def test_a_group_is_parked_longer_and_longer_and_comes_back_when_drafting_pays_a
 def test_low_confidence_makes_a_plain_step_and_many_of_them_park() -> None:
     made = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0)).run(300, chance(0.0))
     assert set(made.drafts) == {0}
-    assert len(made.drafts) < 15
+    assert len(made.drafts) < 20
     # One block that is not worth it, among others that are, parks nothing.
     sometimes = Simulation(COSTS, lambda tokens: np.full(GAMMA, -4.0 if tokens % 5 == 0 else 4.0))
     made = sometimes.run(3000, chance(0.95))

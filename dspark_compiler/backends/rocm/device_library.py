@@ -1,8 +1,8 @@
 """Functions that kernels call, in LLVM's language, and the options of ROCm's device libraries.
 
-TVM links them into every module. Three things cannot be said in TIR: a barrier that also orders memory (TVM's own
+TVM links them into every module. Four things cannot be said in TIR: a barrier that also orders memory (TVM's own
 waits for threads only, and code may be moved across it), exchange within a row of lanes without a trip through local
-memory, and constants that the device libraries look up.
+memory, a place that no instruction is moved across, and constants that the device libraries look up.
 """
 
 from dspark_compiler.schedules.rocm.architectures import Architecture
@@ -44,12 +44,20 @@ define linkonce_odr hidden void @{BARRIER}() alwaysinline convergent nounwind {{
   ret void
 }}
 {functions}
+{_IN_ORDER}
 {_ATOMICS}
 !llvm.module.flags = !{{!0}}
 !0 = !{{i32 1, !"amdhsa_code_object_version", i32 {_OBJECT_VERSION}}}
 """
 
 
+# Named by schedules/simt/stream_linear.py.
+_IN_ORDER = """\
+declare void @llvm.amdgcn.sched.barrier(i32 immarg)
+define linkonce_odr hidden void @dspark_in_order() alwaysinline convergent nounwind {
+  call void @llvm.amdgcn.sched.barrier(i32 0)
+  ret void
+}"""
 # What work groups of one launch tell each other: the names that schedules/simt knows them by.
 _ATOMICS = """\
 define linkonce_odr hidden i32 @dspark_atomic_load(ptr addrspace(1) %place) alwaysinline nounwind {

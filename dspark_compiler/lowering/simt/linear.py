@@ -15,7 +15,6 @@ from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
 from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import stream_linear
 from dspark_compiler.schedules.simt.stream_output import Options
 
 
@@ -60,7 +59,7 @@ def _linear(
     if schedule.splits == 0:
         kernel = importer.template("tile_linear", name, work, options)
     else:
-        kernel = stream_linear(name, work, schedule, options)
+        kernel = importer.template("stream_linear", name, work, schedule, options)
     # Behind its arguments come y, and tensors that only the kernel itself needs.
     types = [parameter.ty for parameter in kernel.params[len(args) :]]
     outs = [PhysicalTensor(tuple(map(int, type_.shape)), str(type_.dtype.dtype)) for type_ in types]

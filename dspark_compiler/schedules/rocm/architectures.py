@@ -25,6 +25,11 @@ class Architecture:
     gpus: str
 
     @property
+    def asks_ahead(self) -> bool:
+        """Whether LLVM moves the loads of a long block to its beginning, into more registers than there are."""
+        return self.wave == 32
+
+    @property
     def isa_version(self) -> int:
         """What the device libraries know it by: 9010 for gfx90a, 11000 for gfx1100."""
         major, minor, stepping = self.name[3:-2], self.name[-2], self.name[-1]

@@ -182,14 +182,15 @@ class Meeting:
         """
         number = (place.row * place.problem.shape.kv_heads + place.head) * blocks + place.first // place.count
         before = registers(1, "int32")
-        fence()
         barrier()
         with when(place.thread == 0):
+            # What a fence orders is all that its thread has seen: behind a barrier the stores of the whole work group.
+            fence()
             T.buffer_store(before, T.cast(arrive(tensors["arrived"], number), "int32"), [0])
+            fence()
             T.buffer_store(self._before, before[0], [0])
             with when(before[0] == others):
                 T.buffer_store(tensors["arrived"], T.uint32(0), [number])
         barrier()
-        fence()
         T.buffer_store(before, self._before[0], [0])
         return before[0] == others

@@ -11,6 +11,7 @@ from dspark_compiler.schedules.simt.compact_slots import compact_slots
 from dspark_compiler.schedules.simt.logit_moments import logit_moments
 from dspark_compiler.schedules.simt.rope import rope
 from dspark_compiler.schedules.simt.select_slots import select_slots
+from dspark_compiler.schedules.simt.stream_linear import stream_linear
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
 
 Template = Callable[..., tvm.tirx.PrimFunc]
@@ -18,7 +19,7 @@ Template = Callable[..., tvm.tirx.PrimFunc]
 _PLAIN: tuple[Template, ...] = (
     *(norm.rms_norm, norm.layer_norm, rope),
     *(rows.packed_embedding, rows.row_embedding, rows.quantized_embedding, rows.last_row),
-    *(experts.topk, experts.expert_linear, tile_linear),
+    *(experts.topk, experts.expert_linear, stream_linear, tile_linear),
     *(ring.write_ring, ring.read_ring, block_attention),
     *(slot_rows.append_queries, slot_rows.commit_queries, slot_rows.write_scratch),
     *(slot_rows.append_slot_scores, slot_rows.commit_slot_scores, select_slots),

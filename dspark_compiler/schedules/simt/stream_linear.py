@@ -35,12 +35,15 @@ def form_of(work: LinearWorkload) -> WeightForm:
 
 
 def stream_linear(
-    name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN
+    name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN, *, in_order: bool = False
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y = norm(x) @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 
     Arguments: x float32 [rows, depth], those of the weight (weights.py), [norm weight [depth]], [bias [features]],
     [residual [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
+
+    ``in_order``: x is not asked for before it is needed, which takes fewer registers; the target's code generator has
+    to know how (rocm/device_library.py).
     """
     features = work.features // 2 if options.activation else work.features
     args = [
@@ -55,7 +58,7 @@ def stream_linear(
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         for first in range(0, work.rows, MOST_ROWS):
-            _Launch(work, schedule, options, of, first, min(MOST_ROWS, work.rows - first)).emit()
+            _Launch(work, schedule, options, of, first, min(MOST_ROWS, work.rows - first), in_order).emit()
 
     return tag(kernel(name, args, body), work)
 
@@ -79,8 +82,9 @@ class _Launch:
         of: dict[str, Buffer],
         first: int,
         count: int,
+        in_order: bool,
     ) -> None:
-        self._work, self._options, self._of = work, options, of
+        self._work, self._options, self._of, self._in_order = work, options, of, in_order
         self._weight = WeightReader(form_of(work), of)
         self._form = self._weight.form
         self._cut = Cut(first, count, outputs_of(count, options), schedule.splits, _TEAMS)
@@ -142,6 +146,8 @@ class _Launch:
         for i, access in enumerate(accesses):
             for piece in range(self._form.pieces):
                 self._add_piece(sums, squares, lines, held, (i, piece), self._weight.column(access, piece))
+                if self._in_order:
+                    T.evaluate(T.call_extern("void", "dspark_in_order"))
 
     def _add_piece(
         self, sums: Buffer, squares: Buffer, lines: list[Expr], held: Buffer, which: tuple[int, int], column: Expr
