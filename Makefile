@@ -54,10 +54,10 @@ packages:
 	  fi; \
 	done
 
-# Processes share the cores: no threads of torch's beside them, and TVM's do not spin while they wait. The many that are
-# started read what the first ones compiled of our sources.
+# Processes share the cores: no threads beside them but those of tests that ask for some, which do not spin while they
+# wait. The many processes that are started read what the first ones compiled of our sources.
 unit: venv packages
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv
 	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)

@@ -1,7 +1,9 @@
 """Fixtures every test can use."""
 
 import difflib
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,17 @@ _GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts instead of comparing with them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collecting imports stays: nobody looks through it for garbage, neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
@@ -29,6 +42,18 @@ def _shared_fixtures(item: pytest.Function) -> list[str]:
         return []
     found = item._fixtureinfo.name2fixturedefs
     return [name for name in sorted(found) if found[name][-1].scope != "function" and found[name][-1].baseid]
+
+
+@pytest.fixture(autouse=True)
+def traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal models are traced once a process."""
+    capture = sys.modules.get("dspark_compiler.frontend.capture")
+    if capture is None:  # nobody imported it, nor torch
+        return
+    from tests.traces import shared_traces
+
+    monkeypatch.setattr(capture, "_export", shared_traces().export)
+    monkeypatch.setattr(capture, "retrace", shared_traces().retrace)
 
 
 @pytest.fixture

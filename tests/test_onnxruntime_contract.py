@@ -26,6 +26,8 @@ from tests.bench import tiny
 from tests.passes.test_attach_decode_heads import make_heads
 from tests.tiny_models import TINY
 
+pytestmark = pytest.mark.xdist_group("tiny-export")
+
 _SIZES = {"max_seq_len": 96, "prefill_widths": (8,), "verify_width": 4, "check": False}
 # Drafting always seems to pay, or tiny models would park at once.
 _TIMES = StepTimes(1.0, 0.0, (StepTime(2, 1.01), StepTime(4, 1.02)))
@@ -36,29 +38,25 @@ def _compiled(source: Path, folder: Path, target: str, **options: Any) -> Artifa
 
 
 def _tokens(artifact: Artifact) -> list[tuple[int, ...]]:
-    """Of two prompts, greedily; where there are heads, these draft."""
-    if (heads := artifact.manifest.heads) is not None:
-        heads = dataclasses.replace(heads, times=_TIMES)
-        artifact = Artifact(artifact.path, dataclasses.replace(artifact.manifest, heads=heads))
+    """Of two prompts, greedily and by drafts."""
+    assert artifact.manifest.heads is not None
+    heads = dataclasses.replace(artifact.manifest.heads, times=_TIMES)
+    artifact = Artifact(artifact.path, dataclasses.replace(artifact.manifest, heads=heads))
     prompts = [np.random.default_rng(n).permutation(np.arange(3, 127))[:n].tolist() for n in (33, 6)]
     params = SamplingParams(max_new_tokens=40, ignore_eos=True)
     engine = Engine(artifact, paced=False)
     found = [engine.complete([prompt], params)[0] for prompt in prompts]
-    assert heads is None or max(done.accepted_length or 0 for done in found) >= 1
+    assert max(done.accepted_length or 0 for done in found) >= 1
     return [tuple(done.tokens) for done in found]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"heads": True}, {"kv_budget": 32}, {"heads": True, "kv_budget": 32, "kv_policy": "snapkv"}],
-    ids=["plain", "heads", "budget", "heads-and-budget"],
-)
+# Without heads: test_onnxruntime_artifact.py; other policies: lowering/onnx/test_eviction.py.
+@pytest.mark.parametrize("options", [{}, {"kv_budget": 32, "kv_policy": "snapkv"}], ids=["whole", "pruned"])
 def test_greedy_tokens_are_the_cpu_target_s(options: dict[str, Any], tmp_path: Path) -> None:
     model, source = TINY["qwen3"](), tmp_path / "source"
     model.save_pretrained(source)
-    if options.get("heads"):
-        write_heads(tmp_path / "heads", make_heads(model, "vanilla", head_dim=16))
-        options = options | {"heads": tmp_path / "heads"}
+    write_heads(tmp_path / "heads", make_heads(model, "vanilla", head_dim=16))
+    options = options | {"heads": tmp_path / "heads"}
     mine, cpu = (_compiled(source, tmp_path, target, **options) for target in ("onnxruntime", "cpu"))
     assert _tokens(mine) == _tokens(cpu)
 
@@ -77,7 +75,7 @@ def _dspark(*args: object) -> None:
 def test_bench_beside_a_plain_export(artifact: Artifact, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     lengths = ("--prompt-len", 9, "--new-tokens", 12, "--repeats", 2)
-    _dspark("bench", artifact.path, "--against", "onnxruntime", *lengths, "--json", file)
+    _dspark("bench", artifact.path, "--against", "onnxruntime", "--model", tiny.exported(), *lengths, "--json", file)
     data = json.loads(file.read_text())
     assert (data["target"], data["tokens_identical"], data["limit"]) == ("onnxruntime", True, "all cores read")
     mine, plain = data["runs"]

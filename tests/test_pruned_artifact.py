@@ -1,7 +1,6 @@
 """A compiled artifact with a budget: memory, slots, and tokens, from a tiny model."""
 
 import ctypes
-import dataclasses
 import gc
 import json
 import shutil
@@ -21,6 +20,7 @@ from dspark_compiler.artifact import Artifact, nbytes
 from dspark_compiler.compare.compiled import compiled_logits, decode_first
 from dspark_compiler.errors import CheckFailedError, InputError
 from dspark_compiler.runtime.executor import Executor
+from tests.threads import check_threads
 from tests.tiny_models import TINY
 
 _BUDGET, _LONGEST = 64, 400
@@ -34,19 +34,25 @@ def _clean_up() -> Iterator[None]:
 
 
 @cache
-def _source(name: str = "llama", positions: int = 96) -> str:
-    folder = _FOLDER / f"{name}-{positions}"
-    model = TINY[name]()
+def _source(name: str = "llama", positions: int = 96, **sizes: int) -> str:
+    folder = _FOLDER / "-".join(map(str, (name, positions, *sizes.values())))
+    model = TINY[name](**sizes)
     model.config.max_position_embeddings = positions
     model.save_pretrained(folder)
     return str(folder)
 
 
 @cache
-def _artifact(policy: str | None = None, budget: int | None = _BUDGET, name: str = "llama", **options) -> Artifact:
+def _artifact(
+    policy: str | None = None,
+    budget: int | None = _BUDGET,
+    name: str = "llama",
+    source: str | None = None,
+    **options,
+) -> Artifact:
     options = {"max_seq_len": _LONGEST, "prefill_widths": (8,), "max_batch": 2, "check": False} | options
     output = _FOLDER / f"{name}-{policy}-{budget}-{len(list(_FOLDER.iterdir()))}.dspark"
-    return compile(_source(name, _LONGEST), output=output, kv_budget=budget, kv_policy=policy, **options)
+    return compile(source or _source(name, _LONGEST), output=output, kv_budget=budget, kv_policy=policy, **options)
 
 
 def _tokens(count: int, seed: int = 0) -> list[int]:
@@ -66,22 +72,27 @@ def test_tokens_are_the_unpruned_ones_up_to_the_budget(policy: str) -> None:
     assert [completion.tokens for completion in pruned.complete(prompts, params)] == expected
 
 
-@pytest.mark.parametrize(
-    ("policy", "options"),
-    [
-        ("window", {}),
-        ("tova", {"kv_dtype": "int8"}),
-        ("snapkv+h2o", {}),
-        ("h2o", {"kv_dtype": "float8_e4m3"}),
-        ("h2o", {"name": "gpt_oss"}),
-        ("expected-attention", {"name": "qwen3"}),
-    ],
-)
+_VARIANTS = [
+    ("window", {}),
+    ("tova", {"kv_dtype": "int8"}),
+    ("snapkv+h2o", {}),
+    ("h2o", {"kv_dtype": "float8_e4m3"}),
+    ("h2o", {"name": "gpt_oss"}),
+    ("expected-attention", {"name": "qwen3"}),
+]
+
+
+@pytest.mark.parametrize(("policy", "options"), _VARIANTS)
 def test_verifying_is_decoding_bit_for_bit_far_beyond_the_budget(policy: str, options: dict[str, str]) -> None:
     executor = Executor(_artifact(policy, **options))
     tokens = _tokens(250)
     verified = np.concatenate([chunk.copy() for chunk in compiled_logits(executor, tokens)])
     np.testing.assert_array_equal(verified, _decoded(executor, tokens))
+
+
+def test_threads_change_no_bit() -> None:
+    pruned = [_artifact(policy, **options).path for policy, options in _VARIANTS]
+    check_threads(_artifact(None, None).path, *pruned)
 
 
 @pytest.mark.parametrize("policy", ["window", "tova", "h2o"])
@@ -138,19 +149,16 @@ def _bytes_in_use() -> int:
     return info.uordblks + info.hblkhd
 
 
+@cache
+def _long() -> Artifact:
+    """Of one layer, for far more tokens than the model has positions; these are rotated."""
+    source = _source("llama", 96, num_hidden_layers=1)
+    return _artifact(None, 512, source=source, max_seq_len=100_000, max_batch=1, verify_width=1)
+
+
 def test_a_hundred_thousand_tokens_take_no_memory() -> None:
-    total = 100_000
-    source = _source("llama", 2 * total)
-    artifact = compile(
-        source,
-        output=_FOLDER / "long.dspark",
-        kv_budget=512,
-        kv_policy="h2o",
-        max_seq_len=total,
-        prefill_widths=(8,),
-        verify_width=1,
-        check=False,
-    )
+    artifact = _long()
+    total = artifact.manifest.max_seq_len
     executor = Executor(artifact)
     buffers = np.zeros((4, 1), np.int64)
     tokens, positions, lengths, counts = buffers
@@ -164,11 +172,12 @@ def test_a_hundred_thousand_tokens_take_no_memory() -> None:
             lengths[0] += 1
             del logits
 
-    advance(5_000)  # past the first evictions, which fill the kernels' workspaces
-    _bytes_in_use()
-    before = _bytes_in_use()
-    advance(total)
-    assert _bytes_in_use() <= before  # the interpreter may have let go of something meanwhile
+    used = []
+    for quarter in range(1, 5):
+        advance(quarter * total // 4)
+        used.append(_bytes_in_use())
+    # What grows with tokens grows in every quarter; the C library's own steps are once.
+    assert np.diff(used).min() <= 0
 
 
 def test_a_prompt_longer_than_a_sequence_is_refused() -> None:
@@ -195,12 +204,12 @@ def test_positions_in_a_table_cannot_be_exceeded(tmp_path: Path) -> None:
         compile(_source("gpt2"), output=tmp_path / "x", max_seq_len=200, kv_budget=64, check=False)
 
 
-def test_rotated_positions_can(tmp_path: Path) -> None:
-    artifact = compile(
-        _source(), output=tmp_path / "x", max_seq_len=200, kv_budget=64, prefill_widths=(8,), check=False
-    )
-    assert dataclasses.asdict(artifact.manifest.kv)["pruning"]["policy"] == "h2o"
-    assert len(load(artifact.path).complete([_tokens(150)], SamplingParams(max_new_tokens=20))[0].tokens) > 0
+def test_rotated_positions_can() -> None:
+    artifact = _long()
+    assert artifact.manifest.kv.pruning is not None
+    assert artifact.manifest.kv.pruning.policy == "h2o"
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    assert len(load(artifact.path).complete([_tokens(600)], params)[0].tokens) == 20
 
 
 @cache

@@ -11,6 +11,7 @@ from dspark_compiler.driver import compile_model
 from dspark_compiler.runtime.engine import Engine
 from dspark_compiler.runtime.sampling import SamplingParams
 from tests.bench import tiny
+from tests.threads import check_threads
 
 # Drafting always seems to pay, or tiny models would park at once.
 EAGER_TIMES = StepTimes(1.0, 0.0, (StepTime(4, 1.01), StepTime(8, 1.02)))
@@ -63,3 +64,7 @@ def test_a_repetition_penalty_is_plain_decoding(pair: tuple[Engine, Engine]) -> 
     found, expected = drafting.complete(PROMPTS, params), plain.complete(PROMPTS, params)
     assert [c.tokens for c in found] == [c.tokens for c in expected]
     assert {c.accepted_length for c in found} == {1.0}
+
+
+def test_threads_change_no_bit(pair: tuple[Engine, Engine]) -> None:
+    check_threads(pair[0].artifact.path)

@@ -15,17 +15,18 @@ from dspark_compiler.graph.values import Inference, spec_of
 _NAMESPACES = ("aten", "dspark")
 
 
-def verify(program: Program, stage: str) -> None:
+def verify(program: Program, stage: str, inference: Inference | None = None) -> None:
     """Checks every entry point against the program and the conventions of docs/architecture.md.
 
     Args:
         program: what to check; it is not changed.
         stage: what has just been done to it, for the message ("after canonicalize").
+        inference: what earlier stages worked out, as most of a program stays what it was.
 
     Raises:
         PassError: the first thing found wrong, naming stage, entry point and node.
     """
-    inference = Inference()
+    inference = inference or Inference()
     for name, entry in program.entries.items():
         if name != entry.name:
             raise PassError(f"{stage}: {name}: the entry point calls itself {entry.name!r}")

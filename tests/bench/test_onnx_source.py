@@ -1,8 +1,5 @@
 """ONNX Runtime as an opponent: on an export of the source model, or on the file that the source is."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,20 +21,12 @@ def _tokens(model: str) -> tuple[list[int], OnnxRuntime]:
     return [token for made in contestant.generate(_PROMPT, _NEW) for token in made], contestant
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    command = [sys.executable, "-m", "dspark_compiler.bench.onnx_export", str(tiny.source()), str(folder), "float32"]
-    subprocess.run(command, check=True, capture_output=True)
-    assert json.loads((folder / "form.json").read_text())["past"].keys() >= {"past.0.key", "past.1.value"}
-    return folder / "model.onnx"
-
-
-def test_the_file_itself_gives_eager_s_tokens(file: Path) -> None:
+@pytest.mark.xdist_group("tiny-export")
+def test_the_file_itself_gives_eager_s_tokens() -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny.source())
     options = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     wanted = model.generate(torch.tensor([_PROMPT]), **options)[0, len(_PROMPT) :].tolist()
-    found, contestant = _tokens(str(file))
+    found, contestant = _tokens(str(tiny.exported()))
     assert found == wanted
     assert contestant.options["export"] == "the source's own file, past bound to present"
     assert contestant.options["prepacking"] == "on"

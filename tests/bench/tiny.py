@@ -1,6 +1,9 @@
 """A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder and compiled."""
 
 import functools
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,3 +55,14 @@ def compiled() -> Artifact:
     """Its artifact, in float32."""
     output = Path(_folder().name) / "tiny.dspark"
     return compile_model(str(source()), CompileConfig(output=output, prefill_widths=(16,), verify_width=4, check=False))
+
+
+@functools.cache
+def exported() -> Path:
+    """Its export as an ONNX file with a past; tests that read it are in the xdist group "tiny-export"."""
+    folder = Path(_folder().name) / "export"
+    folder.mkdir()
+    command = [sys.executable, "-m", "dspark_compiler.bench.onnx_export", str(source()), str(folder), "float32"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads((folder / "form.json").read_text())["past"].keys() >= {"past.0.key", "past.1.value"}
+    return folder / "model.onnx"

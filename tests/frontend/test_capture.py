@@ -10,7 +10,7 @@ from dspark_compiler.frontend.seam import window_of
 from tests.running import inputs, logits_of, relative_error
 from tests.tiny_models import TINY, WINDOW
 
-CONFIG = CompileConfig(prefill_widths=(8,), verify_width=4, max_seq_len=32)
+CONFIG = CompileConfig(prefill_widths=(8,), verify_width=1, max_seq_len=32)
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -19,6 +19,12 @@ SMALL = {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
+
+
+@pytest.fixture
+def own_traces(monkeypatch, traces):
+    """Nothing is shared: tracing itself is watched."""
+    monkeypatch.undo()
 
 
 def attention_nodes(program, entry="decode"):
@@ -34,7 +40,7 @@ def arguments(node):  # layer, scale, window, softcap
     [
         ("llama", [0, 0], [0.0, 0.0]),
         ("mistral", [WINDOW, WINDOW], [0.0, 0.0]),
-        ("gemma2", [WINDOW, 0, WINDOW, 0], [50.0] * 4),
+        ("gemma2", [WINDOW, 0], [50.0] * 2),
         ("gpt_oss", [WINDOW, 0], [0.0, 0.0]),
     ],
 )
@@ -59,7 +65,7 @@ def test_tied_weights_share_one_name_and_one_tensor():
     assert shared.data_ptr() == model.lm_head.weight.data_ptr()
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_as_it_was(own_traces):
     model = TINY["phi3-longrope"]()
     ids = torch.arange(8)[None]
     before = (model(ids).logits, model.config._attn_implementation, model.config._experts_implementation)
@@ -183,7 +189,7 @@ def test_the_module_that_stops_the_capture_is_named():
     assert error.__cause__ is not None
 
 
-def test_capture_is_silent(capfd):
+def test_capture_is_silent(capfd, own_traces):
     model = TINY["llama"]()
     capture(model, CONFIG)
     model.model.layers[1].mlp = Branching()

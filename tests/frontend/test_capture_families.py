@@ -10,12 +10,13 @@ from dspark_compiler.graph.decompose import WHOLE
 from dspark_compiler.graph.program import EntryKind, Role
 from tests.running import inputs, logits_of, relative_error
 from tests.tiny_models import TINY, WINDOW
+from tests.traces import one_process
 
 CONFIG = CompileConfig(max_batch=2, prefill_widths=(4 * WINDOW,), verify_width=2 * WINDOW, max_seq_len=32)
 RTOL = 1e-5
 
 
-@pytest.fixture(scope="module", params=list(TINY))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=one_process(name)) for name in TINY])
 def captured(request):
     model = TINY[request.param]()
     return model, capture(model, CONFIG)

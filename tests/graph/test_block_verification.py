@@ -108,5 +108,5 @@ def test_two_rounds_of_shaped_distributions_are_the_targets(knobs: tuple[float, 
 def test_a_vocabulary_of_16() -> None:
     p, q = chain(8, 16, 2.0), chain(9, 16, 1.0)
     law = round_law(p, q, 3, 2, lambda _: 2)
-    law = after(law, lambda anchor: round_law(p, q, anchor, 2, lambda tokens: 1 + tokens[1] % 2))
+    law = after(law, lambda anchor: round_law(p, q, anchor, 2, lambda tokens: 1 + tokens[1] % 2), enough=3)
     np.testing.assert_allclose(first_tokens(law, p, 3), target_law(p, 3, 3), rtol=0, atol=1e-9)

@@ -37,11 +37,18 @@ def deadly(effect: Callable[[], Any]) -> Callable[..., list[Run]]:
     return run
 
 
-def fail() -> None:
-    raise DeviceError("cudaStreamSynchronize: an illegal memory access was encountered")
+def failing() -> Callable[[], None]:
+    """Travels by value: the process that runs kernels would read all that this file imports for its name."""
+
+    def fail() -> None:
+        raise DeviceError("cudaStreamSynchronize: an illegal memory access was encountered")
+
+    return fail
 
 
-@pytest.mark.parametrize(("effect", "reason"), [(os.abort, "Subprocess terminated"), (fail, "illegal memory access")])
+@pytest.mark.parametrize(
+    ("effect", "reason"), [(os.abort, "Subprocess terminated"), (failing(), "illegal memory access")]
+)
 def test_a_kernel_that_takes_the_process_with_it_loses_alone(
     effect: Callable[[], Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from dspark_compiler.errors import ArtifactError, InputError
 from dspark_compiler.runtime.engine import Engine, load
 from tests.tiny_models import TINY
 from tests.tolerances import LOGITS
+from tests.traces import one_process
 
 _NEW = 32
 # Long-rope models change their frequencies with the context they are compiled for; eager changes them at run time,
@@ -48,7 +49,7 @@ def _eager(model: PreTrainedModel, prompt: list[int], tokens: Sequence[int]) -> 
     return logits[len(prompt) - 1 :].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=one_process(name)) for name in sorted(TINY)])
 def test_family(name: str, tmp_path: Path) -> None:
     model, engine = _compiled(name, tmp_path)
     new = min(_NEW, _MAX_SEQ_LEN.get(name, 64) - 13)
@@ -62,6 +63,7 @@ def test_family(name: str, tmp_path: Path) -> None:
     _check_verify(engine, prompts[0], list(completions[0].tokens))
 
 
+@one_process("llama-tied")
 @pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
 def test_portable_architecture(arch: str, tmp_path: Path) -> None:
     """Other vector widths, other panels: the same tokens."""

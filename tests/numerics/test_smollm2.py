@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark_compiler import CompileConfig, SamplingParams
 from dspark_compiler.driver import compile_model
 from dspark_compiler.frontend.source import open_source
 from dspark_compiler.runtime.engine import Engine, load
+from tests.threads import check_threads
 from tests.tolerances import LOGITS
 
-_TOKENS = 256
+_TOKENS = 64
 _PROMPTS = 20
-_BATCH = 4
+_BATCH = 11
+_LENGTH = 256  # tokens of a sequence
+_FEW_LAYERS = 2  # of 30: enough to see what rounding weights does
 
 pytestmark = [pytest.mark.real_model, pytest.mark.xdist_group("smollm2")]
 
@@ -38,8 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    config = CompileConfig(output=folder / "fp32.dspark", max_seq_len=1024, max_batch=_BATCH, check=False)
-    compile_model(str(gguf_file()), config)
+    lengths = {"max_seq_len": _LENGTH, "max_batch": _BATCH, "prefill_widths": (32,)}
+    compile_model(str(gguf_file()), CompileConfig(output=folder / "fp32.dspark", check=False, **lengths))
     return load(folder / "fp32.dspark")
 
 
@@ -55,7 +59,7 @@ def prompts() -> list[str]:
 
 
 def test_greedy_tokens_are_eager_s(engine: Engine, eager: torch.nn.Module, prompts: list[str]) -> None:
-    """256 tokens of 20 prompts. One eager pass over all tokens gives the token eager would choose at each place."""
+    """64 tokens of each prompt. One eager pass over all tokens gives the token eager would choose at each place."""
     assert len(prompts) >= _PROMPTS
     params = SamplingParams(max_new_tokens=_TOKENS, ignore_eos=True)
     groups = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
@@ -72,9 +76,9 @@ def test_greedy_tokens_are_eager_s(engine: Engine, eager: torch.nn.Module, promp
 
 
 def test_generate_agrees_step_by_step(engine: Engine, eager: torch.nn.Module, prompts: list[str]) -> None:
-    completion = engine.complete([prompts[0]], SamplingParams(max_new_tokens=48, ignore_eos=True))[0]
+    completion = engine.complete([prompts[0]], SamplingParams(max_new_tokens=24, ignore_eos=True))[0]
     ids = torch.tensor([completion.prompt_tokens])
-    out = eager.generate(ids, max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0)
+    out = eager.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert list(completion.tokens) == out[0, ids.shape[1] :].tolist()
 
 
@@ -97,6 +101,10 @@ def test_verify_rows_are_decode_s(engine: Engine, prompts: list[str]) -> None:
         np.testing.assert_array_equal(decoded, verified[i])
 
 
+def test_threads_change_no_bit(engine: Engine) -> None:
+    check_threads(engine.artifact.path)
+
+
 def test_artifact_is_weights_plus_ten_megabytes(engine: Engine) -> None:
     weights = 134_515_008 * 4
     assert engine.artifact.size() <= weights + 10e6
@@ -106,24 +114,36 @@ def test_resident_memory_without_torch(engine: Engine) -> None:
     """Weights, cache and at most 300 MB; in a process of its own, as it is deployed."""
     command = [sys.executable, "-m", "dspark_compiler", "generate", str(engine.artifact.path)]
     done = subprocess.run([*command, "--prompt", "Once", "--json"], capture_output=True, check=True, text=True)
-    cache = 30 * 2 * 3 * 1024 * 64 * 4 * _BATCH
+    cache = 30 * 2 * 3 * _LENGTH * 64 * 4 * _BATCH
     assert json.loads(done.stdout)["peak_memory_bytes"] <= 134_515_008 * 4 + cache + 300e6
 
 
+@pytest.fixture(scope="module")
+def shortened(folder: Path, eager: torch.nn.Module) -> torch.nn.Module:
+    """The model's first layers, in ``folder / "shortened"`` too."""
+    settings = {name: value for name, value in eager.config.to_dict().items() if name != "quantization_config"}
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings | {"num_hidden_layers": _FEW_LAYERS})).eval()
+    weights = eager.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    model.save_pretrained(folder / "shortened")
+    return model
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_weights(dtype: str, folder: Path, eager: torch.nn.Module, prompts: list[str]) -> None:
+def test_half_precision_weights(dtype: str, folder: Path, shortened: torch.nn.Module) -> None:
     """Half the size; sums stay float32, so logits differ by the weights' rounding alone."""
     output = folder / f"{dtype}.dspark"
-    compile_model(str(gguf_file()), CompileConfig(output=output, dtype=dtype, max_seq_len=256, check=False))
+    config = CompileConfig(output=output, dtype=dtype, max_seq_len=_LENGTH, prefill_widths=(16,), check=False)
+    compile_model(str(folder / "shortened"), config)
     half = load(output)
-    assert half.artifact.size() <= 134_515_008 * 2 + 10e6
-    ids = half.complete([prompts[3]], SamplingParams(max_new_tokens=1))[0].prompt_tokens
-    rounded = copy.deepcopy(eager)
+    assert half.artifact.size() <= 2 * sum(weight.numel() for weight in shortened.parameters()) + 10e6
+    ids = torch.randint(3, 49152, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    rounded = copy.deepcopy(shortened)
     with torch.no_grad():
         for weight in (p for p in rounded.parameters() if p.ndim == 2):  # norms stay float32
             weight.copy_(weight.to(getattr(torch, dtype)))
         expected = rounded(torch.tensor([ids])).logits[0, -1].numpy()
-        exact = eager(torch.tensor([ids])).logits[0, -1].numpy()
+        exact = shortened(torch.tensor([ids])).logits[0, -1].numpy()
     actual = half.executor.prefill(0, ids, 0, 0)
     np.testing.assert_allclose(actual, expected, **LOGITS[dtype])
     assert np.abs(actual - exact).max() > 0

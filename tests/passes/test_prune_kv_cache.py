@@ -51,8 +51,13 @@ def test_nothing_is_forgotten_within_the_budget(policy: str) -> None:
     assert torch.equal(_decoded(_program(policy, budget), tokens), _decoded(_program(None), tokens))
 
 
-@pytest.mark.parametrize("policy", NAMES)
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+# Beside sliding layers one policy of each kind: of positions, keys, queries to come and of those there were.
+_SLIDING = ("window", "knorm", "expected-attention", "snapkv+h2o")
+
+
+@pytest.mark.parametrize(
+    ("policy", "family"), [*((name, "llama") for name in NAMES), *((name, "gemma2") for name in _SLIDING)]
+)
 def test_slots_hold_the_budget_and_both_edges(policy: str, family: str) -> None:
     program = _program(policy, family=family)
     runner = ProgramRunner(program)

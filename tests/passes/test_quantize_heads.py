@@ -1,5 +1,6 @@
 """Decode heads in fewer bits: the target's weights and what it computes stay, drafts move a little."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ INT8 = WeightFormat("int8")
 
 def quantized(name: str = "vanilla", config: CompileConfig = CONFIG) -> tuple[Program, Program]:
     """With the heads as they are, and quantized."""
-    plain, changed = (attached(tiny("llama"), make_heads(tiny("llama"), name), config) for _ in range(2))
+    plain = attached(tiny("llama"), make_heads(tiny("llama"), name), config)
+    changed = deepcopy(plain)
     assert QuantizeHeads(INT8).apply(changed).modified
     verify(changed, "after quantize_heads")
     return plain, changed

@@ -55,11 +55,14 @@ def round_law(p: torch.Tensor, q: torch.Tensor, anchor: int, block_size: int, ru
     return law
 
 
-def after(law: Law, one_more: Callable[[int], Law]) -> Law:
-    """Another round upon each output; it depends on the last token alone."""
-    memo = {token: one_more(token) for token in {output[-1] for output in law}}
+def after(law: Law, one_more: Callable[[int], Law], enough: int = 1 << 30) -> Law:
+    """Another round upon each output of fewer tokens than are enough; it depends on the last token alone."""
+    memo = {token: one_more(token) for token in {output[-1] for output in law if len(output) < enough}}
     result: Law = defaultdict(float)
     for output, weight in law.items():
+        if len(output) >= enough:
+            result[output] += weight
+            continue
         for more, chance in memo[output[-1]].items():
             result[*output, *more] += weight * chance
     return result

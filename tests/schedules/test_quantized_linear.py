@@ -136,7 +136,7 @@ def test_panels_come_back(tag: str) -> None:
 
 def test_schedules_are_tuned(tmp_path: Path) -> None:
     records = Records("here", [], tmp_path)
-    for tag in ("int8", "int4-g32", "int4-g32-offsets"):
+    for tag in ("int8", "int4-g32-offsets"):
         work = LinearWorkload(1, 2 * WIDEST.panel, 64, tag)
         task = LinearTask(work, PanelLinears(WIDEST), LocalBench(MACHINES[WIDEST]), records)
         task.prepare(2, records)

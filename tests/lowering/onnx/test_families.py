@@ -15,6 +15,7 @@ from tests.captured import captured
 from tests.onnx_runner import OnnxRunner, copied
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import TINY, _model, tiny
+from tests.traces import one_process
 
 
 def rewritten(model: PreTrainedModel, **options: object) -> Program:
@@ -27,9 +28,10 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "batch"), [*((name, 1) for name in TINY), *((name, 2) for name in ("llama", "gemma2", "gpt_oss"))]
-)
+_CASES = [*((name, 1) for name in TINY), *((name, 2) for name in ("llama", "gemma2", "gpt_oss"))]
+
+
+@pytest.mark.parametrize(("name", "batch"), [pytest.param(*case, marks=one_process(case[0])) for case in _CASES])
 def test_calls(name: str, batch: int, tmp_path: Path) -> None:
     check_calls(rewritten(tiny(name), max_batch=batch), tmp_path)
 
