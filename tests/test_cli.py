@@ -106,8 +106,12 @@ OPTIONS = {
         *("--trials", "--verify-width"),
     ],
     "doctor": ["--debug", "--json"],
-    "heads calibrate": ["--data", "--debug", "--new-tokens", "--prompts", "--seed", "--temperature"],
-    "heads eval": ["--data", "--debug", "--json", "--new-tokens", "--prompts", "--seed", "--temperature"],
+    "heads calibrate": [
+        *("--data", "--debug", "--new-tokens", "--prompts", "--samples", "--seed", "--target", "--temperature"),
+    ],
+    "heads eval": [
+        *("--data", "--debug", "--json", "--new-tokens", "--prompts", "--samples", "--seed", "--temperature"),
+    ],
     "heads prompts": [
         *("--count", "--debug", "--device", "--exclude", "--new-tokens", "--output", "--seed"),
         "--temperature",

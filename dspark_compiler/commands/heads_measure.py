@@ -9,6 +9,8 @@ import click
 
 from dspark_compiler.commands.base import Command
 from dspark_compiler.commands.bench import check_outputs
+from dspark_compiler.commands.target import configured
+from dspark_compiler.config import TARGETS
 
 if TYPE_CHECKING:
     from dspark_compiler.artifact import Artifact
@@ -47,6 +49,9 @@ def rollout_options(prompts: int, new_tokens: int) -> Callable[[_F], _F]:
                 help="Drawn at random from the files.",
             ),
             click.option(
+                "--samples", type=int, metavar="N", default=1, show_default=True, help="Answers to each prompt."
+            ),
+            click.option(
                 "--new-tokens", type=int, metavar="N", default=new_tokens, show_default=True, help="Longest answer."
             ),
             click.option("--temperature", type=float, default=1.0, show_default=True, help="Of answers; 0: greedy."),
@@ -63,18 +68,26 @@ def rollout_options(prompts: int, new_tokens: int) -> Callable[[_F], _F]:
 @click.argument("model")
 @click.argument("heads", type=click.Path(path_type=Path))
 @rollout_options(prompts=128, new_tokens=256)
-def calibrate_command(model: str, heads: Path, files: tuple[Path, ...], **options: Any) -> None:
+@click.option(
+    "--target",
+    metavar="NAME",
+    help=f"What answers the prompts: {', '.join(TARGETS)}; default: the best device that works here.",
+)
+def calibrate_command(model: str, heads: Path, files: tuple[Path, ...], target: str | None, **options: Any) -> None:
     """Make the confidences of HEADS tell how often MODEL keeps a draft; writes HEADS/calibration.json.
 
     MODEL is compiled with HEADS and answers the prompts; half of these fit temperatures, with and without shifts, the
-    other half judges them. What does not help is not kept.
+    other half judges them. What does not help is not kept. Thousands of rounds tell small errors, which is a minute on
+    a GPU.
     """
     from dspark_compiler.commands.progress import make_progress
     from dspark_compiler.training.calibrate_heads import calibrate_heads
     from dspark_compiler.training.rollouts import RolloutOptions
 
+    asked = RolloutOptions(**options)
+    chosen = configured(output=heads, target=target, arch=None).target
     with make_progress() as progress:
-        found, answers = calibrate_heads(model, heads, files, RolloutOptions(**options), progress)
+        found, answers = calibrate_heads(model, heads, files, asked, chosen, progress)
     click.echo(f"blocks: {len(answers.rollouts.drafted)}, tokens a round: {_number(answers.tau)}")
     click.echo(f"temperatures: {_row(found.temperatures) or 'not applied, they do not help'}")
     if found.shifts:
@@ -127,7 +140,8 @@ def measure(artifact: "Artifact", answers: "Answers", options: "RolloutOptions",
         "heads": heads.type,
         "block_size": heads.block_size,
         "data": [file.name for file in files],
-        "prompts": len(answers.completions),
+        "prompts": len(answers.completions) // options.samples,
+        "samples": options.samples,
         "new_tokens": options.new_tokens,
         "temperature": options.temperature,
         "seed": options.seed,

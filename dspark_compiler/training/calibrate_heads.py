@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dspark_compiler.config import CompileConfig
+from dspark_compiler.config import CompileConfig, Target
 from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.fingerprint import tokenizer_sha256
@@ -16,13 +16,13 @@ from dspark_compiler.training.rollouts import Answers, RolloutOptions, answer, d
 
 Progress = Callable[..., None]
 
-_TOGETHER = 8  # prompts; on two cores a round of so many takes a tenth to a quarter less than eight of one
+_TOGETHER = 8  # answers; on two cores a round of so many takes a tenth to a quarter less than eight of one
 
 
 def calibrate_heads(
-    model: str, folder: Path, files: Sequence[Path], options: RolloutOptions, progress: Progress
+    model: str, folder: Path, files: Sequence[Path], options: RolloutOptions, target: Target, progress: Progress
 ) -> tuple[Calibration, Answers]:
-    """Writes the calibration beside the heads' weights.
+    """Writes the calibration beside the heads' weights; ``target`` is what answers the prompts.
 
     Raises:
         InputError: heads without confidences or of another model, data that cannot be used, or too little of it.
@@ -37,8 +37,9 @@ def calibrate_heads(
         config = CompileConfig(
             output=Path(directory) / "artifact",
             heads=folder,
+            target=target,
             verify_width=heads.drafter.config.block_size + 1,
-            max_batch=_TOGETHER,
+            max_batch=_TOGETHER if target == "cpu" else 1,
             check=False,
         )
         artifact = compile_model(model, config, progress=progress)

@@ -22,15 +22,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """``prompts`` to answer, drawn at random from the files, with up to ``new_tokens`` each."""
+    """``prompts`` to answer, drawn at random from the files, ``samples`` times with up to ``new_tokens`` each."""
 
     prompts: int
     new_tokens: int
     temperature: float
     seed: int
+    samples: int = 1
 
     def __post_init__(self) -> None:
-        for option, value in (("--prompts", self.prompts), ("--new-tokens", self.new_tokens)):
+        wanted = {"--prompts": self.prompts, "--samples": self.samples, "--new-tokens": self.new_tokens}
+        for option, value in wanted.items():
             if value < 1:
                 raise InputError(f"{option} {value}: must be at least 1")
 
@@ -64,7 +66,9 @@ def draw_prompts(files: Sequence[Path], options: RolloutOptions) -> list[Prompt]
 
 
 def answer(artifact: Artifact, prompts: Sequence[Prompt], options: RolloutOptions, progress: Progress) -> Answers:
-    """Answers prompts, as many at once as the artifact holds; the same answers however many that are.
+    """Answers each prompt ``options.samples`` times, as many at once as the artifact holds.
+
+    However many that are, the answers are the same.
 
     Raises:
         InputError: no tokenizer, no heads, or a prompt too long for the artifact.
@@ -76,14 +80,14 @@ def answer(artifact: Artifact, prompts: Sequence[Prompt], options: RolloutOption
     engine = Engine(artifact, paced=False, observer=records.append)
     completions: list[Completion] = []
     origin: list[int] = []
-    encoded = _encode(engine, prompts)
+    encoded = [ids for ids in _encode(engine, prompts) for _ in range(options.samples)]
     for first in range(0, len(encoded), artifact.manifest.max_batch):
         part = encoded[first : first + artifact.manifest.max_batch]
         seeds = range(options.seed + first, options.seed + first + len(part))
         params = [SamplingParams(options.new_tokens, options.temperature, seed=seed) for seed in seeds]
         completions += engine.complete(part, params)
-        origin += [first + record.row for record in records[len(origin) :]]
-        progress("generate", len(completions), len(prompts))
+        origin += [(first + record.row) // options.samples for record in records[len(origin) :]]
+        progress("generate", len(completions), len(encoded))
     return Answers(tuple(completions), _gather(records, origin))
 
 

@@ -66,7 +66,7 @@ def calibrated(folder: Path) -> tuple[Result, Path]:
 
 
 def calibrate(folder: Path, *options: str) -> list[str]:
-    return ["heads", "calibrate", str(folder / "model"), str(folder / "heads"), "--data", *options]
+    return ["heads", "calibrate", str(folder / "model"), str(folder / "heads"), "--target", "cpu", "--data", *options]
 
 
 def test_calibrate_writes_beside_the_weights(folder: Path, calibrated: tuple[Result, Path]) -> None:
@@ -119,22 +119,40 @@ def test_answers_are_the_same_one_by_one(folder: Path, calibrated: tuple[Result,
         np.testing.assert_allclose(mine.logits, one.rollouts.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_prompt_is_answered_as_often_as_asked(folder: Path, calibrated: tuple[Result, Path]) -> None:
+    """Each time otherwise, and all of it counts as one prompt's."""
+    artifact = Artifact.open(calibrated[1])
+    options = RolloutOptions(prompts=2, new_tokens=12, temperature=1.0, seed=5, samples=5)
+    found = answer(artifact, draw_prompts([folder / "prompts.jsonl"], options), options, lambda *_: None)
+    asked = [done.prompt_tokens for done in found.completions]
+    assert asked[0] == asked[4] != asked[5] == asked[9]
+    assert len({done.tokens for done in found.completions}) > 5
+    rounds = np.bincount(found.rollouts.origin)
+    assert len(rounds) == 2
+    for number, most in enumerate(
+        max(done.rounds for done in found.completions[first : first + 5]) for first in (0, 5)
+    ):
+        assert rounds[number] > most, "of more than one answer"
+
+
 def test_eval_of_an_artifact_without_heads(tmp_path: Path, folder: Path) -> None:
     plain = str(toy.write(tmp_path / "toy.dspark"))
     data = ["--data", str(folder / "prompts.jsonl")]
     refused(dspark("heads", "eval", plain, *data), "has no decode heads; compile the model with --heads")
     refused(dspark("heads", "eval", plain, *data, "--prompts", "0"), "--prompts 0: must be at least 1")
+    refused(dspark("heads", "eval", plain, *data, "--samples", "0"), "--samples 0: must be at least 1")
     refused(dspark("heads", "eval", plain, *data, "--json", "/none/a.json"), "--json /none/a.json: no folder /none")
 
 
 def test_calibrate_refuses(folder: Path, tmp_path: Path) -> None:
     data = str(folder / "prompts.jsonl")
     refused(dspark(*calibrate(folder, str(tmp_path / "none.jsonl"))), "none.jsonl: No such file")
+    refused(dspark(*calibrate(folder, data, "--target", "tpu")), "--target tpu: not one of cpu, ")
     heads = read_heads(folder / "heads")
     config = replace(heads.drafter.config, enable_confidence_head=False, confidence_head_with_markov=False)
     silent = Heads(type(heads.drafter)(config), heads.target)
     write_heads(tmp_path / "silent", silent)
-    args = ["heads", "calibrate", str(folder / "model"), str(tmp_path / "silent"), "--data", data]
+    args = ["heads", "calibrate", str(folder / "model"), str(tmp_path / "silent"), "--target", "cpu", "--data", data]
     refused(dspark(*args), "these heads give no confidences, so there is nothing to calibrate")
     write_heads(tmp_path / "other", replace(heads, target=replace(heads.target, tokenizer_sha256="ab" * 32)))
     refused(dspark(*args[:3], str(tmp_path / "other"), *args[4:]), "made for model (tokenizer: abababababab)")
