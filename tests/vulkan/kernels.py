@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.vulkan.device import need_assembler, need_vulkan
+from tests.vulkan.device import need_assembler
 
 THREADS = 64
 
@@ -158,10 +158,9 @@ def module_bytes(*kernels: tuple[dict[str, Any], bytes]) -> bytes:
 
 
 def load(*kernels: tuple[dict[str, Any], bytes]) -> Any:
-    """The same as a module of TVM's; a fixture of a module may be what asks for the runtime first."""
+    """The same as a module of TVM's."""
     import tvm_ffi
 
-    need_vulkan()
     return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.vulkan")(module_bytes(*kernels))
 
 

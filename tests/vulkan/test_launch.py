@@ -7,7 +7,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from tests.vulkan.device import function
+from tests.vulkan.device import function, need_vulkan
 from tests.vulkan.kernels import THREADS, axpy, described, groups, load
 
 DEVICE = tvm.device("vulkan", 0)
@@ -24,6 +24,7 @@ def run(kernel: Any, x: Any, y: Any, a: float, size: int = SIZE) -> None:
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
+    need_vulkan()  # which also loads the runtime; the fixture of every test comes after this one
     return load((described(), axpy()))["axpy"]
 
 

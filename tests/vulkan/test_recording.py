@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.vulkan.device import function
+from tests.vulkan.device import function, need_vulkan
 from tests.vulkan.kernels import axpy, described, load
 from tests.vulkan.test_launch import SIZE, on_device, run
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
+    need_vulkan()  # which also loads the runtime; the fixture of every test comes after this one
     return load((described(), axpy()))["axpy"]
 
 
