@@ -46,17 +46,23 @@ def assert_right(arch: str, case: Case, dtype: str) -> None:
     need_vulkan()
     kept = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     arrays, _ = operands(case)
-    random = np.random.default_rng(case.rows)
-    random.standard_normal((case.rows, case.depth))  # x, behind which the weight is drawn
-    weight, stored = weights(random, case)
-    form = WeightFormat.parse(case.dtype)
-    if form is None or form.group:
-        weight = weight.astype(np.float32).astype(kept).astype(np.float64)
-    exact = product(case, arrays[0].astype(kept).astype(np.float64), weight, arrays[1 + len(stored) :])
+    weight, count = multiplied(case, kept)
+    exact = product(case, arrays[0].astype(kept).astype(np.float64), weight, arrays[1 + count :])
     emulated = Emulated(**dataclasses.asdict(matrix_instruction(ARCHITECTURES[arch])))
     kernel = matrix_linear("main", workload(case), emulated, RowLayouts(dtype).weight_dtype(dtype), case.options)
     found = run(kernel, *arrays, np.full(exact.shape, np.nan, np.float32))[-1]
     assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def multiplied(case: Case, kept: np.dtype) -> tuple[np.ndarray, int]:
+    """The weight of ``operands`` as matrices of ``kept`` have it, and how many tensors it is stored as."""
+    random = np.random.default_rng(case.rows)
+    random.standard_normal((case.rows, case.depth))  # x, behind which the weight is drawn
+    weight, stored = weights(random, case)
+    form = WeightFormat.parse(case.dtype)
+    if form is None or form.group:  # codes with a scale a row are exact
+        weight = weight.astype(np.float32).astype(kept).astype(np.float64)
+    return weight, len(stored)
 
 
 def product(case: Case, x: np.ndarray, weight: np.ndarray, rest: list[np.ndarray]) -> np.ndarray:

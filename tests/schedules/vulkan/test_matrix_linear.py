@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tvm
 
-from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.tir import kernel
@@ -12,8 +11,8 @@ from dspark_compiler.schedules.vulkan.matrix_linear import MatrixTile, emit_matr
 from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
 from dspark_compiler.schedules.vulkan.tile_linear import best_tile, tile_linear, tile_linear_args
 from tests.backends.vulkan.shaders import run, shaders_of
-from tests.schedules.rocm.test_matrix_linear import product
-from tests.schedules.simt.test_linear import Case, operands, weights, workload
+from tests.schedules.rocm.test_matrix_linear import multiplied, product
+from tests.schedules.simt.test_linear import Case, operands, workload
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import function, need_vulkan
 
@@ -67,15 +66,10 @@ def assert_right(case: Case, function: tvm.tirx.PrimFunc, tolerance: float) -> N
     ``tolerance`` is of a row's greatest number.
     """
     arrays, _ = operands(case)
-    random = np.random.default_rng(case.rows)
-    random.standard_normal((case.rows, case.depth))  # x, behind which the weight is drawn
-    weight, stored = weights(random, case)
-    form = WeightFormat.parse(case.dtype)
-    if form is None or form.group:
-        weight = weight.astype(np.float32).astype(np.float16).astype(np.float64)
+    weight, count = multiplied(case, np.dtype(np.float16))
     arrays[0] = arrays[0] * 10.0 ** np.arange(-7, case.rows - 7).clip(-7, 7)[:, None]
     arrays[0] = arrays[0].astype(np.float32)
-    exact = product(case, rounded(arrays[0])[0], weight, arrays[1 + len(stored) :])
+    exact = product(case, rounded(arrays[0])[0], weight, arrays[1 + count :])
     own = (np.zeros(arg.shape, arg.dtype) for arg in tile_linear_args(workload(case), case.options)[-2:])
     found = run(function, *arrays, np.full(exact.shape, np.nan, np.float32), *own)[-3]
     largest = np.abs(exact).max(axis=1, keepdims=True)
