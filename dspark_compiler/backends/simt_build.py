@@ -1,6 +1,7 @@
 """From lowered modules to libraries, for the targets whose kernels are those of schedules/simt."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ def schedule_for(target: Any, module: Any) -> Any:
         return tvm.transform.Sequential(passes)(module)
 
 
-def build_library(module: Any, target: Any, tir_pipeline: Any, library: Path) -> None:
+def build_library(module: Any, target: Any, tir_pipeline: Any, library: Path, *, placing: Sequence[Any] = ()) -> None:
     """Writes the shared library of a scheduled module.
+
+    ``placing``: passes that give some tensors memory before all others get theirs.
 
     Raises:
         LoweringError: TVM cannot build it.
     """
-    passes = [*dataflow_lower_passes(target), *finalize_passes(target)]
+    passes = [*dataflow_lower_passes(target), *placing, *finalize_passes(target)]
     try:
         with target, kernels_trust_callers():
             executable = relax.build(

@@ -38,10 +38,10 @@ class GpuContext:
         self.used = 0
         self.launches = Launches(self._join, lambda graph: cuda.launch(graph.handle, self.stream))
 
-    def slab(self, described: Described) -> Slab:
-        """Memory for some tensors."""
+    def slab(self, described: Described, *, apart: bool = False) -> Slab:
+        """Memory for some tensors; ``apart``: an allocation for each."""
         with self.counted():
-            return Slab(self.cuda, described, self.where, self.largest)
+            return Slab(self.cuda, described, self.where, self.largest, apart=apart)
 
     @contextmanager
     def counted(self) -> Iterator[None]:

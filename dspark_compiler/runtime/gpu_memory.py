@@ -40,13 +40,20 @@ class Slab:
     """
 
     def __init__(
-        self, cuda: GpuRuntime, described: Described, device: tuple[int, int], largest: int | None = None
+        self,
+        cuda: GpuRuntime,
+        described: Described,
+        device: tuple[int, int],
+        largest: int | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        """``device``: DLPack's type and number; ``largest``: bytes an allocation can have."""
+        """``device``: DLPack's type and number; ``largest``: bytes an allocation can have; ``apart``: each has its own."""
         sizes = {name: _padded(nbytes(tensor)) for name, tensor in described.items()}
         self.parts: list[tuple[int, int]] = []
         self.tensors: dict[str, Any] = {}
-        for names in _grouped(sizes, largest):
+        groups = _grouped(sizes, largest)
+        for names in [[name] for name in sizes] if apart and sizes else groups:
             size = max(sum(sizes[name] for name in names), ALIGNMENT)
             address = cuda.allocate(size)
             weakref.finalize(self, cuda.release, address).atexit = False

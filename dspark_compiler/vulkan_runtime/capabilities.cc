@@ -1,6 +1,8 @@
 #include "capabilities.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "errors.h"
@@ -125,6 +127,11 @@ std::string Title(const Capabilities& capabilities, int index) {
   return "Vulkan device " + std::to_string(index) + " (" + capabilities.name + ", " + capabilities.driver + ")";
 }
 
+bool Overlaps(const Capabilities& capabilities) {
+  const char* value = std::getenv("DSPARK_VULKAN_OVERLAP");
+  return value == nullptr ? capabilities.starts_in_order : std::strcmp(value, "0") != 0;
+}
+
 Capabilities Probe(const InstanceFunctions& functions, VkPhysicalDevice device, int index, FeatureChain* enabled) {
   Capabilities found;
   VkPhysicalDeviceSubgroupSizeControlProperties sizes{
@@ -170,6 +177,8 @@ Capabilities Probe(const InstanceFunctions& functions, VkPhysicalDevice device, 
     found.min_subgroup_size = sizes.minSubgroupSize;
     found.max_subgroup_size = sizes.maxSubgroupSize;
   }
+  // Vulkan promises nothing of the kind. This driver's devices were tried; others may be added once they have been.
+  found.starts_in_order = driver.driverID == VK_DRIVER_ID_NVIDIA_PROPRIETARY;
   found.has_full_subgroups = has.subgroup_size.computeFullSubgroups;
   NameFeatures(has, subgroup, &found.features);
   const bool wide = found.subgroup_size == kMatrixSubgroup ||

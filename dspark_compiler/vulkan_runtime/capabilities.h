@@ -42,6 +42,7 @@ struct Capabilities {
   std::set<std::string> features;    // by the names that modules ask for them by
   bool has_memory_budget = false;
   bool has_full_subgroups = false;   // whether a pipeline can ask that no subgroup is cut short
+  bool starts_in_order = false;      // whether a work group starts only when those of all launches before have started
 
   bool Has(const std::string& feature) const { return features.count(feature) != 0; }
 };
@@ -49,6 +50,9 @@ struct Capabilities {
 /// Reads them; fills ``enabled`` with what a logical device should be made with.
 /// Throws, naming device and driver, where something is missing that no kernel could do without.
 Capabilities Probe(const InstanceFunctions& functions, VkPhysicalDevice device, int index, FeatureChain* enabled);
+
+/// Whether launches may run beside those whose results they await: where they start in order, or somebody says so.
+bool Overlaps(const Capabilities& capabilities);
 
 /// "Vulkan device 0 (NAME, DRIVER)".
 std::string Title(const Capabilities& capabilities, int index);

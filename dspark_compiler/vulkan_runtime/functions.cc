@@ -1,5 +1,6 @@
 // What running an artifact needs beyond TVM's device interface: memory by addresses, marks to wait for, recordings.
 #include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/reflection/registry.h>
 
 #include "module.h"
@@ -85,6 +86,31 @@ bool HasMatrices(int64_t shared_bytes) {
          shared_bytes <= has.properties.limits.maxComputeSharedMemorySize;
 }
 
+/// Whether launches of this thread's current device overlap (order.h), and it takes work groups of so many threads.
+bool DoOverlap(int64_t threads) {
+  const Capabilities& has = At(CurrentDevice()).capabilities;
+  return Overlaps(has) && threads <= has.properties.limits.maxComputeWorkGroupInvocations;
+}
+
+/// The memory of a tensor, which it keeps, from an offset on.
+class PartMemory {
+ public:
+  PartMemory(ffi::Tensor whole, int64_t offset) : whole_(std::move(whole)), offset_(offset) {}
+  void AllocData(DLTensor* tensor) {
+    tensor->data = static_cast<char*>(whole_.data_ptr()) + offset_;
+  }
+  void FreeData(DLTensor*) {}
+
+ private:
+  ffi::Tensor whole_;
+  int64_t offset_;
+};
+
+/// A tensor of its own address within another one, since kernels are not told of offsets.
+ffi::Tensor PartOf(ffi::Tensor whole, int64_t offset, ffi::Shape shape, DLDataType dtype) {
+  return ffi::Tensor::FromNDAlloc(PartMemory(whole, offset), shape, dtype, whole.device());
+}
+
 int64_t Stamp(int64_t index) {
   Device& device = At(index);
   std::lock_guard<std::mutex> lock(device.mutex);
@@ -144,6 +170,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("dspark.vulkan.memory", MemoryOf)
       .def("dspark.vulkan.max_allocation", MaxAllocation)
       .def("dspark.vulkan.has_matrices", HasMatrices)
+      .def("dspark.vulkan.overlaps", DoOverlap)
+      .def("dspark.vulkan.part_of", PartOf)
       .def("dspark.vulkan.frees", Frees)
       .def("dspark.vulkan.save_pipelines", SavePipelines)
       .def("dspark.vulkan.messages", TakeMessages)

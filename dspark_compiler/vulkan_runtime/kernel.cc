@@ -21,12 +21,14 @@ Argument ParseArgument(const ffi::Any& value, const std::string& where) {
       {"uint64", Argument::kInt64},    {"float32", Argument::kFloat32}, {"float64", Argument::kFloat64},
   };
   static const std::unordered_map<std::string, Access> kAccesses = {
-      {"r", Access::kRead}, {"w", Access::kWrite}, {"rw", Access::kBoth}};
+      {"r", Access::kRead},     {"w", Access::kWrite},   {"rw", Access::kBoth}, {"x", Access::kExchange},
+      {"a", Access::kAwait},    {"p", Access::kPublish}, {"u", Access::kUnset},
+  };
   const Fields fields(value, where);
   const uint32_t offset = fields.Number("offset");
   if (fields.Text("kind") == "buffer") {
     auto access = kAccesses.find(fields.TextOr("access", "rw"));
-    if (access == kAccesses.end()) Fail(where + ": an access that is none of r, w, rw");
+    if (access == kAccesses.end()) Fail(where + ": an access that is none of r, w, rw, x, a, p, u");
     return {Argument::kBuffer, offset, access->second};
   }
   auto kind = kKinds.find(fields.Text("dtype"));

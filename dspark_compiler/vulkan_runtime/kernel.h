@@ -11,7 +11,17 @@
 
 namespace dspark::vulkan {
 
-enum class Access { kNone = 0, kRead = 1, kWrite = 2, kBoth = 3 };
+/// What a kernel does with a buffer. Reads and writes are bits; of the others, each is all it does with it.
+enum class Access {
+  kNone = 0,
+  kRead = 1,
+  kWrite = 2,
+  kBoth = 3,
+  kExchange = 4,  // by atomic operations, which its own work groups know the order of
+  kAwait = 5,     // reads it only after it has seen that it is there
+  kPublish = 6,   // writes it for launches that await it
+  kUnset = 7,     // before it is published
+};
 
 /// One argument: where it lies in the argument block, and what it is.
 struct Argument {

@@ -141,7 +141,7 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
       continue;
     }
     const VkDeviceAddress address = AddressOf(value, device, kernel);
-    if (address != 0) uses.emplace_back(device.memory->Find(address).piece, argument.access);
+    if (address != 0) uses.push_back({device.memory->Find(address).piece, address, argument.access});
     Store(block.data(), argument, address);
   }
   std::shared_ptr<Pipeline>& pipeline = PipelineOf(number, device.index);

@@ -13,13 +13,14 @@ void Stream::BeginRecording() {
   // It may be put here again before it has ended.
   Begin(commands.get(), VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT);
   recording_ = std::move(commands);
+  order_.Forget();
   Barrier(recording_->buffer);  // whatever comes before it
 }
 
 uint64_t Stream::EndRecording() {
   if (recording_ == nullptr) device_.Refuse("no commands are being recorded");
   auto commands = std::exchange(recording_, nullptr);
-  all_touched_ = true;  // what is put here next does not know what came before the recording
+  order_.Forget();  // what is put here next does not know what came before the recording
   device_.Check(device_.functions.EndCommandBuffer(commands->buffer), "vkEndCommandBuffer");
   recordings_[++recordings_made_] = std::move(commands);
   return recordings_made_;
@@ -28,7 +29,7 @@ uint64_t Stream::EndRecording() {
 void Stream::AbandonRecording() {
   if (recording_ == nullptr) return;
   auto commands = std::exchange(recording_, nullptr);
-  all_touched_ = true;
+  order_.Forget();
   if (device_.functions.EndCommandBuffer(commands->buffer) == VK_SUCCESS) Recycle(commands.get());
 }
 
@@ -37,7 +38,7 @@ void Stream::Replay(uint64_t recording) {
   if (found == recordings_.end()) device_.Refuse("a recording that does not exist is to be replayed");
   Mark();  // whoever waits for what came before does not wait for this
   batch_.order.push_back(found->second->buffer);
-  all_touched_ = true;
+  order_.Forget();
   Submit();
 }
 

@@ -15,7 +15,7 @@ constexpr VkDeviceSize kArgumentAlignment = 64;
 
 }  // namespace
 
-Stream::Stream(Device& device) : device_(device) {
+Stream::Stream(Device& device) : device_(device), order_(Overlaps(device.capabilities)) {
   const DeviceFunctions& vk = device_.functions;
   VkCommandPoolCreateInfo pool{VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO};
   pool.flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT;
@@ -73,20 +73,12 @@ void Stream::Barrier(VkCommandBuffer buffer) {
                           VK_ACCESS_TRANSFER_WRITE_BIT;
   constexpr VkPipelineStageFlags kStages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
   device_.functions.CmdPipelineBarrier(buffer, kStages, kStages, 0, 1, &barrier, 0, nullptr, 0, nullptr);
-  touched_.clear();
-  all_touched_ = false;
+  order_.Clear();
 }
 
-void Stream::Order(const Use* uses, size_t count) {
-  constexpr int kWrite = static_cast<int>(Access::kWrite);
-  bool depends = all_touched_;
-  for (size_t i = 0; i < count && !depends; ++i) {
-    auto before = touched_.find(uses[i].first);
-    // What both only read needs no order.
-    depends = before != touched_.end() && ((before->second | static_cast<int>(uses[i].second)) & kWrite) != 0;
-  }
-  if (depends) Barrier(Open().buffer);
-  for (size_t i = 0; i < count; ++i) touched_[uses[i].first] |= static_cast<int>(uses[i].second);
+void Stream::Await(const Use* uses, size_t count) {
+  if (order_.Depends(uses, count)) Barrier(Open().buffer);
+  order_.Note(uses, count);
 }
 
 VkDeviceAddress Stream::PutArguments(Commands* commands, const void* block, uint32_t bytes) {
@@ -106,7 +98,7 @@ void Stream::Launch(const Kernel& kernel, const std::shared_ptr<Pipeline>& pipel
                     const std::array<uint32_t, 3>& groups, const std::vector<Use>& uses) {
   const DeviceFunctions& vk = device_.functions;
   Commands& commands = Open();
-  Order(uses.data(), uses.size());
+  Await(uses.data(), uses.size());
   vk.CmdBindPipeline(commands.buffer, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline->handle());
   const VkPipelineLayout layout = device_.pipelines->layout();
   if (kernel.block_by_address) {
@@ -124,9 +116,9 @@ void Stream::Launch(const Kernel& kernel, const std::shared_ptr<Pipeline>& pipel
 void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkDeviceSize from_pitch,
                   VkDeviceSize row, uint32_t rows) {
   if (row == 0 || rows == 0) return;
-  const Use uses[] = {{to.piece, Access::kWrite}, {from.piece, Access::kRead}};
+  const Use uses[] = {{to.piece, to.piece, Access::kWrite}, {from.piece, from.piece, Access::kRead}};
   Commands& commands = Open();
-  Order(uses, 2);
+  Await(uses, 2);
   std::vector<VkBufferCopy> regions(rows);
   for (uint32_t i = 0; i < rows; ++i) regions[i] = {from.offset + i * from_pitch, to.offset + i * to_pitch, row};
   const DeviceFunctions& vk = device_.functions;
@@ -141,9 +133,9 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
 
 void Stream::Zero(const Place& to, VkDeviceSize size) {
   if (size == 0) return;
-  const Use use{to.piece, Access::kWrite};
+  const Use use{to.piece, to.piece, Access::kWrite};
   Commands& commands = Open();
-  Order(&use, 1);
+  Await(&use, 1);
   device_.functions.CmdFillBuffer(commands.buffer, to.buffer, to.offset, (size + 3) / 4 * 4, 0);
 }
 
@@ -156,6 +148,7 @@ void Stream::Stamp(VkQueryPool pool, uint32_t query) {
 }
 
 void Stream::ReleaseLater(VkDeviceAddress address) {
+  order_.Release(address);
   if (device_.lost()) {
     device_.memory->Release(address);
     return;

@@ -11,6 +11,7 @@
 
 #include "kernel.h"
 #include "memory.h"
+#include "order.h"
 #include "pipeline.h"
 
 namespace dspark::vulkan {
@@ -30,9 +31,6 @@ struct Batch {
   std::vector<Commands> own;
   uint64_t value = 0;
 };
-
-/// How a command uses the piece of memory that begins at an address.
-using Use = std::pair<VkDeviceAddress, Access>;
 
 /// Everything happens in the order it is put here; barriers stand where one command depends on another.
 class Stream {
@@ -100,7 +98,7 @@ class Stream {
   Commands& Open();
   void Close();
   void Begin(Commands* commands, VkCommandBufferUsageFlags flags);
-  void Order(const Use* uses, size_t count);
+  void Await(const Use* uses, size_t count);
   void Barrier(VkCommandBuffer buffer);
   VkDeviceAddress PutArguments(Commands* commands, const void* block, uint32_t bytes);
   void Recycle(Commands* commands);
@@ -116,8 +114,7 @@ class Stream {
   uint64_t marked_ = 0;
   uint64_t submitted_ = 0;
   uint32_t dispatches_ = 0;  // since the last submission
-  std::unordered_map<VkDeviceAddress, int> touched_;  // since the last barrier
-  bool all_touched_ = false;  // something unknown was written since then
+  Order order_;
   std::shared_ptr<Commands> recording_;
   std::unordered_map<uint64_t, std::shared_ptr<Commands>> recordings_;
   uint64_t recordings_made_ = 0;

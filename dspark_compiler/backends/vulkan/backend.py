@@ -13,6 +13,7 @@ from dspark_compiler.artifact.vulkan import find_vulkan
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.simt_build import build_library, schedule_for
 from dspark_compiler.backends.vulkan.build import register
+from dspark_compiler.backends.vulkan.handed_on import place_handed_on
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.errors import InputError
 from dspark_compiler.schedules.bench import Bench
@@ -88,7 +89,7 @@ class VulkanBackend:
 
     def build(self, module: Any, library: Path) -> None:
         """See Backend."""
-        build_library(module, self.target, register_pipeline(), library)
+        build_library(module, self.target, register_pipeline(), library, placing=[place_handed_on])
 
     def runtime_libraries(self) -> Sequence[Path]:
         """See Backend."""

@@ -6,6 +6,7 @@ from dspark_compiler.backends.vulkan import math_functions as functions
 from dspark_compiler.backends.vulkan import matrices, subgroups, synchronisation
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.math_functions import Function, glsl
+from dspark_compiler.backends.vulkan.memory import Use
 from dspark_compiler.backends.vulkan.spirv.numbers import BuiltIn, Glsl, Op
 from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, INT32, UINT32, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value
@@ -167,8 +168,11 @@ _RULES: dict[str, Rule] = {
     **{f"dspark_subgroup_{name}": subgroups.reduction(name) for name in ("add", "max", "min")},
     **matrices.RULES,
     "atomic_add": synchronisation.atomic("add"),
-    "dspark_atomic_load": synchronisation.atomic_load,
-    "dspark_atomic_store": synchronisation.atomic_store,
+    "dspark_atomic_load": synchronisation.atomic_load(Use.EXCHANGES),
+    "dspark_atomic_store": synchronisation.atomic_store(Use.EXCHANGES),
+    "dspark_await": synchronisation.atomic_load(Use.AWAITS),
+    "dspark_publish": synchronisation.atomic_store(Use.PUBLISHES),
+    "dspark_unset": synchronisation.atomic_store(Use.UNSETS),
     "dspark_device_fence": synchronisation.device_fence,
     **{
         f"dspark_atomic_{name}": synchronisation.atomic(name)

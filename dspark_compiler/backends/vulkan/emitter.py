@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
+from dspark_compiler.backends.vulkan.memory import Use
 from dspark_compiler.backends.vulkan.scope import View
 from dspark_compiler.backends.vulkan.values import Value
 
@@ -19,8 +20,8 @@ class Emitter(Protocol):
     def value(self, expr: Any) -> Value:
         """The value of an expression."""
 
-    def pointer(self, load: Any) -> tuple[int, View]:
-        """A pointer to the element that a load of one number would read."""
+    def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
+        """A pointer to the element that a load of one number would read, and what it is used for."""
 
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """Of an array on the chip: a pointer to the vector at which a load begins, its lanes, operands of accesses."""

@@ -7,7 +7,7 @@ from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.calls import find_call
 from dspark_compiler.backends.vulkan.emitter import Side
 from dspark_compiler.backends.vulkan.indexing import alignment, quotient
-from dspark_compiler.backends.vulkan.memory import ChipMemory, Index
+from dspark_compiler.backends.vulkan.memory import ChipMemory, Index, Use
 from dspark_compiler.backends.vulkan.narrowing import Narrowing
 from dspark_compiler.backends.vulkan.scope import Scope, View, contiguous
 from dspark_compiler.backends.vulkan.spirv.types import parse_dtype
@@ -74,10 +74,10 @@ class Expressions:
         for position, lane in zip(self.do.split(self.value(index)), self.do.split(value), strict=True):
             view.memory.store(lane, self._at(view, position), 1)
 
-    def pointer(self, load: Any) -> tuple[int, View]:
-        """A pointer to the element that a load of one number would read."""
+    def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
+        """See Emitter."""
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
-        return view.memory.pointer(view.scalar, self._position(index, view)), view
+        return view.memory.pointer(view.scalar, self._position(index, view), use), view
 
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """See Emitter."""

@@ -76,7 +76,7 @@ def _compile(name: str, function: Any) -> Kernel:
     matrices = has_matrices(nodes)
     if matrices:
         module.require(Capability.VULKAN_MEMORY_MODEL)
-    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes))
+    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes) or _awaits(nodes))
     statements = Statements(expressions, vector_widths(nodes))
     statements.emit(function.body)
     workgroup = (statements.workgroup[0], statements.workgroup[1], statements.workgroup[2])
@@ -91,6 +91,11 @@ def _compile(name: str, function: Any) -> Kernel:
         tuple(sorted(_FEATURES[c] for c in module.capabilities if c in _FEATURES)),
         SUBGROUP if matrices else 0,
     )
+
+
+def _awaits(nodes: Sequence[Any]) -> bool:
+    """Whether a kernel reads what comes while it runs."""
+    return any(type(node).__name__ == "StringImm" and node.value == "dspark_await" for node in nodes)
 
 
 def _rereads_buffers(nodes: Sequence[Any]) -> bool:

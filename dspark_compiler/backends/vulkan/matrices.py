@@ -9,7 +9,7 @@ from typing import Any
 
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
-from dspark_compiler.backends.vulkan.memory import Index
+from dspark_compiler.backends.vulkan.memory import Index, Use
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, MatrixLayout, MatrixUse, Op, Scope, Storage
 from dspark_compiler.backends.vulkan.spirv.types import UINT32, Scalar, constant, pointer_type, type_id
 from dspark_compiler.backends.vulkan.values import Value
@@ -39,7 +39,7 @@ class Matrices:
         array = module.declare(Op.TYPE_ARRAY, self.type, constant(module, UINT32, length // _ELEMENTS))
         self._variable = arithmetic.body.variable(pointer_type(module, Storage.FUNCTION, array))
 
-    def pointer(self, scalar: Scalar, index: Index) -> int:
+    def pointer(self, scalar: Scalar, index: Index, use: Use) -> int:
         """See Memory: to the matrix whose first element this is."""
         kind = pointer_type(self._do.module, Storage.FUNCTION, self.type)
         return self._do.body.emit(Op.ACCESS_CHAIN, kind, self._variable, index(_ELEMENTS).id)

@@ -4,7 +4,8 @@ Contiguous elements move in accesses of up to 16 bytes, as far as the index is k
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
@@ -35,19 +36,33 @@ class Memory(Protocol):
     def store(self, value: Value, index: Index, aligned: int) -> None:
         """The opposite."""
 
-    def pointer(self, scalar: Scalar, index: Index) -> int:
-        """The id of a pointer to one element."""
+    def pointer(self, scalar: Scalar, index: Index, use: "Use") -> int:
+        """The id of a pointer to one element, for what is done to it."""
+
+
+class Use(Enum):
+    """How a kernel uses an argument; the value is what it is called in a module, if the kernel does nothing else."""
+
+    READS = "r"
+    WRITES = "w"
+    EXCHANGES = "x"  # by atomic operations, which its own work groups know the order of
+    AWAITS = "a"  # reads it only after it has seen that it is there
+    PUBLISHES = "p"  # writes it for launches that await it
+    UNSETS = "u"  # before it is published
 
 
 @dataclass
 class Usage:
     """What a kernel does with one of its arguments."""
 
-    reads: bool = False
-    writes: bool = False
+    uses: set[Use] = field(default_factory=set)
 
     def __str__(self) -> str:
-        return ("r" if self.reads else "") + ("w" if self.writes else "") or "r"
+        if self.uses == {Use.AWAITS, Use.READS}:
+            return Use.AWAITS.value
+        if len(self.uses) == 1:
+            return next(iter(self.uses)).value
+        return "rw" if self.uses - {Use.READS} else "r"
 
 
 class DeviceMemory:
@@ -63,7 +78,7 @@ class DeviceMemory:
         """See Memory."""
         if scalar.is_bool:
             return self._do.convert(self.load(UINT8, lanes, index, aligned), scalar)
-        self._usage.reads = True
+        self._usage.uses.add(Use.READS)
         each, unit, count = _access(scalar, lanes, aligned)
         pieces = []
         for begin in range(0, lanes, each):
@@ -77,16 +92,16 @@ class DeviceMemory:
         """See Memory."""
         if value.scalar.is_bool:
             value = self._do.convert(value, UINT8)
-        self._usage.writes = True
+        self._usage.uses.add(Use.WRITES)
         each, unit, count = _access(value.scalar, value.lanes, aligned)
         for begin in range(0, value.lanes, each):
             piece = self._do.bitcast(self._do.piece(value, begin, each), unit, count)
             pointer = self._element(unit, count, index(each), begin // each)
             self._do.body.emit_void(Op.STORE, pointer, piece.id, numbers.ALIGNED, unit.size * count)
 
-    def pointer(self, scalar: Scalar, index: Index) -> int:
+    def pointer(self, scalar: Scalar, index: Index, use: Use) -> int:
         """See Memory."""
-        self._usage.reads = self._usage.writes = True
+        self._usage.uses.add(use)
         return self._element(scalar, 1, index(1), 0)
 
     def _element(self, unit: Scalar, count: int, index: Value, offset: int) -> int:
@@ -148,7 +163,7 @@ class ChipMemory:
             piece = self._do.piece(value, begin, each)
             self._do.body.emit_void(Op.STORE, self._element(each, index, begin), piece.id, *self.operands)
 
-    def pointer(self, scalar: Scalar, index: Index) -> int:
+    def pointer(self, scalar: Scalar, index: Index, use: Use) -> int:
         """See Memory."""
         self._check(scalar)
         return self._element(1, index, 0)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
-from dspark_compiler.backends.vulkan.memory import ChipMemory
+from dspark_compiler.backends.vulkan.memory import ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
 from dspark_compiler.backends.vulkan.spirv.types import UINT32
@@ -55,21 +55,35 @@ def atomic(name: str) -> Rule:
     return rule
 
 
-def atomic_load(emitter: Emitter, call: Any) -> Value:
-    """dspark_atomic_load(address_of(buffer[i])): what any invocation of the device stored there by atomic_store."""
-    do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]))
-    scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
-    return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
+def atomic_load(use: Use) -> Rule:
+    """dspark_atomic_load(address_of(buffer[i])): what any invocation of the device stored there by atomic_store.
+
+    dspark_await likewise: what a launch stores there that may still be running (schedules/simt/awaited.py).
+    """
+
+    def rule(emitter: Emitter, call: Any) -> Value:
+        do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]), use)
+        scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+        return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
+
+    return rule
 
 
-def atomic_store(emitter: Emitter, call: Any) -> None:
-    """dspark_atomic_store(address_of(buffer[i]), value): orders nothing else."""
-    do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-2]))
-    value = emitter.value(call.args[-1])
-    if view.scalar != value.scalar:
-        raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
-    scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
-    do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
+def atomic_store(use: Use) -> Rule:
+    """dspark_atomic_store(address_of(buffer[i]), value): orders nothing else.
+
+    dspark_publish and dspark_unset likewise: for launches that await it, and before it is there.
+    """
+
+    def rule(emitter: Emitter, call: Any) -> None:
+        do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-2]), use)
+        value = emitter.value(call.args[-1])
+        if view.scalar != value.scalar:
+            raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
+        scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+        do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
+
+    return rule
 
 
 def device_fence(emitter: Emitter, call: Any) -> None:

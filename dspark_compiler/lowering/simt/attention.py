@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any
 
 from torch import fx
@@ -16,6 +17,7 @@ from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm,
 from dspark_compiler.schedules.simt import attention as kernels
 from dspark_compiler.schedules.simt import cache_rows
 from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
+from dspark_compiler.schedules.simt.awaited import unset
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from dspark_compiler.schedules.simt.rows import zeros
 
@@ -23,14 +25,22 @@ from dspark_compiler.schedules.simt.rows import zeros
 _WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
 
 
-def append_attention(node: fx.Node, importer: EntryImporter, *, atomics: bool) -> Any:
-    """dspark.append_attention: writes live slots; with ``atomics`` work groups may meet (device_memory.py)."""
-    return _attend(node, importer, "append_attention", kernels.append_attention, atomics=atomics)
+class Exchange(Enum):
+    """What work groups may tell each other through the device's memory."""
+
+    NONE = auto()
+    WITHIN_LAUNCHES = auto()  # device_memory.py
+    BETWEEN_LAUNCHES = auto()  # and awaited.py
 
 
-def scratch_attention(node: fx.Node, importer: EntryImporter, *, atomics: bool) -> Any:
+def append_attention(node: fx.Node, importer: EntryImporter, *, exchange: Exchange) -> Any:
+    """dspark.append_attention: writes live slots."""
+    return _attend(node, importer, "append_attention", kernels.append_attention, exchange)
+
+
+def scratch_attention(node: fx.Node, importer: EntryImporter, *, exchange: Exchange) -> Any:
     """dspark.scratch_attention: writes scratch."""
-    return _attend(node, importer, "scratch_attention", kernels.scratch_attention, atomics=atomics)
+    return _attend(node, importer, "scratch_attention", kernels.scratch_attention, exchange)
 
 
 def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
@@ -45,7 +55,7 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
 
-def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any], *, atomics: bool) -> Any:
+def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any], exchange: Exchange) -> Any:
     given, tensors = bound_args(node), tensor_args(node)
     rows, heads, width, dim = shape_of(given["q"])
     batch, kv_heads, slots, _ = shape_of(given["k_cache"])
@@ -59,8 +69,10 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     out = PhysicalTensor(shape_of(node), "float32")
     # What makes codes of rows reads them whole.
     found = None if form.storage.scaled else find_projection(given["q"], given["k"], given["v"])
-    if found is not None and atomics and is_step(shape, dtype):
-        return _step(node, importer, found, identifier(f"step_{kind}_{sizes}_{rest}"), (shape, scoring, form))
+    if found is not None and exchange is not Exchange.NONE and is_step(shape, dtype):
+        # What a single token's linears hand on (schedules/vulkan/stream_linear.py).
+        awaits = exchange is Exchange.BETWEEN_LAUNCHES and rows * width == 1
+        return _step(node, importer, found, f"step_{kind}_{sizes}_{rest}", (shape, scoring, form), awaits=awaits)
     if found is not None:
         q = _store_projected(node, importer, found, shape, form, sizes)
         kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form)
@@ -98,13 +110,15 @@ def _step(
     found: Projected,
     name: str,
     call: tuple[AttentionShape, Scoring, CacheForm],
+    *,
+    awaits: bool,
 ) -> Any:
     """The whole of it in one launch, from the projection on."""
     shape, scoring, form = call
     tensors = tensor_args(node)
     dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
     name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}")
-    kernel, workspace = step_attention(name, shape, scoring, work, dtype, form)
+    kernel, workspace = step_attention(name, shape, scoring, work, dtype, form, awaits=awaits)
     *lead, columns = shape_of(found.source)
     args = [importer.reshape(importer.env[found.source], (math.prod(lead), columns))]
     args += [importer.env[operand] for operand in found.operands]
@@ -113,7 +127,7 @@ def _step(
     args += [importer.env[tensors[name]] for name in stored]
     args += [importer.env[tensors["sinks"]]] if scoring.sinks else []
     written.append(len(args))
-    args.append(_arrived(importer, counters(shape)))
+    args.append(_unset(importer, counters(shape)) if awaits else _arrived(importer, counters(shape)))
     outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "uint32"))
     return importer.call_inplace(kernel, args, written, *outs)
 
@@ -123,6 +137,13 @@ def _arrived(importer: EntryImporter, count: int) -> Any:
     name = f"arrived_{count}"
     if name not in importer.scratch:
         importer.scratch[name] = importer.call(zeros(f"zeros_{count}", count), [], PhysicalTensor((count,), "uint32"))
+    return importer.scratch[name]
+
+
+def _unset(importer: EntryImporter, count: int) -> Any:
+    """Counters of a call's own, since launches that overlap cannot share them."""
+    name = f"unset_{count}_{len(importer.scratch)}"  # of its own, for equal calls would be made one
+    importer.scratch[name] = importer.call(unset(name, count), [], PhysicalTensor((count,), "uint32"))
     return importer.scratch[name]
 
 

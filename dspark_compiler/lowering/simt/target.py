@@ -6,7 +6,7 @@ from dspark_compiler.lowering.converters import common_converters
 from dspark_compiler.lowering.draft_converters import draft_converters
 from dspark_compiler.lowering.importer import Converter, TargetLowering
 from dspark_compiler.lowering.pruning_converters import pruning_converters
-from dspark_compiler.lowering.simt.attention import append_attention, commit_scratch, scratch_attention
+from dspark_compiler.lowering.simt.attention import Exchange, append_attention, commit_scratch, scratch_attention
 from dspark_compiler.lowering.simt.fusions import find_fusions
 from dspark_compiler.lowering.simt.linear import linear, lower_epilogue
 from dspark_compiler.lowering.simt.sampling import accept, draw, token_probs
@@ -16,16 +16,16 @@ from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.simt.stored import STORED
 
 
-def simt_lowering(dtype: str, *, atomics: bool = False) -> TargetLowering:
+def simt_lowering(dtype: str, exchange: Exchange = Exchange.NONE) -> TargetLowering:
     """Converters and kernels where weights, keys and values are stored as ``dtype``.
 
-    ``atomics`` says that the code generator knows those of simt/device_memory.py.
+    ``exchange``: as far as the code generator knows the functions for it.
     """
     own: dict[str, Converter] = {
         "linear.default": linear,
         "quantized_linear.default": linear,
-        "append_attention.default": partial(append_attention, atomics=atomics),
-        "scratch_attention.default": partial(scratch_attention, atomics=atomics),
+        "append_attention.default": partial(append_attention, exchange=exchange),
+        "scratch_attention.default": partial(scratch_attention, exchange=exchange),
         "commit_scratch.default": commit_scratch,
         "attention_mass.default": attention_mass,
         "token_probs.default": token_probs,

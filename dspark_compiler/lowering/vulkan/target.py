@@ -3,16 +3,17 @@
 import dataclasses
 
 from dspark_compiler.lowering.importer import TargetLowering
+from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.schedules.vulkan.stream_linear import stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
 
 
 def vulkan_lowering(dtype: str) -> TargetLowering:
-    """Converters and kernels for any GPU, and products of many rows that use cooperative matrices where there are any.
+    """Converters and kernels for any GPU, products of few rows that overlap, and of many that use cooperative matrices.
 
-    With float32 they do not: its promise is eager's tokens, and cooperative matrices round to float16.
+    With float32 these do not: its promise is eager's tokens, and cooperative matrices round to float16.
     """
-    common = simt_lowering(dtype, atomics=True)
-    if dtype == "float32":
-        return common
-    return dataclasses.replace(common, kernels={**common.kernels, "tile_linear": tile_linear})
+    common = simt_lowering(dtype, Exchange.BETWEEN_LAUNCHES)
+    own = {"stream_linear": stream_linear} | ({} if dtype == "float32" else {"tile_linear": tile_linear})
+    return dataclasses.replace(common, kernels={**common.kernels, **own})

@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
 from dspark_compiler.schedules.simt.stored import elements_at_once
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_max, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 THREADS = 256
@@ -139,6 +139,7 @@ class Block:
             shared((_HALF, place.count, shape.value_dim)),
             shared((place.count, TEAMS)),
             shared((place.count, TEAMS)),
+            shared(place.count),
         )
 
     def begin(self) -> None:
@@ -218,10 +219,11 @@ class Block:
 
     def put_together(self) -> "Totals":
         """The teams' parts in shared memory, for all threads to read."""
+        totals = self._totals
         for i in range(self._place.count):
             with when(self._lane == 0):
-                T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
-                T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
+                T.buffer_store(totals.peaks, self._peak[i], [i, self._team])
+                T.buffer_store(totals.weights, self._total[i], [i, self._team])
             with when(self._team >= _HALF):
                 self._store_sums(i)
         barrier()
@@ -232,18 +234,19 @@ class Block:
             with when(self._team < _HALF):
                 self._store_sums(i)
                 with when(self._lane == 0):
-                    T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
-                    T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
+                    T.buffer_store(totals.weights, self._total[i], [i, self._team])
+                    T.buffer_store(totals.peak, self._peak[i], [i])  # of all teams the same
         barrier()
-        return self._totals
+        return totals
 
     def _add_pair(self, i: int) -> None:
         """A row's sums of two teams, relative to the maximum of all, in the first one's registers."""
         totals, other = self._totals, T.Bind((self._team + _HALF) % TEAMS)
         peak, own, more = registers(1), registers(1), registers(1)
-        T.buffer_store(peak, totals.peaks[i, 0], [0])
-        for team in range(1, TEAMS):
-            T.buffer_store(peak, T.max(peak[0], totals.peaks[i, team]), [0])
+        T.buffer_store(peak, totals.peaks[i, self._lane], [0])
+        for team in range(TEAM, TEAMS, TEAM):
+            T.buffer_store(peak, T.max(peak[0], totals.peaks[i, team + self._lane]), [0])
+        T.buffer_store(peak, team_max(peak[0]), [0])
         T.buffer_store(own, T.exp(self._peak[i] - peak[0]), [0])
         T.buffer_store(more, T.exp(totals.peaks[i, other] - peak[0]), [0])
         T.buffer_store(self._peak, peak[0], [i])
@@ -293,7 +296,8 @@ class Totals:
 
     sums: Buffer
     weights: Buffer
-    peaks: Buffer
+    peaks: Buffer  # of each team, on the way
+    peak: Buffer
 
     def of(self, i: Expr, d: Expr) -> tuple[Expr, Expr, Expr]:
         """Element d of row i of the work group: its sum, the sum of weights, and the maximum they are relative to."""
@@ -303,4 +307,4 @@ class Totals:
         for pair in range(1, _HALF):
             T.buffer_store(weight, weight[0] + self.weights[i, pair], [0])
             T.buffer_store(value, value[0] + self.sums[pair, i, d], [0])
-        return value[0], weight[0], self.peaks[i, 0]
+        return value[0], weight[0], self.peak[i]

@@ -10,8 +10,9 @@ from contextlib import nullcontext
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.attention_block import MASKED, THREADS, TURN, Place, Totals
+from dspark_compiler.schedules.simt.awaited import NOTHING, publish
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
-from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_shared
+from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_count, store_shared
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
 from dspark_compiler.schedules.tir import Expr, when
 
@@ -166,7 +167,10 @@ def put_out(place: Place, tensors: Tensors, i: Expr, d: Expr, value: Expr, weigh
         T.buffer_store(kept, T.exp(peak - higher[0]), [0])
         value, weight = value * kept[0], T.fma(weight, kept[0], T.exp(sink - higher[0]))
     quotient = T.Select(weight > T.float32(0.0), value / weight, T.float32(0.0))
-    T.buffer_store(tensors["out"], quotient, [place.row, token, head, d])
+    if place.problem.awaits:
+        publish(tensors["out"], [place.row, token, head, d], quotient)
+    else:
+        T.buffer_store(tensors["out"], quotient, [place.row, token, head, d])
 
 
 class Meeting:
@@ -178,19 +182,20 @@ class Meeting:
     def is_last(self, place: Place, tensors: Tensors, blocks: int, others: Expr) -> Expr:
         """Whether all ``others`` that have parts of these rows have put them; what they put is seen then.
 
-        "arrived" is zero before the launch and after it.
+        "arrived" is zero before the launch and after it, or ``NOTHING`` where launches overlap.
         """
+        start = NOTHING if place.problem.awaits else 0
         number = (place.row * place.problem.shape.kv_heads + place.head) * blocks + place.first // place.count
         before = registers(1, "int32")
         barrier()
         with when(place.thread == 0):
             # What a fence orders is all that its thread has seen: behind a barrier the stores of the whole work group.
             fence()
-            T.buffer_store(before, T.cast(arrive(tensors["arrived"], number), "int32"), [0])
+            T.buffer_store(before, T.cast(arrive(tensors["arrived"], number) - T.uint32(start), "int32"), [0])
             fence()
             T.buffer_store(self._before, before[0], [0])
             with when(before[0] == others):
-                T.buffer_store(tensors["arrived"], T.uint32(0), [number])
+                store_count(tensors["arrived"], number, start)
         barrier()
         T.buffer_store(before, self._before[0], [0])
         return before[0] == others

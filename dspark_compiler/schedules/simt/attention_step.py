@@ -10,7 +10,7 @@ from tvm import DataType
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.simt.attention_block import TEAMS, THREADS, Block, Place, rows_together
+from dspark_compiler.schedules.simt.attention_block import THREADS, Block, Place, rows_together
 from dspark_compiler.schedules.simt.attention_parts import (
     FEW_TOKENS,
     Meeting,
@@ -23,6 +23,7 @@ from dspark_compiler.schedules.simt.attention_parts import (
     partial_size,
     put_total,
 )
+from dspark_compiler.schedules.simt.awaited import await_numbers, hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
     NewSlot,
     Problem,
@@ -32,7 +33,8 @@ from dspark_compiler.schedules.simt.cache_rows import (
     scratch_args,
     span_of,
 )
-from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
+from dspark_compiler.schedules.simt.projected_heads import ProjectedHeads, Unit
+from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
 from dspark_compiler.schedules.simt.stored import copy, narrow
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
@@ -53,14 +55,22 @@ def counters(shape: AttentionShape) -> int:
 
 
 def step_attention(
-    name: str, shape: AttentionShape, scoring: Scoring, work: Prologue, dtype: str, form: CacheForm
+    name: str,
+    shape: AttentionShape,
+    scoring: Scoring,
+    work: Prologue,
+    dtype: str,
+    form: CacheForm,
+    *,
+    awaits: bool = False,
 ) -> tuple[tvm.tirx.PrimFunc, tuple[int, ...]]:
     """Kernel from the projection to the output of attention; and its workspace's shape.
 
     Arguments: those of ``qkv_prologue`` without q, [sinks float32 [H]], arrived uint32 [``counters``], all zero before
-    and after, out float32 [b,S,H,Dv], workspace uint32 (anything in it).
+    and after (``awaits``: ``NOTHING``), out float32 [b,S,H,Dv], workspace uint32 (anything in it).
+    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py).
     """
-    problem = Problem(shape, scoring, form, dtype)
+    problem = Problem(shape, scoring, form, dtype, awaits)
     workspace = (partial_size(problem),)
     control = ("length",) if shape.scratch else ("sequence", "length", "count")
     args = [
@@ -78,7 +88,11 @@ def step_attention(
     def body(*buffers: Buffer) -> None:
         _emit(problem, work, Tensors(dict(zip((arg.name for arg in args), buffers, strict=True))))
 
-    return kernel(name, args, body), workspace
+    function = kernel(name, args, body)
+    if awaits:
+        roles = {"publishes": ["out"], "awaits": ["x"], "counts": ["arrived"], "exchanges": ["workspace"]}
+        function = hands_on(function, args, **roles)
+    return function, workspace
 
 
 def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
@@ -124,29 +138,20 @@ class _Projected:
 
     def prepare(self, has_new: Expr, writes: Expr) -> None:
         """Brings the work group's queries and, where its slots may be new, new keys and values; one ``writes`` them."""
-        place, shape = self._place, self._place.problem.shape
         values = self._values(has_new)
-        with T.serial(0, -(-(place.count + shape.width) // TEAMS)) as turn:
-            task = T.Bind(turn * TEAMS + place.team)
-            is_query = T.Bind(task < place.count)
-            query_token, query_head = place.query(task)
-            token = T.Bind(T.Select(is_query, query_token, T.min(task - place.count, shape.width - 1)))
-            number = T.Bind(T.Select(is_query, query_head, shape.heads + place.head))
-            head = Head(shape, self._work, self._tensors, (place.row, token), place.lane)
-            slot = NewSlot(place.problem, self._tensors, place.row, token)
-            is_key = T.And(T.And(task >= place.count, task < place.count + shape.width), has_new)
+        heads = ProjectedHeads(self._place, self._work, self._tensors, has_new)
 
-            def store_query(d: Expr, value: Expr, is_query: Expr = is_query, task: Expr = task) -> None:
-                with when(is_query):
-                    T.buffer_store(self._q, value, [task, d])
-
-            def store_key(d: Expr, value: Expr, is_key: Expr = is_key, token: Expr = token) -> None:
-                with when(is_key):
-                    T.buffer_store(self._new["k"], narrow(value, place.problem.dtype), [token, d])
+        def store(unit: Unit, value: Expr) -> None:
+            with T.If(unit.is_query):
+                with T.Then():
+                    T.buffer_store(self._q, value, [unit.task, unit.d])
+                with T.Else():
+                    T.buffer_store(self._new["k"], narrow(value, self._place.problem.dtype), [unit.token, unit.d])
+                    slot = NewSlot(self._place.problem, self._tensors, self._place.row, unit.token)
                     with when(T.And(writes, slot.fits)):
-                        slot.store("k", place.head, d, value)
+                        slot.store("k", self._place.head, unit.d, value)
 
-            head.rotate(number, store_query, store_key)
+        heads.rotate(store)
         with when(has_new):
             self._store_values(values, writes)
         barrier()
@@ -179,10 +184,15 @@ class _Projected:
         count = shape.width * shape.value_dim
         values = registers(-(-count // THREADS))
         with when(has_new):
-            for turn in range(-(-count // THREADS)):
+            turns, source = -(-count // THREADS), []
+            for turn in range(turns):
                 token, d = self._element(T.min(turn * THREADS + self._place.thread, count - 1))
-                x = self._tensors["x"][self._place.row * shape.width + token, start + d]
-                T.buffer_store(values, x, [turn])
+                source.append((self._place.row * shape.width + token, start + d))
+            if self._place.problem.awaits:
+                await_numbers(values, [(turn,) for turn in range(turns)], lambda t: self._tensors["x"][source[t]])
+            else:
+                for turn in range(turns):
+                    T.buffer_store(values, self._tensors["x"][source[turn]], [turn])
         return values
 
     def _store_values(self, values: Buffer, writes: Expr) -> None:

@@ -24,6 +24,7 @@ class Problem:
     scoring: Scoring
     form: CacheForm
     dtype: str
+    awaits: bool = False  # whether the projection may be yet to come, and "out" is waited for
 
     @property
     def rows(self) -> int:

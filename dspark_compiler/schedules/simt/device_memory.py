@@ -26,3 +26,8 @@ def fence() -> None:
 def arrive(counters: Buffer, number: Expr) -> Expr:
     """Counts one more at a uint32; how many had come before."""
     return T.call_extern("uint32", "dspark_atomic_add", T.address_of(counters[number]), T.uint32(1))
+
+
+def store_count(counters: Buffer, number: Expr, value: int) -> None:
+    """Sets a counter."""
+    T.evaluate(T.call_extern("void", "dspark_atomic_store", T.address_of(counters[number]), T.uint32(value)))

@@ -91,18 +91,48 @@ def _args(shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) ->
     ]
 
 
+@dataclass(frozen=True)
+class Halves:
+    """How a team's lanes share a head: each has elements of its first half, some in a row, and those they turn with."""
+
+    dim: int
+
+    @property
+    def each(self) -> int:
+        """Elements in a row: whole accesses where lanes share the half evenly."""
+        return max(each for each in (1, 2, 4) if self.dim // 2 % (TEAM * each) == 0 or each == 1)
+
+    @property
+    def turns(self) -> int:
+        """Times ``each`` elements of a half that a lane has."""
+        return -(-(self.dim // 2) // (TEAM * self.each))
+
+    def first(self, turn: int, lane: Expr) -> Expr:
+        """The first of a lane's elements of a turn, in the first half or past it."""
+        return (turn * TEAM + lane) * self.each
+
+    def element(self, line: int, lane: Expr) -> Expr:
+        """The first of a line, which is a turn of one of the halves; of what lies past the half its last."""
+        first, half = self.first(line // 2, lane), self.dim // 2
+        return line % 2 * half + (T.min(first, half - 1) if half % TEAM else first)
+
+
+def inverse_root(squares: Expr, dim: int, eps: float) -> Expr:
+    """1 / sqrt(mean of squares + eps) from each lane's part of their sum."""
+    mean = team_sum(squares) * T.float32(1.0 / dim) + T.float32(eps)
+    return T.Bind(T.float32(1.0) / T.sqrt(mean))
+
+
 class Head:
-    """A team's head: a lane has elements of its first half, some in a row, and those they turn with."""
+    """A team's head."""
 
     def __init__(
         self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
     ) -> None:
         self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
         self._row = T.Bind(token[0] * shape.width + token[1])
-        self._half = shape.head_dim // 2
-        # Elements in a row: whole accesses where lanes share the half evenly.
-        self._each = max(each for each in (1, 2, 4) if self._half % (TEAM * each) == 0 or each == 1)
-        self._turns = -(-self._half // (TEAM * self._each))
+        self._half, self._halves = shape.head_dim // 2, Halves(shape.head_dim)
+        self._each, self._turns = self._halves.each, self._halves.turns
 
     def rotate(self, number: Expr, *stores: Store) -> None:
         """Norm and rotation of the query or key head ``number``; of others, numbers nobody stores."""
@@ -134,19 +164,13 @@ class Head:
 
     def _first(self, turn: int) -> Expr:
         """The first of a lane's elements."""
-        return (turn * TEAM + self._lane) * self._each
-
-    def _element(self, turn: int) -> Expr:
-        """The same, or of what lies past the half its last."""
-        return T.min(self._first(turn), self._half - 1) if self._half % TEAM else self._first(turn)
+        return self._halves.first(turn, self._lane)
 
     def _loaded(self, name: str, place: Callable[[Expr], tuple[Expr, ...]]) -> Buffer:
         """A lane's elements d of a tensor at place(d): a line for each turn and half."""
         found = registers((self._turns * 2, self._each))
-        for turn in range(self._turns):
-            for part in range(2):
-                at = place(part * self._half + self._element(turn))
-                copy(found, (2 * turn + part, 0), self._tensors[name], at, self._each)
+        for line in range(self._turns * 2):
+            copy(found, (line, 0), self._tensors[name], place(self._halves.element(line, self._lane)), self._each)
         return found
 
     def _in_table(self, d: Expr) -> tuple[Expr, ...]:
@@ -175,5 +199,4 @@ class Head:
                 square = values[line, e] * values[line, e]
                 inside = self._first(line // 2) < self._half
                 T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
-        mean = team_sum(total[0]) * T.float32(1.0 / self._shape.head_dim) + T.float32(self._work.eps)
-        return T.Bind(T.float32(1.0) / T.sqrt(mean))
+        return inverse_root(total[0], self._shape.head_dim, self._work.eps)

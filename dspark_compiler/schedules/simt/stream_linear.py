@@ -7,14 +7,19 @@ weight alone: a row of x gives the same bits whatever rows come with it.
 
 The norm of what is read costs nothing: x times the norm's weight is multiplied, x squared is added up on the way,
 and the sums are scaled by the inverse root at the end.
+
+A launch that awaits x (awaited.py) holds all it can of its weight while it waits: few large work groups, since each
+brings all of x, and threads that read several rows of the weight for each number of it.
 """
+
+from dataclasses import dataclass
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.row_schedule import MOST_SPLITS, RowSchedule
-from dspark_compiler.schedules.simt.stored import load
+from dspark_compiler.schedules.simt.stream_inputs import KeptInputs, SeenInputs, StoredInputs, StreamInputs
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput
 from dspark_compiler.schedules.simt.threads import TEAM, launch, registers
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
@@ -22,11 +27,25 @@ from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 MOST_ROWS = 8  # of x that a launch takes at once
 
-_TEAMS = MOST_SPLITS
-_THREADS = _TEAMS * TEAM
-_IN_FLIGHT = 8  # accesses a thread has under way
 _MANY = 5  # rows of x from which on it takes longer to bring them than the weight
 _LONGEST = 512  # multiplications written out one after the other
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How a launch goes about it.
+
+    ``lines``: rows of the weight that a thread reads for a single row of x. ``in_flight``: accesses that it has under
+    way. ``awaits``: of one row: x and the residual may be yet to come, and y is awaited. ``in_order``: x is not asked
+    for before it is needed, which takes fewer registers; the target's code generator has to know how
+    (rocm/device_library.py).
+    """
+
+    threads: int = MOST_SPLITS * TEAM
+    lines: int = 1
+    in_flight: int = 8
+    awaits: bool = False
+    in_order: bool = False
 
 
 def form_of(work: LinearWorkload) -> WeightForm:
@@ -37,16 +56,23 @@ def form_of(work: LinearWorkload) -> WeightForm:
 def stream_linear(
     name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN, *, in_order: bool = False
 ) -> tvm.tirx.PrimFunc:
-    """Kernel for y = norm(x) @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
+    """Kernel for y = norm(x) @ W.T [+ bias] [+ residual], or act(gate) * up of its halves; see ``stream_args``."""
+    args = stream_args(work, options)
 
-    Arguments: x float32 [rows, depth], those of the weight (weights.py), [norm weight [depth]], [bias [features]],
-    [residual [rows, features]], y float32 [rows, features], of gated ones [rows, features / 2].
+    def body(*buffers: Buffer) -> None:
+        of = dict(zip((arg.name for arg in args), buffers, strict=True))
+        emit_stream_linear(work, schedule, options, of, StreamForm(in_order=in_order))
 
-    ``in_order``: x is not asked for before it is needed, which takes fewer registers; the target's code generator has
-    to know how (rocm/device_library.py).
+    return tag(kernel(name, args, body), work)
+
+
+def stream_args(work: LinearWorkload, options: Options) -> list[Arg]:
+    """X float32 [rows, depth], the weight (weights.py), [norm weight [depth]], [bias [features]], [residual], y.
+
+    Residual and y are float32 [rows, features], of gated ones [rows, features / 2].
     """
     features = work.features // 2 if options.activation else work.features
-    args = [
+    return [
         Arg("x", (work.rows, work.depth)),
         *form_of(work).args(),
         *([Arg("norm", (work.depth,))] if options.norm_eps is not None else []),
@@ -55,24 +81,25 @@ def stream_linear(
         Arg("y", (work.rows, features)),
     ]
 
-    def body(*buffers: Buffer) -> None:
-        of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        for first in range(0, work.rows, MOST_ROWS):
-            _Launch(work, schedule, options, of, first, min(MOST_ROWS, work.rows - first), in_order).emit()
 
-    return tag(kernel(name, args, body), work)
+def emit_stream_linear(
+    work: LinearWorkload, schedule: RowSchedule, options: Options, of: dict[str, Buffer], form: StreamForm
+) -> None:
+    """The launches, one for each ``MOST_ROWS`` rows of x; ``of`` has the buffers of ``stream_args`` by name."""
+    for first in range(0, work.rows, MOST_ROWS):
+        _Launch(work, schedule, options, of, (first, min(MOST_ROWS, work.rows - first)), form).emit()
 
 
-def outputs_of(rows: int, options: Options) -> int:
-    """Features a team makes: what it reads of several rows of x serves more than one."""
+def outputs_of(rows: int, options: Options, lines: int = 1) -> int:
+    """Features a team makes: what it reads of x serves more than one."""
     if rows == 1:
-        return 1
+        return max(1, lines // (2 if options.activation else 1))
     # Gated, these are twice as many rows of the weight: eight take more registers than leave room for two waves.
     return 4 if rows >= _MANY and options.activation is None else 2
 
 
 class _Launch:
-    """One launch: rows first..first+count of x by the whole weight."""
+    """One launch: ``rows`` (the first, and how many) of x by the whole weight."""
 
     def __init__(
         self,
@@ -80,14 +107,14 @@ class _Launch:
         schedule: RowSchedule,
         options: Options,
         of: dict[str, Buffer],
-        first: int,
-        count: int,
-        in_order: bool,
+        rows: tuple[int, int],
+        form: StreamForm,
     ) -> None:
-        self._work, self._options, self._of, self._in_order = work, options, of, in_order
+        self._work, self._options, self._of, self._how = work, options, of, form
         self._weight = WeightReader(form_of(work), of)
         self._form = self._weight.form
-        self._cut = Cut(first, count, outputs_of(count, options), schedule.splits, _TEAMS)
+        outputs = outputs_of(rows[1], options, form.lines)
+        self._cut = Cut(*rows, outputs, schedule.splits, form.threads // TEAM)
         self._features = of["y"].shape[1]
         # Rows of the weight that a team reads.
         self._lines = self._cut.outputs * (2 if options.activation else 1)
@@ -95,8 +122,9 @@ class _Launch:
     def emit(self) -> None:
         """The whole launch."""
         cut = self._cut
-        with launch((-(-int(self._features) // cut.features),), _THREADS) as (group, thread):
-            output = StreamOutput(cut, self._options, self._weight, self._of)
+        with launch((-(-int(self._features) // cut.features),), self._how.threads) as (group, thread):
+            output = StreamOutput(cut, self._options, self._weight, self._of, awaits=self._how.awaits)
+            inputs = self._inputs()
             lane, team = T.Bind(thread % TEAM), T.Bind(thread // TEAM)
             # Neighbours read the same of x.
             split, own = T.Bind(team // cut.sets), T.Bind(team % cut.sets)
@@ -104,8 +132,15 @@ class _Launch:
             sums, squares = registers((cut.count, self._lines)), registers(cut.count)
             self._clear(sums, squares)
             lines = [self._line(first, line) for line in range(self._lines)]
-            self._multiply(sums, squares, lines, (lane, split))
+            self._multiply(_Sums(sums, squares, inputs), lines, T.Bind(split * TEAM + lane), (group, thread), output)
             output.store(sums, squares, group, thread)
+
+    def _inputs(self) -> StreamInputs:
+        cut, work, form, of = self._cut, self._work, self._form, self._of
+        if not self._how.awaits:
+            return StoredInputs(work, form, of, cut.first)
+        kind = KeptInputs if KeptInputs.can_keep(form, normed="norm" in of) else SeenInputs
+        return kind(work, form, of, cut.first, self._how.threads)
 
     def _line(self, first: Expr, line: int) -> Expr:
         """Row of the weight; of what lies past the last feature the last."""
@@ -118,54 +153,66 @@ class _Launch:
             for line in range(self._lines):
                 T.buffer_store(sums, T.float32(0.0), [m, line])
 
-    def _multiply(self, sums: Buffer, squares: Buffer, lines: list[Expr], place: tuple[Expr, Expr]) -> None:
+    def _multiply(
+        self, to: "_Sums", lines: list[Expr], start: Expr, place: tuple[Expr, Expr], output: StreamOutput
+    ) -> None:
         """All of a thread's accesses, several at a time."""
-        lane, split = place
         stride = TEAM * self._cut.splits
-        start = T.Bind(split * TEAM + lane)
         turns, rest = divmod(self._form.accesses, stride)
         work = self._lines * self._cut.count * self._form.piece * self._form.pieces
-        together = max(1, min(turns, _IN_FLIGHT // self._lines, _LONGEST // work))
+        together = max(1, min(turns, self._how.in_flight // self._lines, _LONGEST // work))
         whole, left = divmod(turns, together)
 
         def step(turn: Expr | int) -> list[Expr]:
             return [T.Bind(start + (turn * together + i) * stride) for i in range(together)]
 
-        with T.serial(0, whole) as turn:
-            self._add(sums, squares, lines, step(turn))
+        begin = 0
+        if self._how.awaits:
+            early = step(0) if turns else []
+            held = self._load(lines, early)
+            output.ask(*place)
+            to.inputs.bring(place[1])
+            self._add_held(to, lines, early, held)
+            begin = 1
+        with T.serial(0, max(0, whole - begin)) as turn:
+            self._add(to, lines, step(turn + begin))
         if left:
-            accesses = [start + (turns - left + i) * stride for i in range(left)]
-            self._add(sums, squares, lines, accesses)
+            self._add(to, lines, [start + (turns - left + i) * stride for i in range(left)])
         if rest:
             with when(start < rest):
-                self._add(sums, squares, lines, [start + turns * stride])
+                self._add(to, lines, [start + turns * stride])
 
-    def _add(self, sums: Buffer, squares: Buffer, lines: list[Expr], accesses: list[Expr]) -> None:
+    def _add(self, to: "_Sums", lines: list[Expr], accesses: list[Expr]) -> None:
         """What some accesses add to all sums."""
-        held = self._weight.load(len(accesses), len(lines), lambda i, line: (lines[line], accesses[i]))
+        self._add_held(to, lines, accesses, self._load(lines, accesses))
+
+    def _load(self, lines: list[Expr], accesses: list[Expr]) -> Buffer | None:
+        if not accesses:
+            return None
+        return self._weight.load(len(accesses), len(lines), lambda i, line: (lines[line], accesses[i]))
+
+    def _add_held(self, to: "_Sums", lines: list[Expr], accesses: list[Expr], held: Buffer | None) -> None:
         for i, access in enumerate(accesses):
             for piece in range(self._form.pieces):
-                self._add_piece(sums, squares, lines, held, (i, piece), self._weight.column(access, piece))
-                if self._in_order:
+                self._add_piece(to, lines, held, (i, piece), self._weight.column(access, piece))
+                if self._how.in_order:
                     T.evaluate(T.call_extern("void", "dspark_in_order"))
 
-    def _add_piece(
-        self, sums: Buffer, squares: Buffer, lines: list[Expr], held: Buffer, which: tuple[int, int], column: Expr
-    ) -> None:
+    def _add_piece(self, to: "_Sums", lines: list[Expr], held: Buffer, which: tuple[int, int], column: Expr) -> None:
         """What a piece of each of the weight's rows adds to all sums."""
-        each, of, (i, piece) = self._form.piece, self._of, which
-        normed, scaled = self._options.norm_eps is not None, self._form.by_group
+        each, (i, piece) = self._form.piece, which
+        sums, squares, normed = to.sums, to.squares, self._options.norm_eps is not None
         norm, weights = registers(each), registers((len(lines), each))
         if normed:
-            self._load(norm, of["norm"], (), column)
+            to.inputs.norm(norm, column)
         for line, row in enumerate(lines):
             for e in range(each):
                 T.buffer_store(weights, self._weight.number(held, (i, line), piece, e), [line, e])
-            if scaled:
+            if self._form.by_group:
                 self._scale(weights, line, row, column)
         for m in range(self._cut.count):
             x = registers(each)
-            self._load(x, of["x"], (self._cut.first + m,), column)
+            to.inputs.x(x, m, column)
             for e in range(each):
                 value = T.Bind(x[e])
                 if normed:
@@ -185,15 +232,11 @@ class _Launch:
         for e in range(self._form.piece):
             T.buffer_store(weights, T.fma(weights[line, e], factors[0], offset), [line, e])
 
-    def _load(self, target: Buffer, source: Buffer, outer: tuple[Expr, ...], k: Expr) -> None:
-        """Numbers k.. of a row; zeros past its end."""
-        depth, each = self._work.depth, self._form.piece
-        if depth % each:
-            for e in range(each):
-                inside = T.if_then_else(k + e < depth, source[(*outer, T.min(k + e, depth - 1))], T.float32(0.0))
-                T.buffer_store(target, inside, [e])
-            return
-        load(target, 0, source, (*outer, k if self._form.padded == depth else T.min(k, depth - each)), each)
-        if self._form.padded != depth:
-            for e in range(each):
-                T.buffer_store(target, T.Select(k < depth, target[e], T.float32(0.0)), [e])
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a thread adds up, ``sums`` [count, lines] and ``squares`` [count] of x, and where it finds x."""
+
+    sums: Buffer
+    squares: Buffer
+    inputs: StreamInputs

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
+from dspark_compiler.schedules.simt.awaited import await_numbers, publish
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -51,35 +52,70 @@ class Cut:
 class StreamOutput:
     """The sums of a launch, from the registers of its threads to y. Made at the top of a kernel."""
 
-    def __init__(self, cut: Cut, options: Options, weight: WeightReader, of: dict[str, Buffer]) -> None:
-        self._cut, self._options, self._weight, self._of = cut, options, weight, of
+    def __init__(
+        self, cut: Cut, options: Options, weight: WeightReader, of: dict[str, Buffer], *, awaits: bool = False
+    ) -> None:
+        self._cut, self._options, self._weight, self._of, self._awaits = cut, options, weight, of, awaits
         self._features = int(of["y"].shape[1])
         self._lines = cut.outputs * (2 if options.activation else 1)
         self._slots = self._lines + (0 if options.norm_eps is None else 1)
         self._parts = shared((cut.teams, cut.count * self._slots))
+        self._turns = -(-cut.count * cut.features // (cut.teams * TEAM))
+        self._residual = registers(self._turns)  # of each of a thread's outputs, where it is awaited
 
     def store(self, sums: Buffer, squares: Buffer, group: Expr, thread: Expr) -> None:
         """Ends the work group; ``sums`` [count, lines] and ``squares`` [count] are each thread's own."""
         cut, lane, team = self._cut, T.Bind(thread % TEAM), T.Bind(thread // TEAM)
         places = [(m, slot) for m in range(cut.count) for slot in range(self._slots)]
+        if self._awaits:
+            barrier()  # what is kept of x may lie where sums go now
         for first in range(0, len(places), TEAM):
             some = places[first : first + TEAM]
             total = team_sums([sums[m, slot] if slot < self._lines else squares[m] for m, slot in some], lane)
             with when(lane < len(some)) if len(some) < TEAM else nullcontext():
                 T.buffer_store(self._parts, total, [team, first + lane])
         barrier()
-        threads, outputs = cut.teams * TEAM, cut.count * cut.features
-        with T.serial(0, -(-outputs // threads)) as turn:
-            unit = T.Bind(turn * threads + thread)
-            m, place = T.Bind(unit // cut.features), T.Bind(unit % cut.features)
-            feature = T.Bind(group * cut.features + place)
-            with when(T.And(unit < outputs, feature < self._features)):
-                self._finish(m, T.Bind(place // cut.outputs), T.Bind(place % cut.outputs), feature)
+        if self._awaits:
+            for number in range(self._turns):
+                self._store_unit(number, group, thread)
+            return
+        with T.serial(0, self._turns) as turn:
+            self._store_unit(turn, group, thread)
 
-    def _finish(self, m: Expr, own: Expr, output: Expr, feature: Expr) -> None:
+    def ask(self, group: Expr, thread: Expr) -> None:
+        """Awaits the residual, long before the product is there."""
+        if not self._options.residual:
+            return
+        places = []
+        for turn in range(self._turns):
+            m, place = self._unit(turn, thread)
+            feature = T.min(group * self._cut.features + place, self._features - 1)
+            places.append((T.Bind(self._cut.first + T.min(m, self._cut.count - 1)), T.Bind(feature)))
+        source = self._of["residual"]
+        await_numbers(self._residual, [(turn,) for turn in range(self._turns)], lambda turn: source[places[turn]])
+
+    def _unit(self, turn: Expr | int, thread: Expr) -> tuple[Expr, Expr]:
+        """Row of x and place among the work group's features of an output."""
+        unit = T.Bind(turn * (self._cut.teams * TEAM) + thread)
+        return T.Bind(unit // self._cut.features), T.Bind(unit % self._cut.features)
+
+    def _store_unit(self, turn: Expr | int, group: Expr, thread: Expr) -> None:
+        cut, (m, place) = self._cut, self._unit(turn, thread)
+        feature = T.Bind(group * cut.features + place)
+        with when(T.And(m < cut.count, feature < self._features)):
+            kept = self._residual[turn] if self._awaits and self._options.residual else None
+            own, output = T.Bind(place // cut.outputs), T.Bind(place % cut.outputs)
+            value = self._finished(m, own, output, feature, kept)
+            if self._awaits:
+                publish(self._of["y"], [cut.first + m, feature], value)
+            else:
+                T.buffer_store(self._of["y"], value, [cut.first + m, feature])
+
+    def _finished(self, m: Expr, own: Expr, output: Expr, feature: Expr, residual: Expr | None) -> Expr:
         options, row = self._options, self._cut.first + m
         # On its way while sums are added up.
-        residual = _read_early(self._of["residual"][row, feature]) if options.residual else None
+        if options.residual and residual is None:
+            residual = _read_early(self._of["residual"][row, feature])
         bias = _read_early(self._of["bias"][feature]) if options.bias else None
         inverse = self._inverse_root(own, m)
         value = self._total(own, m, output, feature, inverse)
@@ -87,7 +123,7 @@ class StreamOutput:
             up = self._total(own, m, self._cut.outputs + output, feature + self._features, inverse)
             value = ACTIVATIONS[options.activation](value) * up
         value = value if bias is None else value + bias
-        T.buffer_store(self._of["y"], value if residual is None else value + residual, [row, feature])
+        return value if residual is None else value + residual
 
     def _total(self, own: Expr, m: Expr, slot: Expr, row: Expr, inverse: Expr | None) -> Expr:
         """The product of a row of x with a row of the weight."""

@@ -1,0 +1,78 @@
+"""Numbers that launches hand on while they overlap: each says itself whether it is there yet.
+
+A launch that waits for another behind a barrier begins on an empty device, and asks for its weights only then. Without
+the barrier its weights are on their way while it waits for what the launch before makes. No counter tells it when:
+memory that is handed on holds ``NOTHING`` at first, a NaN that no kernel publishes, and whoever needs a number asks
+for it until it is another (as NCCL's low-latency protocol does with flags beside the data).
+
+Waiting needs what is waited for to have started. Where a device starts launches in their order, the runtime leaves
+barriers out between a kernel that publishes and one that awaits (vulkan_runtime/order.h); elsewhere they stand, and
+every number is there when it is first asked for.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tvm
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.simt.flat import each
+from dspark_compiler.schedules.simt.threads import registers
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+
+NOTHING = 0xFFFFFFFF
+_NAN = 0x7FFFFFFF  # is published in its place
+# Seconds of asking, after which a kernel goes on with NaNs: no device hangs on what a kernel has failed to publish.
+_MOST_TIMES = 1 << 22
+
+# Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in (``NOTHING``
+# before and after), and what they exchange, with anything in it.
+PUBLISHES, AWAITS, COUNTS, EXCHANGES = (f"dspark.{name}" for name in ("publishes", "awaits", "counts", "exchanges"))
+UNSETS = "dspark.unsets"  # of a kernel that unsets its argument, its name: equal kernels would be made one
+
+
+def hands_on(function: tvm.tirx.PrimFunc, args: Sequence[Arg], **names: Sequence[str]) -> tvm.tirx.PrimFunc:
+    """``function`` told of arguments: names of ``args`` by ``publishes``, ``awaits``, ``counts``, ``exchanges``."""
+    numbers = {arg.name: i for i, arg in enumerate(args)}
+    for attribute in (PUBLISHES, AWAITS, COUNTS, EXCHANGES):
+        found = [numbers[name] for name in names.get(attribute.removeprefix("dspark."), ()) if name in numbers]
+        function = function.with_attr(attribute, found)
+    return function
+
+
+def publish(buffer: Buffer, index: Sequence[Expr], value: Expr) -> None:
+    """Stores a float32 where somebody may be asking for it."""
+    bits = registers(1, "uint32")
+    T.buffer_store(bits, T.reinterpret("uint32", value), [0])
+    stored = T.Select(bits[0] == T.uint32(NOTHING), T.uint32(_NAN), bits[0])
+    address = T.address_of(buffer[tuple(index)])
+    T.evaluate(T.call_extern("void", "dspark_publish", address, T.reinterpret("float32", stored)))
+
+
+def await_numbers(target: Buffer, places: Sequence[tuple[int, ...]], source: Callable[[int], Expr]) -> None:
+    """target[places[i]] = the float32 ``source(i)``, an element of a buffer, as soon as it is there.
+
+    All are asked for at once, and again while one is missing.
+    """
+    times, missing = registers(1, "int32"), registers(1, "int32")
+    T.buffer_store(times, T.int32(_MOST_TIMES), [0])
+    with T.While(times[0] > 0):
+        for i, place in enumerate(places):
+            found = T.call_extern("float32", "dspark_await", T.address_of(source(i)))
+            T.buffer_store(target, found, list(place))
+        T.buffer_store(missing, T.int32(0), [0])
+        for place in places:
+            is_nothing = T.reinterpret("uint32", target[place]) == T.uint32(NOTHING)
+            T.buffer_store(missing, T.Select(is_nothing, T.int32(1), missing[0]), [0])
+        T.buffer_store(times, T.Select(missing[0] == 0, T.int32(0), times[0] - 1), [0])
+
+
+def unset(name: str, count: int) -> tvm.tirx.PrimFunc:
+    """Kernel for y = ``NOTHING``, y uint32 [count]: memory before it is handed on, counters before work groups meet."""
+
+    def body(y: Buffer) -> None:
+        def clear(i: Expr) -> None:
+            T.evaluate(T.call_extern("void", "dspark_unset", T.address_of(y[i]), T.uint32(NOTHING)))
+
+        each((count,), clear)
+
+    return kernel(name, [Arg("y", (count,), "uint32")], body, block=True).with_attr(UNSETS, name)
