@@ -43,7 +43,9 @@ class _Placement:
         if not unset_before:
             return
         offsets, unset_bytes = self._offsets(unset_before, 0)
-        rest, size = self._offsets([v for v in self._allocated if v in exchanged], unset_bytes)
+        # Nobody waits for what only those read who stand behind a barrier; of its own it need wait for nobody either.
+        own = [v for v in self._allocated if v in exchanged or (v in published and v not in awaited)]
+        rest, size = self._offsets(own, unset_bytes)
         self._module.update_func(variable, self._rewritten(offsets | rest, unset_bytes, size))
 
     def _arguments(self, attribute: str) -> set[Any]:
