@@ -48,7 +48,7 @@ class Slab:
         *,
         apart: bool = False,
     ) -> None:
-        """``device``: DLPack's type and number; ``largest``: bytes an allocation can have; ``apart``: each has its own."""
+        """``device``: DLPack's type and number; ``largest``: bytes of an allocation; ``apart``: all have their own."""
         sizes = {name: _padded(nbytes(tensor)) for name, tensor in described.items()}
         self.parts: list[tuple[int, int]] = []
         self.tensors: dict[str, Any] = {}

@@ -13,14 +13,13 @@ from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.simt.attention_totals import PAIRS, TEAMS, Totals
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
-from dspark_compiler.schedules.simt.stored import elements_at_once
+from dspark_compiler.schedules.simt.stored import copy, elements_at_once
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_max, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-THREADS = 256
-TEAMS = THREADS // TEAM
-_HALF = TEAMS // 2
+_PEAKS = TEAMS // TEAM  # maxima that each of a team's lanes reads
 AT_ONCE = 4  # slots a team has under way
 TURN = TEAMS * AT_ONCE  # slots that a work group takes in a turn
 MASKED = -1e30  # the maximum of nothing: finite, for its difference to itself is taken
@@ -101,11 +100,13 @@ class Pieces:
 class Rows(Protocol):
     """Where a work group finds queries, keys and values."""
 
+    keeps_new: bool  # whether ``fetch`` leaves new slots to ``fetch_new``
+
     def query(self, i: int, element: Expr) -> Expr:
         """An element of query row number ``i`` of the work group's, unscaled."""
 
     def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """target[at : at+count] = what lies in "k" or "v" of a slot, as it is stored; not yet if it is new."""
+        """target[at : at+count] = what lies in "k" or "v" of a slot, as it is stored; anything if it is new."""
 
     def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """The same of new slots, and of no other."""
@@ -136,10 +137,9 @@ class Block:
         self._slots = registers((AT_ONCE, 2), "int32")
         self._limit = registers(place.count, "int32")  # slots from here on a row does not see
         self._totals = Totals(
-            shared((_HALF, place.count, shape.value_dim)),
+            shared((PAIRS, place.count, shape.value_dim)),
             shared((place.count, TEAMS)),
             shared((place.count, TEAMS)),
-            shared(place.count),
         )
 
     def begin(self) -> None:
@@ -164,7 +164,9 @@ class Block:
         """All slots from ``begin`` on, a multiple of ``TURN``, up to before ``stop``."""
         turns = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0))
         with T.serial(0, turns) as turn:
-            self._fetch(self._rows.fetch_new)
+            if self._rows.keeps_new:
+                with when(begin + (turn + 1) * TURN > self._span.used):
+                    self._fetch(self._rows.fetch_new)
             self._add([self._slots[u, 0] for u in range(AT_ONCE)])
             with when(turn + 1 < turns):
                 self._place_slots(begin + (turn + 1) * TURN, stop)
@@ -217,48 +219,49 @@ class Block:
                     value = self._problem.wide(self._under_way["v"][u, number])
                     T.buffer_store(self._sums, T.fma(weights[u], value, self._sums[i, number]), [i, number])
 
-    def put_together(self) -> "Totals":
+    def put_together(self) -> Totals:
         """The teams' parts in shared memory, for all threads to read."""
-        totals = self._totals
         for i in range(self._place.count):
             with when(self._lane == 0):
-                T.buffer_store(totals.peaks, self._peak[i], [i, self._team])
-                T.buffer_store(totals.weights, self._total[i], [i, self._team])
-            with when(self._team >= _HALF):
+                T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
+                T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
+            with when(self._team >= PAIRS):
                 self._store_sums(i)
         barrier()
         for i in range(self._place.count):
             self._add_pair(i)
         barrier()
         for i in range(self._place.count):
-            with when(self._team < _HALF):
+            with when(self._team < PAIRS):
                 self._store_sums(i)
                 with when(self._lane == 0):
-                    T.buffer_store(totals.weights, self._total[i], [i, self._team])
-                    T.buffer_store(totals.peak, self._peak[i], [i])  # of all teams the same
+                    T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
+                    T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
         barrier()
-        return totals
+        return self._totals
 
     def _add_pair(self, i: int) -> None:
         """A row's sums of two teams, relative to the maximum of all, in the first one's registers."""
-        totals, other = self._totals, T.Bind((self._team + _HALF) % TEAMS)
+        totals, other = self._totals, T.Bind((self._team + PAIRS) % TEAMS)
         peak, own, more = registers(1), registers(1), registers(1)
-        T.buffer_store(peak, totals.peaks[i, self._lane], [0])
-        for team in range(TEAM, TEAMS, TEAM):
-            T.buffer_store(peak, T.max(peak[0], totals.peaks[i, team + self._lane]), [0])
+        some = registers(_PEAKS)
+        copy(some, (0,), totals.peaks, (i, self._lane * _PEAKS), _PEAKS)
+        T.buffer_store(peak, some[0], [0])
+        for team in range(1, _PEAKS):
+            T.buffer_store(peak, T.max(peak[0], some[team]), [0])
         T.buffer_store(peak, team_max(peak[0]), [0])
         T.buffer_store(own, T.exp(self._peak[i] - peak[0]), [0])
         T.buffer_store(more, T.exp(totals.peaks[i, other] - peak[0]), [0])
         T.buffer_store(self._peak, peak[0], [i])
         T.buffer_store(self._total, T.fma(totals.weights[i, other], more[0], self._total[i] * own[0]), [i])
         for number in range(self._own_values):
-            theirs = totals.sums[self._team % _HALF, i, self._pieces["v"].element(self._lane, number)]
+            theirs = totals.sums[self._team % PAIRS, i, self._pieces["v"].element(self._lane, number)]
             T.buffer_store(self._sums, T.fma(theirs, more[0], self._sums[i, number] * own[0]), [i, number])
 
     def _store_sums(self, i: int) -> None:
         """Puts a team's sums of a row where those of its pair lie."""
         for number in range(self._own_values):
-            at = [self._team % _HALF, i, self._pieces["v"].element(self._lane, number)]
+            at = [self._team % PAIRS, i, self._pieces["v"].element(self._lane, number)]
             T.buffer_store(self._totals.sums, self._sums[i, number], at)
 
     def _scaled(self, name: str, u: int, value: Expr) -> Expr:
@@ -288,23 +291,3 @@ class Block:
         valid = T.max(T.min(slot, T.min(span.used, slots) - 1), 0)
         known = self._tensors["slot_position"][span.sequence, self._place.head, valid]
         return T.Select(slot < span.used, known, span.length + slot - span.used)
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Of a work group, in shared memory: sums and weights of pairs of teams, relative to a row's maximum; and that."""
-
-    sums: Buffer
-    weights: Buffer
-    peaks: Buffer  # of each team, on the way
-    peak: Buffer
-
-    def of(self, i: Expr, d: Expr) -> tuple[Expr, Expr, Expr]:
-        """Element d of row i of the work group: its sum, the sum of weights, and the maximum they are relative to."""
-        weight, value = registers(1), registers(1)
-        T.buffer_store(weight, self.weights[i, 0], [0])
-        T.buffer_store(value, self.sums[0, i, d], [0])
-        for pair in range(1, _HALF):
-            T.buffer_store(weight, weight[0] + self.weights[i, pair], [0])
-            T.buffer_store(value, value[0] + self.sums[pair, i, d], [0])
-        return value[0], weight[0], self.peak[i]

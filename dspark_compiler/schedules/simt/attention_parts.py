@@ -9,7 +9,8 @@ from contextlib import nullcontext
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import MASKED, THREADS, TURN, Place, Totals
+from dspark_compiler.schedules.simt.attention_block import MASKED, TURN, Place
+from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
 from dspark_compiler.schedules.simt.awaited import NOTHING, publish
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
 from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_count, store_shared
@@ -19,7 +20,7 @@ from dspark_compiler.schedules.tir import Expr, when
 FEW_TOKENS = 32  # of a call whose slots are shared out
 
 _MOST_CHUNKS = 64
-_TURNS = 2  # of a part at least: meeting takes longer than a few of them
+_TURNS = 4  # of a part at least: meeting takes longer than a few of them
 _WRITTEN_OUT = 2  # elements of a thread that follow each other without a loop
 _AT_ONCE = 8  # parts whose numbers are on their way together
 

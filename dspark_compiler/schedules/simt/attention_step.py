@@ -10,7 +10,7 @@ from tvm import DataType
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.simt.attention_block import THREADS, Block, Place, rows_together
+from dspark_compiler.schedules.simt.attention_block import Block, Place, rows_together
 from dspark_compiler.schedules.simt.attention_parts import (
     FEW_TOKENS,
     Meeting,
@@ -23,6 +23,7 @@ from dspark_compiler.schedules.simt.attention_parts import (
     partial_size,
     put_total,
 )
+from dspark_compiler.schedules.simt.attention_totals import THREADS
 from dspark_compiler.schedules.simt.awaited import await_numbers, hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
     NewSlot,
@@ -127,6 +128,8 @@ def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
 class _Projected:
     """See Rows: queries, new keys and values out of the projection, in shared memory; the others live."""
 
+    keeps_new = True
+
     def __init__(self, place: Place, work: Prologue, tensors: Tensors) -> None:
         self._place, self._work, self._tensors = place, work, tensors
         shape, dtype = place.problem.shape, place.problem.dtype
@@ -163,9 +166,9 @@ class _Projected:
     def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         place, span = self._place, self._place.span
-        with when(slot < span.used):
-            live = self._tensors[f"{name}_cache"]
-            copy(target, at, live, (span.sequence, place.head, slot, element), count)
+        live = self._tensors[f"{name}_cache"]
+        stored = T.max(T.min(slot, span.used - 1), 0)  # what is read of new slots is replaced
+        copy(target, at, live, (span.sequence, place.head, stored, element), count)
 
     def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""

@@ -2,8 +2,9 @@
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import THREADS, Block, Place, Totals, rows_together
+from dspark_compiler.schedules.simt.attention_block import Block, Place, rows_together
 from dspark_compiler.schedules.simt.attention_parts import Parts, chunk_bounds, chunk_range, chunks_of, is_in, put_total
+from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, scale_name, span_of
 from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import launch
@@ -38,6 +39,8 @@ def combine(problem: Problem, tensors: Tensors) -> None:
 class _Stored:
     """See Rows: the call's queries, live slots and scratch."""
 
+    keeps_new = False
+
     def __init__(self, place: Place, tensors: Tensors) -> None:
         self._place, self._tensors = place, tensors
 
@@ -61,7 +64,8 @@ class _Stored:
                 copy(target, at, self._tensors[f"{name}_scratch"], row, count)
 
     def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """See Rows: all are there."""
+        """See Rows."""
+        raise AssertionError("all slots are stored")
 
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """See Rows."""

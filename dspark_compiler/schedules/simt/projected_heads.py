@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import THREADS, Place
+from dspark_compiler.schedules.simt.attention_block import Place
+from dspark_compiler.schedules.simt.attention_totals import THREADS
 from dspark_compiler.schedules.simt.awaited import await_numbers
 from dspark_compiler.schedules.simt.cache_rows import Tensors
 from dspark_compiler.schedules.simt.qkv_prologue import Halves, Prologue, inverse_root

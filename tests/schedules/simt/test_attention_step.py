@@ -19,6 +19,7 @@ CASES = {
     "one part": (_DECODE, Scoring(0.2), CacheForm(), [20]),
     "three parts": (_DECODE, Scoring(0.2, softcap=4.0), CacheForm(), [550]),
     "new tokens in two parts": (_VERIFY, Scoring(0.2, sinks=True), CacheForm(), [254, 0]),
+    "new tokens in two turns of a part": (_VERIFY, Scoring(0.2), CacheForm(), [62, 445]),
     "slots that keep positions": (
         _VERIFY,
         Scoring(0.2, window=70),
