@@ -32,7 +32,7 @@ _TARGETS = """
 | cpu, AArch64 | kernels are shaped for NEON; not yet run on hardware |
 | cuda, sm_90a (H100, H200) | compiles with or without a GPU, and runs; [cuda.md](cuda.md) |
 | cuda, later architectures | compile; not yet run on hardware |
-| vulkan | compiles without a device; Vulkan 1.2, its matrices if any; tested on lavapipe, H100; [vulkan.md](vulkan.md) |
+| vulkan | compiles without a device; Vulkan 1.2, its matrices if any; ran on lavapipe, H100; [vulkan.md](vulkan.md) |
 | rocm (gfx90a, gfx942, gfx1100, gfx1201) | built and checked, not yet run on hardware; [rocm.md](rocm.md) |
 | onnxruntime | the same families; float32, float16, codes on the CPU, the last two on an H100; [onnx.md](onnx.md) |
 
