@@ -17,6 +17,9 @@ BROWSER_PACKAGES := chromium-headless-shell
 # What needs an Nvidia GPU and skips without one: kernels, the runtime, tiny models compiled and run.
 GPU_TESTS := tests/schedules/cuda tests/machine tests/runtime/test_cuda_gpu.py tests/test_cuda_artifact.py tests/test_cuda_composition.py \
   tests/test_cuda_rounds.py
+# And those of --target vulkan, which run on the first device that Vulkan's loader finds.
+GPU_TESTS += tests/vulkan tests/backends/vulkan tests/schedules/vulkan tests/schedules/simt tests/test_vulkan_artifact.py \
+  tests/test_vulkan_rounds.py
 
 .PHONY: venv packages demo test lint format unit gpu-test gpu-sanitize golden clean
 
@@ -60,7 +63,7 @@ unit: venv packages
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 TVM_THREAD_POOL_SPIN_COUNT=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 gpu-test: venv
-	$(BIN)/python -m pytest -n $(JOBS) $(GPU_TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(GPU_TESTS)
 
 gpu-sanitize: venv
 	$(BIN)/python -m tests.cuda_sanitizer build/sanitizer --jobs $(JOBS)

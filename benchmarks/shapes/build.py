@@ -18,6 +18,7 @@ from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.layout import plan_layouts, quantized_weights
 from dspark_compiler.lowering.manifest import describe
 from dspark_compiler.lowering.relax import lower
+from dspark_compiler.machine.kernel_bench import measured_as
 from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.schedules.database import Records
@@ -38,7 +39,7 @@ def build(shape: str, output: Path, config: CompileConfig, *, drafter: bool, lay
     _settle_scales(program)
     backend = create_backend(config.target, config.arch)
     plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
-    records = Records.standard(backend.spec.arch)
+    records = Records.standard(measured_as(backend))
     lowered = lower(program, plan, records)
     say("lowered")
     scheduled = backend.schedule(lowered, records)

@@ -27,4 +27,4 @@ def tune_command(model: str, trials: int, **options: Any) -> None:
     config = configured(tune_trials=trials, **options)
     with make_progress() as progress:
         measured = tune_model(model, config, progress=progress)
-    click.echo(f"{measured} of {trials} schedules measured, the rest was on record")
+    click.echo(f"{measured} of {trials} schedules measured; the others were on record, or the model has no more")

@@ -124,15 +124,16 @@ def test_a_module_holds_several_kernels(x: np.ndarray) -> None:
 
 
 def test_allocations_come_back() -> None:
-    def used() -> int:
-        free, _, _ = function("memory")(0)
-        return -free
+    def free() -> int:
+        function("synchronize")(0)
+        return int(function("memory")(0)[0])
 
-    tensor = tvm.runtime.empty((1 << 20,), "float32", DEVICE)  # larger than what shares blocks is
-    del tensor
-    function("synchronize")(0)
-    before = used()
-    for _ in range(20):
-        tvm.runtime.empty((10 << 20,), "float32", DEVICE)
-    function("synchronize")(0)
-    assert used() <= before + (64 << 20)
+    def kept() -> int:
+        before = free()
+        for _ in range(20):
+            tvm.runtime.empty((10 << 20,), "float32", DEVICE)  # larger than what shares blocks is
+        return before - free()
+
+    tvm.runtime.empty((10 << 20,), "float32", DEVICE)
+    # Other processes may take memory of the device meanwhile, but hardly each time.
+    assert any(kept() <= 64 << 20 for _ in range(5))

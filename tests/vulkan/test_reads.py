@@ -14,12 +14,14 @@ from tests.vulkan.kernels import assemble
 def test_the_best_round_counts_and_the_buffer_is_given_back() -> None:
     vulkan = VulkanRuntime(0)
     reads = VulkanReads(vulkan, 0, 20 << 20)
-    before = vulkan.memory()
-    rates = [reads.measure(2) for _ in range(3)]
+    rates, kept = [], []
+    for _ in range(5):
+        before, _ = vulkan.memory()
+        rates.append(reads.measure(2))
+        kept.append(before - vulkan.memory()[0])
     assert min(rates) > 0
     assert reads.bytes_per_second == np.median(rates)
-    vulkan.synchronize(0)
-    assert vulkan.memory() >= before
+    assert min(kept) <= 0  # other processes may take memory of the device meanwhile, but hardly each time
 
 
 def test_the_kernel_is_what_its_assembly_says() -> None:

@@ -1,8 +1,12 @@
-"""Arithmetic, comparisons and conversions on values, with TIR's meaning."""
+"""Arithmetic, comparisons and conversions on values, with TIR's meaning.
+
+A product of floats is rounded, whatever it is added to: a driver that fused the two in one kernel and not in another
+would give equal rows different bits. Where one rounding is wanted, kernels ask for it by name (fma).
+"""
 
 from typing import NamedTuple
 
-from dspark_compiler.backends.vulkan.spirv.numbers import Glsl, Op
+from dspark_compiler.backends.vulkan.spirv.numbers import Decoration, Glsl, Op
 from dspark_compiler.backends.vulkan.spirv.types import BOOL, UINT32, Scalar
 from dspark_compiler.backends.vulkan.values import Value, Values
 
@@ -20,7 +24,6 @@ _BINARY = {
     "Sub": _Row(Op.F_SUB, Op.I_SUB, Op.I_SUB),
     "Mul": _Row(Op.F_MUL, Op.I_MUL, Op.I_MUL),
     "Div": _Row(Op.F_DIV, Op.S_DIV, Op.U_DIV),
-    "Mod": _Row(Op.F_REM, Op.S_REM, Op.U_MOD),
     "Min": _Row(Glsl.F_MIN, Glsl.S_MIN, Glsl.U_MIN),
     "Max": _Row(Glsl.F_MAX, Glsl.S_MAX, Glsl.U_MAX),
 }
@@ -62,8 +65,13 @@ class Arithmetic(Values):
             return self._apply(_pick(_COMPARE[name], scalar), BOOL, left, right)
         if scalar.is_bool:
             return self.map(_BOOL_BITS[name], BOOL, left, right)
+        if name == "Mod":
+            return self._rest(left, right)
         if name in _BINARY:
-            return self._apply(_pick(_BINARY[name], scalar), scalar, left, right)
+            made = self._apply(_pick(_BINARY[name], scalar), scalar, left, right)
+            for part in made.parts if name == "Mul" and scalar.is_float else ():
+                self.module.decorate(part, Decoration.NO_CONTRACTION)
+            return made
         if name == "RShift":
             op = Op.SHIFT_RIGHT_ARITHMETIC if scalar.signed else Op.SHIFT_RIGHT_LOGICAL
             return self.map(op, scalar, left, right)
@@ -135,6 +143,12 @@ class Arithmetic(Values):
         if name == "FloorDiv":
             return self.binary("Sub", quotient, self.convert(down, left.scalar))
         return self.select(down, self.binary("Add", rest, right), rest)
+
+    def _rest(self, left: Value, right: Value) -> Value:
+        """What is left of a division that rounds towards zero; of negative numbers Vulkan does not define OpSRem."""
+        if left.scalar.is_float or not left.scalar.signed:
+            return self.map(Op.F_REM if left.scalar.is_float else Op.U_MOD, left.scalar, left, right)
+        return self.binary("Sub", left, self.binary("Mul", self.binary("Div", left, right), right))
 
     def _apply(self, op: Op | Glsl, result: Scalar, *operands: Value) -> Value:
         if isinstance(op, Glsl):

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.stored import narrow, widen
+from dspark_compiler.schedules.simt.stored import cached, narrow
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 
@@ -33,7 +33,7 @@ class Problem:
 
     def wide(self, element: Expr) -> Expr:
         """An element of a key or value as float32, without its slot's scale."""
-        return self.form.storage.load(element) if self.form.storage.scaled else widen(element, self.dtype)
+        return cached(element, self.form.storage, self.dtype)
 
     @property
     def slots(self) -> int:

@@ -4,7 +4,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.stored import widen
+from dspark_compiler.schedules.simt.stored import cached
 from dspark_compiler.schedules.slot_shape import CacheShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
@@ -63,4 +63,4 @@ def read_rows(name: str, shape: CacheShape, dtype: str) -> tvm.tirx.PrimFunc:
 
 def stored_value(shape: CacheShape, cache: Buffer, at: tuple[Expr, ...]) -> Expr:
     """cache[at] as float32, without its slot's scale."""
-    return shape.storage.load(cache[at]) if shape.storage.scaled else widen(cache[at], str(cache.dtype))
+    return cached(cache[at], shape.storage, str(cache.dtype))

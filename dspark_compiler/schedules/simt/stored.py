@@ -6,6 +6,7 @@ Bfloat16 travels as uint16, the upper half of a float32's bits.
 from tvm import DataType
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cache_storage import E4M3, Storage
 from dspark_compiler.schedules.tir import Buffer, Expr
 
 ACCESS = 16  # bytes that are loaded at once
@@ -22,6 +23,24 @@ def widen(value: Expr, dtype: str) -> Expr:
     if dtype == "uint16":
         return T.reinterpret("float32", T.cast(value, "uint32") << T.uint32(16))
     return value if dtype == "float32" else T.cast(value, "float32")
+
+
+def cached(value: Expr, storage: Storage, dtype: str) -> Expr:
+    """An element of a cache as float32, without its row's scale."""
+    if not storage.scaled:
+        return widen(value, dtype)
+    return decode_e4m3(T.cast(value, "uint32")) if isinstance(storage, E4M3) else storage.load(value)
+
+
+def decode_e4m3(code: Expr) -> Expr:
+    """The number with the lowest 8 bits of ``code``, by no number below float32's normal ones: devices may drop those.
+
+    Exponents are biased by 7, float32's by 127; the lowest stands for numbers below normal, multiples of 2^-9.
+    """
+    magnitude, sign = code & T.uint32(0x7F), (code & T.uint32(0x80)) << T.uint32(24)
+    small = T.reinterpret("uint32", T.cast(magnitude, "float32") * T.float32(2.0**-9))
+    bits = T.Select(magnitude < T.uint32(8), small, (magnitude << T.uint32(20)) + T.uint32(120 << 23))
+    return T.reinterpret("float32", bits | sign)
 
 
 def narrow(value: Expr, dtype: str) -> Expr:

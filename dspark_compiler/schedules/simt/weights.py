@@ -14,7 +14,7 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
-from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
+from dspark_compiler.schedules.simt.stored import copy, decode_e4m3, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import TEAM, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr
 
@@ -134,17 +134,9 @@ class WeightReader:
 def decode(word: Expr, codes: CodeType) -> Expr:
     """The code in the lowest bits of a word, as float32."""
     if codes == "float8_e4m3":
-        return _decode_e4m3(word)
+        return decode_e4m3(word)
     mask, half = (15, 8) if codes == "int4" else (255, 128)
     return T.reinterpret("float32", (word & T.uint32(mask)) | T.uint32(_BIG)) - T.float32(_TWO_23 + half)
-
-
-def _decode_e4m3(word: Expr) -> Expr:
-    """Exponents are biased by 7, float32's by 127; the lowest stands for numbers below normal, multiples of 2^-9."""
-    code, sign = word & T.uint32(0x7F), (word & T.uint32(0x80)) << T.uint32(24)
-    small = T.reinterpret("uint32", T.cast(code, "float32") * T.float32(2.0**-9))
-    bits = T.Select(code < T.uint32(8), small, (code << T.uint32(20)) + T.uint32(120 << 23))
-    return T.reinterpret("float32", bits | sign)
 
 
 def pack_codes(form: WeightFormat, codes: np.ndarray) -> np.ndarray:

@@ -60,6 +60,36 @@ def test_what_is_not_aligned_is_loaded_in_pieces() -> None:
     np.testing.assert_array_equal(run(function, x, np.zeros(256, "float32"))[1], expected)
 
 
+def test_products_are_rounded_before_they_are_added_to() -> None:
+    """Whether a driver fuses the two must not depend on the kernel: rows of decode are to have the bits of verify's."""
+
+    def body(thread: Any, x: Any, y: Any) -> None:
+        T.buffer_store(y, x[thread] * x[thread] + y[thread] * T.float32(3.0), [thread])
+
+    function = launched([Arg("x", (THREADS,)), Arg("y", (THREADS,))], body)
+    text = only(function).disassembly()
+    assert text.count("NoContraction") == text.count("OpFMul") == 2
+    need_vulkan()
+    x, y = np.random.default_rng(0).standard_normal((2, THREADS)).astype("float32")
+    np.testing.assert_array_equal(run(function, x, y)[1], x * x + y * np.float32(3.0))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint32"])
+def test_what_divisions_leave_is_defined_for_negative_numbers(dtype: str) -> None:
+    def body(thread: Any, x: Any, y: Any, *rests: Any) -> None:
+        T.buffer_store(rests[0], T.truncmod(x[thread], y[thread]), [thread])
+        T.buffer_store(rests[1], T.floormod(x[thread], y[thread]), [thread])
+
+    function = launched([Arg(name, (THREADS,), dtype) for name in "xyab"], body)
+    assert "OpSRem" not in only(function).disassembly()
+    need_vulkan()
+    x, y = np.arange(THREADS) * 7 - 200 * (dtype != "uint32"), np.tile([1, 3, 5, 8], THREADS // 4)
+    y = y if dtype == "uint32" else y * np.repeat([1, -1], THREADS // 2)
+    empty = np.zeros((2, THREADS), dtype)
+    found = run(function, x.astype(dtype), y.astype(dtype), *empty)[2:]
+    np.testing.assert_array_equal(found, np.stack([np.fmod(x, y), np.mod(x, y)]).astype(dtype))
+
+
 def test_many_arguments_lie_behind_an_address() -> None:
     count = 20
 

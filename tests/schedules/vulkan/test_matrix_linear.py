@@ -98,7 +98,10 @@ def test_rows_are_rounded_within_their_own_range() -> None:
     *_, found, scale = run(function, x, np.ones((6, 320), np.float16), np.zeros(6, np.float32))
     wanted, divisor = rounded(x)
     np.testing.assert_array_equal(scale, divisor)
-    np.testing.assert_array_equal(found[:, :300] * scale[:, None].astype(np.float64), wanted)
+    found_numbers = found[:, :300] * scale[:, None].astype(np.float64)
+    normal = np.abs(x) >= np.finfo(np.float32).tiny  # what is smaller a device may take for zero
+    np.testing.assert_array_equal(np.where(normal, found_numbers, 0), np.where(normal, wanted, 0))
+    assert ((found_numbers == wanted) | (found_numbers == 0))[~normal].all()
     assert np.isfinite(found).all()
     assert not found[:, 300:].any()
 

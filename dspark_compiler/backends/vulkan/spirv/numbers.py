@@ -67,7 +67,6 @@ class Op(IntEnum):
     S_DIV = 135
     F_DIV = 136
     U_MOD = 137
-    S_REM = 138
     F_REM = 140
     BIT_COUNT = 205
     # bits
