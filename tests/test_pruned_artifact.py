@@ -63,7 +63,7 @@ def _decoded(executor: Executor, tokens: list[int]) -> np.ndarray:
     return np.stack([decode_first(executor, token, position).copy() for position, token in enumerate(tokens)])
 
 
-# Artifacts that other tests here need too, but for expected-attention; snapkv alone: tests/test_onnxruntime_contract.py.
+# Other tests here need these artifacts too, but for expected-attention's; snapkv alone: test_onnxruntime_contract.py.
 @pytest.mark.parametrize("policy", ["window", "keydiff", "expected-attention", "tova", "h2o", "snapkv+h2o"])
 def test_tokens_are_the_unpruned_ones_up_to_the_budget(policy: str) -> None:
     pruned, whole = (load(artifact.path) for artifact in (_artifact(policy), _artifact(None, None)))

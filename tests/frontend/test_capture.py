@@ -12,6 +12,7 @@ from tests.tiny_models import TINY, WINDOW
 from tests.traces import one_process
 
 CONFIG = CompileConfig(prefill_widths=(8,), verify_width=1, max_seq_len=32)
+SHARED = CompileConfig(prefill_widths=(8,), verify_width=4, max_batch=2, max_seq_len=64)  # numerics/test_families.py's
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -46,7 +47,7 @@ def arguments(node):  # layer, scale, window, softcap
     ],
 )
 def test_each_layer_says_what_it_sees(name, windows, softcaps):
-    nodes = attention_nodes(capture(TINY[name](), CONFIG))
+    nodes = attention_nodes(capture(TINY[name](), SHARED))
     assert [arguments(n)[0] for n in nodes] == list(range(len(windows)))
     assert [arguments(n)[2] for n in nodes] == windows
     assert [arguments(n)[3] for n in nodes] == softcaps
@@ -61,7 +62,7 @@ def test_each_layer_says_what_it_sees(name, windows, softcaps):
     ],
 )
 def test_the_scale_is_the_models_own(name, scale):
-    assert arguments(attention_nodes(capture(TINY[name](), CONFIG))[0])[1] == pytest.approx(scale)
+    assert arguments(attention_nodes(capture(TINY[name](), SHARED))[0])[1] == pytest.approx(scale)
 
 
 @one_process("llama-tied")
