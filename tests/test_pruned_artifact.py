@@ -63,7 +63,8 @@ def _decoded(executor: Executor, tokens: list[int]) -> np.ndarray:
     return np.stack([decode_first(executor, token, position).copy() for position, token in enumerate(tokens)])
 
 
-@pytest.mark.parametrize("policy", ["window", "keydiff", "expected-attention", "tova", "h2o", "snapkv"])
+# Other tests here need these artifacts too, but for expected-attention's; snapkv alone: test_onnxruntime_contract.py.
+@pytest.mark.parametrize("policy", ["window", "keydiff", "expected-attention", "tova", "h2o", "snapkv+h2o"])
 def test_tokens_are_the_unpruned_ones_up_to_the_budget(policy: str) -> None:
     pruned, whole = (load(artifact.path) for artifact in (_artifact(policy), _artifact(None, None)))
     params = SamplingParams(max_new_tokens=_BUDGET - 19, ignore_eos=True)

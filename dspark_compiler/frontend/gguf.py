@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from dspark_compiler.errors import InputError, UnsupportedModelError
@@ -80,12 +81,22 @@ class GgufSource(Source):
         return config
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]  # its package has no types
+    """Reads fields from a plain array: a vocabulary is some 100,000 slices, and those of a memory map are dear."""
+
+    data: NDArray[Any]
+
+    def _build_fields(self, offs: int, count: int) -> int:
+        self.data = self.data.view(np.ndarray)
+        return int(super()._build_fields(offs, count))
+
+
 def _open(path: Path) -> gguf.GGUFReader:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise InputError(f"{path}: not a GGUF file; give a GGUF file or a Hugging Face model folder")
     try:
-        return gguf.GGUFReader(path)
+        return _Reader(path)
     except (ValueError, IndexError, KeyError, TypeError, OSError, UnicodeDecodeError) as error:
         if gguf.GGMLQuantizationType.__name__ in str(error):
             raise InputError(f"{path}: a tensor has a type this version of gguf does not know ({error})") from error

@@ -9,8 +9,10 @@ from dspark_compiler.frontend.capture import capture
 from dspark_compiler.frontend.seam import window_of
 from tests.running import inputs, logits_of, relative_error
 from tests.tiny_models import TINY, WINDOW
+from tests.traces import one_process
 
 CONFIG = CompileConfig(prefill_widths=(8,), verify_width=1, max_seq_len=32)
+SHARED = CompileConfig(prefill_widths=(8,), verify_width=4, max_batch=2, max_seq_len=64)  # numerics/test_families.py's
 SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -38,25 +40,32 @@ def arguments(node):  # layer, scale, window, softcap
 @pytest.mark.parametrize(
     ("name", "windows", "softcaps"),
     [
-        ("llama", [0, 0], [0.0, 0.0]),
-        ("mistral", [WINDOW, WINDOW], [0.0, 0.0]),
-        ("gemma2", [WINDOW, 0], [50.0] * 2),
-        ("gpt_oss", [WINDOW, 0], [0.0, 0.0]),
+        pytest.param("llama", [0, 0], [0.0, 0.0], marks=one_process("llama")),
+        pytest.param("mistral", [WINDOW, WINDOW], [0.0, 0.0], marks=one_process("mistral")),
+        pytest.param("gemma2", [WINDOW, 0], [50.0] * 2, marks=one_process("gemma2")),
+        pytest.param("gpt_oss", [WINDOW, 0], [0.0, 0.0], marks=one_process("gpt_oss")),
     ],
 )
 def test_each_layer_says_what_it_sees(name, windows, softcaps):
-    nodes = attention_nodes(capture(TINY[name](), CONFIG))
+    nodes = attention_nodes(capture(TINY[name](), SHARED))
     assert [arguments(n)[0] for n in nodes] == list(range(len(windows)))
     assert [arguments(n)[2] for n in nodes] == windows
     assert [arguments(n)[3] for n in nodes] == softcaps
     assert [n.args[7] is not None for n in nodes] == [name == "gpt_oss"] * len(nodes)
 
 
-def test_the_scale_is_the_models_own():
-    assert arguments(attention_nodes(capture(TINY["granite"](), CONFIG))[0])[1] == 0.2
-    assert arguments(attention_nodes(capture(TINY["llama"](), CONFIG))[0])[1] == pytest.approx(8**-0.5)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param("granite", 0.2, marks=one_process("granite")),
+        pytest.param("llama", 8**-0.5, marks=one_process("llama")),
+    ],
+)
+def test_the_scale_is_the_models_own(name, scale):
+    assert arguments(attention_nodes(capture(TINY[name](), SHARED))[0])[1] == pytest.approx(scale)
 
 
+@one_process("llama-tied")
 def test_tied_weights_share_one_name_and_one_tensor():
     model = TINY["llama-tied"]()
     program = capture(model, CONFIG)

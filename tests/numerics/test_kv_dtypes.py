@@ -15,6 +15,7 @@ from dspark_compiler.passes.pipeline import default_pipeline
 from dspark_compiler.runtime.engine import Engine, load
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import TINY
+from tests.traces import one_process
 
 _STORED = {"int8": "int8", "float8_e4m3": "uint8"}
 _CASES = [("llama", "int8"), ("mistral", "float8_e4m3"), ("gpt_oss", "int8")]
@@ -37,7 +38,7 @@ def _compiled(name: str, kind: KVDType, folder: Path) -> tuple[ProgramRunner, En
     return ProgramRunner(program), load(folder / "model.dspark")
 
 
-@pytest.mark.parametrize(("name", "kind"), _CASES)
+@pytest.mark.parametrize(("name", "kind"), [pytest.param(*case, marks=one_process(case[0])) for case in _CASES])
 def test_quantized_cache(name: str, kind: KVDType, tmp_path: Path) -> None:
     reference, engine = _compiled(name, kind, tmp_path)
     manifest = engine.artifact.manifest

@@ -9,20 +9,22 @@ from tests.lowering.onnx.test_families import close, rewritten
 from tests.onnx_runner import OnnxRunner, copied
 from tests.program_runner import ProgramRunner
 from tests.tiny_models import tiny
+from tests.traces import one_process
+
+_CASES = [
+    ("window", "llama", 2),
+    ("knorm", "llama", 1),
+    ("keydiff", "llama", 1),
+    ("expected-attention", "qwen3", 1),
+    ("tova", "llama", 1),
+    ("h2o", "gpt_oss", 2),
+    ("snapkv+h2o", "gemma2", 1),
+    ("pyramid:tova", "llama", 1),
+]
 
 
 @pytest.mark.parametrize(
-    ("policy", "name", "batch"),
-    [
-        ("window", "llama", 2),
-        ("knorm", "llama", 1),
-        ("keydiff", "llama", 1),
-        ("expected-attention", "qwen3", 1),
-        ("tova", "llama", 1),
-        ("h2o", "gpt_oss", 2),
-        ("snapkv+h2o", "gemma2", 1),
-        ("pyramid:tova", "llama", 1),
-    ],
+    ("policy", "name", "batch"), [pytest.param(*case, marks=one_process(case[1])) for case in _CASES]
 )
 def test_calls_far_beyond_the_budget(policy: str, name: str, batch: int, tmp_path: Path) -> None:
     program = rewritten(tiny(name), max_batch=batch, max_seq_len=96, kv_budget=24, kv_policy=policy)
