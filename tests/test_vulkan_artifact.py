@@ -126,6 +126,15 @@ def test_the_second_device_gives_the_same_tokens_and_a_third_is_not_there(artifa
     )
 
 
+def test_launches_that_overlap_give_the_same_tokens(tmp_path: Path) -> None:
+    need_vulkan()
+    path = _compiled("qwen3", tmp_path, dtype="float16", max_batch=1, prefill_widths=(8,))
+    done = [_generate(path, tmp_path, DSPARK_VULKAN_OVERLAP=overlap) for overlap in "01"]
+    assert [(each.returncode, each.stderr) for each in done] == [(0, ""), (0, "")]
+    behind_barriers, overlapping = (json.loads(each.stdout)["tokens"] for each in done)
+    assert overlapping == behind_barriers
+
+
 def test_a_device_lost_in_the_middle_of_a_generation_is_one_line(artifact: Path, tmp_path: Path) -> None:
     variables = failing_loader(tmp_path)
     (tmp_path / "lost").write_text("20")

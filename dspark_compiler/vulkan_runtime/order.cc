@@ -59,7 +59,7 @@ void Order::Note(const Use& use) {
       return;
     }
     // Published again, it would be there before it is: from here on barriers tell.
-    if (use.access == Access::kPublish) handed_on_.erase(use.piece);
+    if (use.access == Access::kPublish) Release(use.piece);
   }
   touched_[use.piece] |= Plain(use.access);
 }
@@ -86,6 +86,13 @@ void Order::Clear() {
 void Order::Forget() {
   all_touched_ = true;
   handed_on_.clear();
+}
+
+void Order::Release(VkDeviceAddress piece) {
+  auto found = handed_on_.find(piece);
+  if (found == handed_on_.end()) return;
+  if (found->second.pending) touched_[piece] |= kWrites;
+  handed_on_.erase(found);
 }
 
 }  // namespace dspark::vulkan

@@ -38,7 +38,7 @@ class Order {
   void Forget();
 
   /// Memory is given back; what lies there next has not been unset.
-  void Release(VkDeviceAddress piece) { handed_on_.erase(piece); }
+  void Release(VkDeviceAddress piece);
 
  private:
   struct HandedOn {
