@@ -102,16 +102,18 @@ class Pace:
 
     def wants_drafts(self) -> bool:
         """Whether the next round should have drafts."""
-        costs = self._costs
-        worst = costs.widest_ms - costs.decode_ms
-        allowed = _LOST_ROUNDS * worst + _LOST_SHARE * self._plain
         refreshing = 0 < self._refresh <= self._in_a_row
-        return self._parked == 0 and self._lost + worst <= allowed and not refreshing
+        return self._parked == 0 and self._may_lose(self._plain) and not refreshing
 
     @property
     def rests(self) -> bool:
-        """Whether this round has no drafts, and neither will the next."""
-        return self._parked > 1
+        """Whether this round has no drafts, and neither will the next, which can be made ahead then."""
+        return self._parked > 1 or not self._may_lose(self._plain + self._costs.decode_ms)
+
+    def _may_lose(self, plain: float) -> bool:
+        """Whether a round may bring nothing, when plain decoding would have taken so long."""
+        worst = self._costs.widest_ms - self._costs.decode_ms
+        return self._lost + worst <= _LOST_ROUNDS * worst + _LOST_SHARE * plain
 
     def lengths(self, available: Sequence[int], confidences: Sequence[np.ndarray] | None) -> list[int]:
         """How many of each sequence's ``available`` drafts to verify, given the logits of their confidence, if any.

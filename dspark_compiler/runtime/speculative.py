@@ -89,12 +89,12 @@ class Speculative:
             self._settle(Group(group.pace, [s for s in group.sequences if s in active]), drafted, accepted)
 
     def _step(self, active: Sequence[SequenceState]) -> None:
-        """A plain step that was made ahead."""
-        began = time.perf_counter()
+        """A plain step that was made ahead, and takes what lies between its token and the one before."""
         groups = self._groups(active)
         self._decode(active, groups, None)
+        began, self._read = self._read, time.perf_counter()
         if self._costs is not None:
-            self._costs.stepped(1, _since(began))
+            self._costs.stepped(1, (self._read - began) * 1e3)
         for group in groups:
             self._settle(group, None, None)
 

@@ -14,7 +14,7 @@ from dspark_compiler.runtime.sampling import SamplingInputs
 _LENGTH = 128  # tokens in each sequence, at least
 _WARM, _TIMED = 1, 5
 _WAKING = 0.3  # seconds of work until a device that was idle is as fast as it gets
-_CHAIN = 4  # plain steps in a row where they are made ahead of each other, as in use
+_CHAIN = 16  # plain steps in a row where they are made ahead of each other: of waiting for the last little is left
 
 
 def measure(executor: Executor) -> StepTimes:

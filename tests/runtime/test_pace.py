@@ -76,6 +76,17 @@ def test_confidences_that_lie_cost_little(sure: float) -> None:
     assert set(made.drafts) <= {0, 3, 7}
 
 
+def test_steps_are_made_ahead_where_no_more_may_be_lost() -> None:
+    dear = RoundCosts(StepTimes(1.0, 1.0, (StepTime(8, 2.5),)))  # a round of 3.5 plain steps that brings two tokens
+    simulation = Simulation(dear).run(40, lambda _tokens, _drafted: 1)
+    waits = 0
+    for _ in range(100):
+        assert simulation.pace.wants_drafts() or simulation.pace.rests or waits == 0
+        waits = 0 if simulation.pace.rests else waits + 1
+        simulation.run(1, lambda _tokens, _drafted: 1)
+    assert simulation.speed > 0.9
+
+
 def test_what_pays_is_used_fully() -> None:
     made = Simulation(COSTS).run(4000, chance(0.9))
     assert made.speed > 0.95 * (sum(0.9**j for j in range(GAMMA + 1)) * 10 / 22)
