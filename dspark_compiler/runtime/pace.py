@@ -102,13 +102,17 @@ class Pace:
 
     def wants_drafts(self) -> bool:
         """Whether the next round should have drafts."""
-        refreshing = 0 < self._refresh <= self._in_a_row
-        return self._parked == 0 and self._may_lose(self._plain) and not refreshing
+        return self._parked == 0 and self._may_lose(self._plain) and not self._refreshes
 
     @property
     def rests(self) -> bool:
         """Whether this round has no drafts, and neither will the next, which can be made ahead then."""
-        return self._parked > 1 or not self._may_lose(self._plain + self._costs.decode_ms)
+        return self._parked > 1 or self._refreshes or not self._may_lose(self._plain + self._costs.decode_ms)
+
+    @property
+    def _refreshes(self) -> bool:
+        """Whether it is time for plain steps that show what one takes: two, of which the second is made ahead."""
+        return 0 < self._refresh <= self._in_a_row
 
     def _may_lose(self, plain: float) -> bool:
         """Whether a round may bring nothing, when plain decoding would have taken so long."""

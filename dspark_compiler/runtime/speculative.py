@@ -149,7 +149,8 @@ class Speculative:
 
     def _stepped(self, made: PlannedRound) -> None:
         began, self._read = max(made.began, self._read), time.perf_counter()
-        if self._costs is None:
+        # A plain step that nothing was made ahead of shows what waiting for it takes, too.
+        if self._costs is None or (made.verdict is None and self._executor.draws):
             return
         width = 1 if made.verdict is None else self._width(made.most)
         # What was drafted in the device's own time was waited for with the step.
