@@ -67,7 +67,7 @@ def stream_linear(
 
 
 def stream_args(work: LinearWorkload, options: Options) -> list[Arg]:
-    """Its arguments: x float32 [rows, depth], the weight (weights.py), [norm [depth]], [bias [features]], [residual], y.
+    """What it takes: x float32 [rows, depth], a weight (weights.py), [norm [depth]], [bias [features]], [residual], y.
 
     Residual and y are float32 [rows, features], of gated ones [rows, features / 2].
     """
