@@ -31,7 +31,7 @@ class Device:
         self._take(5)
 
     def step(self, *_: Any) -> Any:
-        self._take(1)
+        self._take(1 / 4)
         return SimpleNamespace(following=0)
 
     def draft(self, *_: Any) -> Any:
@@ -50,7 +50,7 @@ def test_a_device_with_its_own_clock_wakes_up_first(
     executor = Device(is_late=is_late)
     monkeypatch.setattr(step_times, "time", executor)
     times = step_times.measure(executor)  # type: ignore[arg-type]
-    assert [times.decode_ms, times.draft_ms] == pytest.approx([factor, 2 * factor])
+    assert [times.decode_ms, times.draft_ms] == pytest.approx([factor / 4, 2 * factor])
     assert [(step.tokens, step.ms) for step in times.verify] == [
         (2, pytest.approx(2 * factor)),
         (4, pytest.approx(4 * factor)),
