@@ -24,7 +24,7 @@ class Emitter(Protocol):
         """A pointer to the element that a load of one number would read, and what it is used for."""
 
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
-        """Of an array on the chip: a pointer to the vector at which a load begins, its lanes, operands of accesses."""
+        """Where a load begins: a pointer to a vector, its elements, operands of accesses."""
 
     def choose(self, condition: Value, sides: tuple[Side, Side], like: Any) -> Value:
         """Only the side that holds is computed, the first where the condition does; ``like`` has the type of both."""

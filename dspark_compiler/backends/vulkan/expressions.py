@@ -7,7 +7,7 @@ from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.calls import find_call
 from dspark_compiler.backends.vulkan.emitter import Side
 from dspark_compiler.backends.vulkan.indexing import alignment, quotient
-from dspark_compiler.backends.vulkan.memory import ChipMemory, Index, Use
+from dspark_compiler.backends.vulkan.memory import Index, Use
 from dspark_compiler.backends.vulkan.narrowing import Narrowing
 from dspark_compiler.backends.vulkan.scope import Scope, View, contiguous
 from dspark_compiler.backends.vulkan.spirv.types import parse_dtype
@@ -83,12 +83,10 @@ class Expressions:
         """See Emitter."""
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
         access = contiguous(index, view.lanes)
-        if access is None or not isinstance(view.memory, ChipMemory):
-            raise ValueError(f"{load} does not begin neighbouring numbers on the chip")
-        pointer, width = view.memory.vectors(self._position(access.base, view))
-        if self._aligned(access.base, view) % width:
-            raise ValueError(f"{load} begins within a vector of {width}")
-        return pointer, width, view.memory.operands
+        if access is None:
+            raise ValueError(f"{load} does not begin neighbouring numbers")
+        aligned = self._aligned(access.base, view)
+        return view.memory.vectors(view.scalar, self._position(access.base, view), aligned)
 
     def view(self, buffer: Any) -> View:
         """Where a buffer lies."""

@@ -52,6 +52,10 @@ class Matrices:
         """See Memory."""
         raise ValueError("an element of a matrix is written")
 
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+        """See Memory."""
+        raise ValueError("elements of a matrix are read")
+
 
 def has_matrices(nodes: Sequence[Any]) -> bool:
     """Whether a kernel of these nodes holds matrices."""

@@ -39,6 +39,9 @@ class Memory(Protocol):
     def pointer(self, scalar: Scalar, index: Index, use: "Use") -> int:
         """The id of a pointer to one element, for what is done to it."""
 
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+        """The id of a pointer to as many elements as are read at once, their number, operands of such an access."""
+
 
 class Use(Enum):
     """How a kernel uses an argument; the value is what it is called in a module, if the kernel does nothing else."""
@@ -104,6 +107,13 @@ class DeviceMemory:
         self._usage.uses.add(use)
         return self._element(scalar, 1, index(1), 0)
 
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+        """See Memory."""
+        self._usage.uses.add(Use.READS)
+        each, unit, count = _access(scalar, _ACCESS // scalar.size, aligned)
+        pointer = self._element(unit, count, index(each), 0)
+        return pointer, each, (numbers.ALIGNED, unit.size * count)
+
     def _element(self, unit: Scalar, count: int, index: Value, offset: int) -> int:
         base = self._view(unit, count)
         kind = pointer_type(self._do.module, Storage.PHYSICAL_STORAGE_BUFFER, self._do.type(unit, count))
@@ -168,9 +178,11 @@ class ChipMemory:
         self._check(scalar)
         return self._element(1, index, 0)
 
-    def vectors(self, index: Index) -> tuple[int, int]:
-        """The id of a pointer to one of the array's vectors, and the elements of each."""
-        return self._element(self._width, index, 0), self._width
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+        """See Memory."""
+        if aligned % self._width:
+            raise ValueError(f"an access begins within a vector of {self._width}")
+        return self._element(self._width, index, 0), self._width, self.operands
 
     def _element(self, each: int, index: Index, begin: int) -> int:
         kind = pointer_type(self._do.module, self._storage, self._do.type(self._scalar, each))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.memory import ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
@@ -63,7 +64,7 @@ def atomic_load(use: Use) -> Rule:
 
     def rule(emitter: Emitter, call: Any) -> Value:
         do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]), use)
-        scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+        scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
         return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
 
     return rule
@@ -80,7 +81,7 @@ def atomic_store(use: Use) -> Rule:
         value = emitter.value(call.args[-1])
         if view.scalar != value.scalar:
             raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
-        scope, relaxed = do.constant(UINT32, Scope.DEVICE).id, do.constant(UINT32, 0).id
+        scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
         do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
 
     return rule
@@ -90,7 +91,12 @@ def device_fence(emitter: Emitter, call: Any) -> None:
     """dspark_device_fence(): atomic operations before and after it are seen in this order by the whole device."""
     do = emitter.do
     semantics = do.constant(UINT32, numbers.ACQUIRE_RELEASE | numbers.UNIFORM_MEMORY).id
-    do.body.emit_void(Op.MEMORY_BARRIER, do.constant(UINT32, Scope.DEVICE).id, semantics)
+    do.body.emit_void(Op.MEMORY_BARRIER, _whole_device(do), semantics)
+
+
+def _whole_device(do: Arithmetic) -> int:
+    """The scope in which all see an operation; one queue is all we use, and wider takes a feature of Vulkan's model."""
+    return do.constant(UINT32, Scope.QUEUE_FAMILY if do.module.has_vulkan_memory_model else Scope.DEVICE).id
 
 
 def _target(address: Any) -> Any:
@@ -110,7 +116,7 @@ def _emit(emitter: Emitter, op: Op, load: Any, value: Value) -> Value:
         do.module.require(Capability.ATOMIC_FLOAT32_ADD_EXT, "SPV_EXT_shader_atomic_float_add")
     if value.scalar.bits == 64:
         do.module.require(Capability.INT64_ATOMICS)
-    scope = Scope.WORKGROUP if isinstance(view.memory, ChipMemory) else Scope.DEVICE
-    relaxed = do.constant(UINT32, 0).id
-    result = do.body.emit(op, do.type(value.scalar), pointer, do.constant(UINT32, scope).id, relaxed, value.id)
+    on_chip = isinstance(view.memory, ChipMemory)
+    scope = do.constant(UINT32, Scope.WORKGROUP).id if on_chip else _whole_device(do)
+    result = do.body.emit(op, do.type(value.scalar), pointer, scope, do.constant(UINT32, 0).id, value.id)
     return Value(value.scalar, 1, (result,))

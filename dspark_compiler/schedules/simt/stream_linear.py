@@ -20,8 +20,8 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.row_schedule import MOST_SPLITS, RowSchedule
 from dspark_compiler.schedules.simt.stream_inputs import KeptInputs, SeenInputs, StoredInputs, StreamInputs
-from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput
-from dspark_compiler.schedules.simt.threads import TEAM, launch, registers
+from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput, TeamSums
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
@@ -124,6 +124,7 @@ class _Launch:
         cut = self._cut
         with launch((-(-int(self._features) // cut.features),), self._how.threads) as (group, thread):
             output = StreamOutput(cut, self._options, self._weight, self._of, awaits=self._how.awaits)
+            totals = TeamSums(cut, self._lines, squares=self._options.norm_eps is not None)
             inputs = self._inputs()
             lane, team = T.Bind(thread % TEAM), T.Bind(thread // TEAM)
             # Neighbours read the same of x.
@@ -133,7 +134,11 @@ class _Launch:
             self._clear(sums, squares)
             lines = [self._line(first, line) for line in range(self._lines)]
             self._multiply(_Sums(sums, squares, inputs), lines, T.Bind(split * TEAM + lane), (group, thread), output)
-            output.store(sums, squares, group, thread)
+            if self._how.awaits:
+                barrier()  # what is kept of x may lie where sums go now
+            totals.put(sums, squares, thread)
+            barrier()
+            output.store(totals, group, thread)
 
     def _inputs(self) -> StreamInputs:
         cut, work, form, of = self._cut, self._work, self._form, self._of

@@ -5,12 +5,13 @@ Sums of a row's splits are added in their order, whatever the rows of x.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.awaited import await_numbers, publish
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sums
+from dspark_compiler.schedules.simt.threads import TEAM, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
@@ -37,6 +38,12 @@ class Cut:
     outputs: int
     splits: int
     teams: int  # of a work group
+    lanes: int = TEAM  # threads of a team
+
+    @property
+    def threads(self) -> int:
+        """Of a work group."""
+        return self.teams * self.lanes
 
     @property
     def sets(self) -> int:
@@ -49,38 +56,66 @@ class Cut:
         return self.sets * self.outputs
 
 
+class Sums(Protocol):
+    """What teams have added up, once it lies in memory that a work group shares. Made at the top of a kernel."""
+
+    def total(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
+        """Row m of x by row ``slot`` of those of the weight that set ``own`` of the teams has read."""
+
+    def squares(self, own: Expr, m: Expr) -> Buffer:
+        """Row m of x by itself."""
+
+
+class TeamSums:
+    """See Sums: of teams of eight, each thread of which has sums of its own."""
+
+    def __init__(self, cut: Cut, lines: int, *, squares: bool) -> None:
+        self._cut, self._lines, self._slots = cut, lines, lines + squares
+        self._parts = shared((cut.teams, cut.count * self._slots))
+
+    def put(self, sums: Buffer, squares: Buffer, thread: Expr) -> None:
+        """Adds up over teams; ``sums`` [count, lines] and ``squares`` [count] are each thread's own."""
+        cut, lane, team = self._cut, T.Bind(thread % TEAM), T.Bind(thread // TEAM)
+        places = [(m, slot) for m in range(cut.count) for slot in range(self._slots)]
+        for first in range(0, len(places), TEAM):
+            some = places[first : first + TEAM]
+            total = team_sums([sums[m, slot] if slot < self._lines else squares[m] for m, slot in some], lane)
+            with when(lane < len(some)) if len(some) < TEAM else nullcontext():
+                T.buffer_store(self._parts, total, [team, first + lane])
+
+    def total(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
+        """See Sums."""
+        total = registers(1)
+        place = T.Bind(m * self._slots + slot)
+        T.buffer_store(total, self._parts[own, place], [0])
+        for split in range(1, self._cut.splits):
+            T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, place], [0])
+        return total
+
+    def squares(self, own: Expr, m: Expr) -> Buffer:
+        """See Sums."""
+        return self.total(own, m, T.int32(self._lines))
+
+
 class StreamOutput:
-    """The sums of a launch, from the registers of its threads to y. Made at the top of a kernel."""
+    """The sums of a launch, from the work group's memory to y. Made at the top of a kernel."""
 
     def __init__(
         self, cut: Cut, options: Options, weight: WeightReader, of: dict[str, Buffer], *, awaits: bool = False
     ) -> None:
         self._cut, self._options, self._weight, self._of, self._awaits = cut, options, weight, of, awaits
         self._features = int(of["y"].shape[1])
-        self._lines = cut.outputs * (2 if options.activation else 1)
-        self._slots = self._lines + (0 if options.norm_eps is None else 1)
-        self._parts = shared((cut.teams, cut.count * self._slots))
-        self._turns = -(-cut.count * cut.features // (cut.teams * TEAM))
+        self._turns = -(-cut.count * cut.features // cut.threads)
         self._residual = registers(self._turns)  # of each of a thread's outputs, where it is awaited
 
-    def store(self, sums: Buffer, squares: Buffer, group: Expr, thread: Expr) -> None:
-        """Ends the work group; ``sums`` [count, lines] and ``squares`` [count] are each thread's own."""
-        cut, lane, team = self._cut, T.Bind(thread % TEAM), T.Bind(thread // TEAM)
-        places = [(m, slot) for m in range(cut.count) for slot in range(self._slots)]
-        if self._awaits:
-            barrier()  # what is kept of x may lie where sums go now
-        for first in range(0, len(places), TEAM):
-            some = places[first : first + TEAM]
-            total = team_sums([sums[m, slot] if slot < self._lines else squares[m] for m, slot in some], lane)
-            with when(lane < len(some)) if len(some) < TEAM else nullcontext():
-                T.buffer_store(self._parts, total, [team, first + lane])
-        barrier()
+    def store(self, sums: Sums, group: Expr, thread: Expr) -> None:
+        """Ends the work group, all of which sees ``sums``."""
         if self._awaits:
             for number in range(self._turns):
-                self._store_unit(number, group, thread)
+                self._store_unit(sums, number, group, thread)
             return
         with T.serial(0, self._turns) as turn:
-            self._store_unit(turn, group, thread)
+            self._store_unit(sums, turn, group, thread)
 
     def ask(self, group: Expr, thread: Expr) -> None:
         """Awaits the residual, long before the product is there."""
@@ -96,58 +131,52 @@ class StreamOutput:
 
     def _unit(self, turn: Expr | int, thread: Expr) -> tuple[Expr, Expr]:
         """Row of x and place among the work group's features of an output."""
-        unit = T.Bind(turn * (self._cut.teams * TEAM) + thread)
+        unit = T.Bind(turn * self._cut.threads + thread)
         return T.Bind(unit // self._cut.features), T.Bind(unit % self._cut.features)
 
-    def _store_unit(self, turn: Expr | int, group: Expr, thread: Expr) -> None:
+    def _store_unit(self, sums: Sums, turn: Expr | int, group: Expr, thread: Expr) -> None:
         cut, (m, place) = self._cut, self._unit(turn, thread)
         feature = T.Bind(group * cut.features + place)
         with when(T.And(m < cut.count, feature < self._features)):
             kept = self._residual[turn] if self._awaits and self._options.residual else None
             own, output = T.Bind(place // cut.outputs), T.Bind(place % cut.outputs)
-            value = self._finished(m, own, output, feature, kept)
+            value = self._finished(sums, (own, m, output), feature, kept)
             if self._awaits:
                 publish(self._of["y"], [cut.first + m, feature], value)
             else:
                 T.buffer_store(self._of["y"], value, [cut.first + m, feature])
 
-    def _finished(self, m: Expr, own: Expr, output: Expr, feature: Expr, residual: Expr | None) -> Expr:
-        options, row = self._options, self._cut.first + m
+    def _finished(self, sums: Sums, which: tuple[Expr, Expr, Expr], feature: Expr, residual: Expr | None) -> Expr:
+        options, (own, m, output) = self._options, which
+        row = self._cut.first + m
         # On its way while sums are added up.
         if options.residual and residual is None:
             residual = _read_early(self._of["residual"][row, feature])
         bias = _read_early(self._of["bias"][feature]) if options.bias else None
-        inverse = self._inverse_root(own, m)
-        value = self._total(own, m, output, feature, inverse)
+        inverse = self._inverse_root(sums, own, m)
+        value = self._total(sums, which, feature, inverse)
         if options.activation is not None:
-            up = self._total(own, m, self._cut.outputs + output, feature + self._features, inverse)
+            second = (own, m, self._cut.outputs + output)
+            up = self._total(sums, second, feature + self._features, inverse)
             value = ACTIVATIONS[options.activation](value) * up
         value = value if bias is None else value + bias
         return value if residual is None else value + residual
 
-    def _total(self, own: Expr, m: Expr, slot: Expr, row: Expr, inverse: Expr | None) -> Expr:
+    def _total(self, sums: Sums, which: tuple[Expr, Expr, Expr], row: Expr, inverse: Expr | None) -> Expr:
         """The product of a row of x with a row of the weight."""
-        total = self._add_up(own, m, slot)
+        total = sums.total(*which)
         if self._weight.form.format is not None and not self._weight.form.by_group:
             T.buffer_store(total, total[0] * self._weight.factor("scale", row, T.int32(0)), [0])
         return total[0] if inverse is None else total[0] * inverse
 
-    def _inverse_root(self, own: Expr, m: Expr) -> Expr | None:
+    def _inverse_root(self, sums: Sums, own: Expr, m: Expr) -> Expr | None:
         """What the norm scales a row of x by."""
         if self._options.norm_eps is None:
             return None
-        squares = self._add_up(own, m, T.int32(self._lines))
+        squares = sums.squares(own, m)
         mean = squares[0] * T.float32(1.0 / self._weight.form.depth) + T.float32(self._options.norm_eps)
         T.buffer_store(squares, T.float32(1.0) / T.sqrt(mean), [0])
         return squares[0]
-
-    def _add_up(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
-        total = registers(1)
-        place = T.Bind(m * self._slots + slot)
-        T.buffer_store(total, self._parts[own, place], [0])
-        for split in range(1, self._cut.splits):
-            T.buffer_store(total, total[0] + self._parts[own + split * self._cut.sets, place], [0])
-        return total
 
 
 def _read_early(value: Expr) -> Expr:

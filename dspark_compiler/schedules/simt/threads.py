@@ -64,6 +64,11 @@ def team_sums(values: Sequence[Expr], lane: Expr) -> Expr:
     return left[0]
 
 
+def of_lane_apart(value: Expr, distance: int, lanes: int = TEAM) -> Expr:
+    """What the lane ``distance`` away has, a power of two, of ``lanes`` that lie in one subgroup."""
+    return T.tvm_warp_shuffle_xor(T.uint32(0), value, T.int32(distance), T.int32(lanes), T.int32(lanes))
+
+
 def team_max(value: Expr) -> Expr:
     """The greatest of a team."""
     return _over_team(value, T.max)
@@ -82,21 +87,16 @@ def group_max(value: Expr, thread: Expr, threads: int) -> Expr:
 def _over_team(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     value, distance = T.Bind(value), TEAM // 2
     while distance:
-        value, distance = T.Bind(combine(value, _of_lane_apart(value, distance))), distance // 2
+        value, distance = T.Bind(combine(value, of_lane_apart(value, distance))), distance // 2
     return value
-
-
-def _of_lane_apart(value: Expr, distance: int) -> Expr:
-    """What the lane ``distance`` away has, a power of two."""
-    return T.tvm_warp_shuffle_xor(T.uint32(0), value, T.int32(distance), T.int32(TEAM), T.int32(TEAM))
 
 
 def _sum_of_one(low: Expr, high: Expr | None, upper: Expr, distance: int) -> Expr:
     """Two lanes' sum of one of two values: of ``high`` in the ``upper`` lane, of ``low`` in the other."""
     if high is None:
-        return T.Bind(low + _of_lane_apart(low, distance))
+        return T.Bind(low + of_lane_apart(low, distance))
     own, given = T.Bind(T.Select(upper, high, low)), T.Bind(T.Select(upper, low, high))
-    return T.Bind(own + _of_lane_apart(given, distance))
+    return T.Bind(own + of_lane_apart(given, distance))
 
 
 def _over_group(

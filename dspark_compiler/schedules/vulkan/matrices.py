@@ -5,14 +5,17 @@ Which invocation holds which element is not said, so all that can be done is to 
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.simt.threads import TEAM, of_lane_apart
 from dspark_compiler.schedules.tir import Buffer, Expr
 
 SIDE = 16
 SUBGROUP = 32
+HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
 FILL, LOAD, STORE, MULTIPLY_ADD = (f"dspark_matrix_{name}" for name in ("fill", "load", "store", "multiply_add"))
 
 _ELEMENTS = SIDE * SIDE
-_VECTOR = 4  # elements; what an address is a multiple of
+_VECTOR = 4  # elements; what an address on the chip is a multiple of
+_ACCESS = 8  # elements that a device reads at once
 
 
 class Matrices:
@@ -37,6 +40,11 @@ class Matrices:
         """Reads a matrix from the work group's memory: lines of neighbouring numbers, ``stride`` apart."""
         T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), _line(tile, start), T.int32(stride)))
 
+    def load_row(self, target: Buffer, number: int, stored: Buffer, row: Expr, column: Expr) -> None:
+        """Reads a matrix from a tensor of rows of whole 16-byte accesses: from a row and such a column on."""
+        address = T.address_of(stored[row, T.ramp(column, 1, _ACCESS)])
+        T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), address, T.int32(int(stored.shape[1]))))
+
     def multiply(self, sums: Buffer, number: int, left: Buffer, i: int, right: Buffer, j: int) -> None:
         """sums[number] += left[i] right[j]."""
         factors = (_matrix(left, i), _matrix(right, j))
@@ -45,6 +53,13 @@ class Matrices:
     def store(self, tile: Buffer, start: Expr, stride: int, sums: Buffer, number: int) -> None:
         """Writes a matrix of sums to the work group's memory, row by row."""
         T.evaluate(T.call_extern("void", STORE, _line(tile, start), _matrix(sums, number), T.int32(stride)))
+
+    def over_teams(self, value: Expr) -> Expr:
+        """The sum of what the same lane of each team of a subgroup has."""
+        distance = TEAM
+        while distance < SUBGROUP:
+            value, distance = T.Bind(value + of_lane_apart(value, distance, SUBGROUP)), 2 * distance
+        return value
 
     def meet(self) -> None:
         """All invocations of a subgroup get here before one goes on, and see what was written."""

@@ -1,8 +1,11 @@
-"""Linears of few rows on any Vulkan device: of one row, awaiting it where launches overlap, else as on any GPU.
+"""Linears of few rows on any Vulkan device: by cooperative matrices where it has them, else as on any GPU.
 
-The choice is made by the host at each launch, so that one artifact has both. Of several rows of x each work group would
+Matrices await x, and so does a single row without them where launches overlap. Of several rows each work group would
 bring all, and take as many registers for their sums as for the weight it is to hold meanwhile: barriers are faster.
+The choice is made by the host at each launch, so that one artifact has all.
 """
+
+from collections.abc import Callable
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -10,9 +13,11 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import StreamForm, emit_stream_linear, stream_args
+from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, stream_args
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
-from dspark_compiler.schedules.tir import Buffer, kernel
+from dspark_compiler.schedules.tir import Buffer, Expr, kernel
+from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
+from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
 from dspark_compiler.schedules.vulkan.overlap import overlaps
 
 AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
@@ -21,19 +26,34 @@ AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
 def stream_linear(
     name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN
 ) -> tvm.tirx.PrimFunc:
-    """Kernel with the arguments of simt's, and its bits."""
-    args = stream_args(work, options)
+    """Kernel with the arguments of simt's."""
+    args, cut = stream_args(work, options), MatrixCut.of(work)
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        if work.rows > 1:
-            emit_stream_linear(work, schedule, options, of, StreamForm())
+        if cut is None:
+            by_numbers(of)
             return
-        with T.If(overlaps(AWAITING.threads)):
-            with T.Then():
-                emit_stream_linear(work, schedule, options, of, AWAITING)
-            with T.Else():
-                emit_stream_linear(work, schedule, options, of, StreamForm())
+        has_matrices = T.call_packed(HAS_MATRICES, T.int32(cut.shared_bytes)) != 0
+        _either(has_matrices, lambda: emit_matrix_stream(work, cut, options, of, Matrices()), lambda: by_numbers(of))
+
+    def by_numbers(of: dict[str, Buffer]) -> None:
+        def stream(form: StreamForm) -> None:
+            emit_stream_linear(work, schedule, options, of, form)
+
+        if work.rows > 1:
+            stream(StreamForm())
+            return
+        _either(overlaps(AWAITING.threads), lambda: stream(AWAITING), lambda: stream(StreamForm()))
 
     function = tag(kernel(name, args, body), work)
-    return hands_on(function, args, publishes=["y"], awaits=["x", "residual"]) if work.rows == 1 else function
+    awaits = work.rows == 1 or (cut is not None and work.rows <= MOST_ROWS)
+    return hands_on(function, args, publishes=["y"], awaits=["x", "residual"]) if awaits else function
+
+
+def _either(condition: Expr, one: Callable[[], None], other: Callable[[], None]) -> None:
+    with T.If(condition):
+        with T.Then():
+            one()
+        with T.Else():
+            other()

@@ -10,11 +10,9 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.tile_linear import emit_tile_linear, tile_args
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel
-from dspark_compiler.schedules.vulkan.matrices import Matrices
+from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
 from dspark_compiler.schedules.vulkan.matrix_linear import STEP, MatrixTile, emit_matrix_linear
 from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
-
-HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
 
 _BUSY = 96  # work groups that keep a large device busy
 # Where work groups are few, none beside a multiprocessor's own hides its waiting: more steps are under way.

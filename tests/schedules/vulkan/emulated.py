@@ -3,14 +3,14 @@
 An invocation has eight sums of each matrix, side by side; factors stay where they were loaded from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.threads import barrier, registers
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared
 from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
 
 _OWN = SIDE * SIDE // SUBGROUP
@@ -18,9 +18,9 @@ _OWN = SIDE * SIDE // SUBGROUP
 
 @dataclass
 class Factors:
-    """Where each matrix lies: buffer, first number, distance of lines."""
+    """Of each matrix, how to find number k of a line."""
 
-    places: dict[int, tuple[Any, Any, int]] = field(default_factory=dict)
+    find: dict[int, Callable[[Any, Any], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,42 @@ class Emulated(Matrices):
         return sums
 
     def load(self, target: Any, number: int, tile: Any, start: Any, stride: int) -> None:
-        target.places[number] = (tile, T.Bind(start), stride)
+        start, packed = T.Bind(start), tile.dtype == "float32"  # pairs of float16
+
+        def find(line: Any, k: Any) -> Any:
+            if not packed:
+                return T.cast(tile[start + line * stride + k], "float32")
+            word = T.reinterpret("uint32", tile[start + line * stride + k // 2])
+            half = T.cast(word >> T.cast(k % 2 * 16, "uint32") & T.uint32(0xFFFF), "uint16")
+            return T.cast(T.reinterpret("float16", half), "float32")
+
+        target.find[number] = find
+
+    def load_row(self, target: Any, number: int, stored: Any, row: Any, column: Any) -> None:
+        target.find[number] = lambda line, k: T.cast(stored[row + line, column + k], "float32")
 
     def multiply(self, sums: Any, number: int, left: Any, i: int, right: Any, j: int) -> None:
-        (x, row, x_stride), (w, column, w_stride) = left.places[i], right.places[j]
         with self._own() as (own, first), T.serial(0, SIDE) as k:
-            factor = T.Bind(T.cast(x[row + own * x_stride + k], "float32"))
+            factor = T.Bind(left.find[i](own, k))
             for e in range(_OWN):
-                other = T.cast(w[column + (first + e) * w_stride + k], "float32")
+                other = right.find[j](first + e, k)
                 T.buffer_store(sums, T.fma(factor, other, sums[number, e]), [number, e])
 
     def store(self, tile: Any, start: Any, stride: int, sums: Any, number: int) -> None:
         with self._own() as (own, first):
             for e in range(_OWN):
                 T.buffer_store(tile, sums[number, e], [start + own * stride + first + e])
+
+    def over_teams(self, value: Any) -> Any:
+        values = shared(self.threads)
+        with T.launch_thread("threadIdx.x", self.threads) as thread:
+            T.buffer_store(values, value, [thread])
+            barrier()
+            first = T.Bind(thread - thread % SUBGROUP + thread % TEAM)
+            total = values[first]
+            for team in range(1, SUBGROUP // TEAM):
+                total = total + values[first + team * TEAM]
+            return T.Bind(total)
 
     def meet(self) -> None:
         barrier()  # this device's subgroups are of another size

@@ -217,6 +217,7 @@ class Scope(IntEnum):
     DEVICE = 1
     WORKGROUP = 2
     SUBGROUP = 3
+    QUEUE_FAMILY = 5
 
 
 class MatrixUse(IntEnum):

@@ -1,0 +1,282 @@
+"""Linears of few rows by cooperative matrices, which await x: a subgroup a part of the depth.
+
+A subgroup holds its part of some rows of the weight as matrices, straight from memory, while it waits for the same
+part of x; sums of sixteen rows are eight registers a thread, however many rows x has. Parts are added up through
+memory on the chip. Nothing of how a weight is cut depends on the rows of x: each gets the same bits whatever rows come
+with it.
+
+x keeps float32's range and nearly its precision: a matrix has sixteen columns, of which the first eight take what
+float16 holds of rows of x, and the last eight what is left of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.simt.awaited import await_numbers
+from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, form_of
+from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOutput
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, of_lane_apart, registers, shared, team_sums
+from dspark_compiler.schedules.simt.weights import WeightReader
+from dspark_compiler.schedules.tir import Buffer, Expr, when
+from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
+
+_STEP = 64  # of the depth that a subgroup takes at once: two numbers of a row a thread
+_TILES = _STEP // SIDE
+_MOST_SPLITS = 16  # subgroups of a work group
+_MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups: what the chip's memory has room for
+_MOST_HELD = 16  # matrices of the weight that a subgroup has under way
+_BUSY = 120  # work groups that keep a large device busy
+_WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin in different banks
+_PITCH = SIDE + 4  # of a matrix of sums
+_REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
+_BYTES = 4
+# x is divided by it: float16 ends at 65504, and what is left of small numbers must not vanish either.
+_UNIT = 16.0
+_LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class MatrixCut:
+    """How a weight is cut: ``splits`` subgroups of ``steps`` each share the depth of ``blocks`` sixteens of features.
+
+    Gated, these are as many of either half.
+    """
+
+    splits: int
+    steps: int
+    blocks: int
+    halves: int
+
+    @staticmethod
+    def of(work: LinearWorkload) -> "MatrixCut | None":
+        """That of a product; None where sixteens do not divide it, or it is not of float16."""
+        halves = 2 if work.gated else 1
+        if work.weight_dtype != "float16" or work.depth % SIDE or work.features % (SIDE * halves):
+            return None
+        all_steps = -(-work.depth // _STEP)
+        steps = -(-all_steps // _MOST_SPLITS)
+        splits = -(-all_steps // steps)
+        blocks = 1
+        while (
+            2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= _BUSY
+        ):
+            blocks *= 2
+        return MatrixCut(splits, steps, blocks, halves)
+
+    @property
+    def lines(self) -> int:
+        """Matrices of sums of a subgroup."""
+        return self.blocks * self.halves
+
+    @property
+    def threads(self) -> int:
+        """Of a work group."""
+        return self.splits * SUBGROUP
+
+    @property
+    def words(self) -> int:
+        """Of memory on the chip: parts of x, in the place of which come sums."""
+        return self.splits * max(_REGION, self.lines * _SUMS)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory it takes on the chip."""
+        return (self.words + self.splits * MOST_ROWS) * _BYTES
+
+
+def emit_matrix_stream(
+    work: LinearWorkload, cut: MatrixCut, options: Options, of: dict[str, Buffer], matrices: Matrices
+) -> None:
+    """The launches, one for each eight rows of x; ``of`` has the buffers of ``stream_args`` by name."""
+    for first in range(0, work.rows, MOST_ROWS):
+        _Launch(work, cut, options, of, (first, min(MOST_ROWS, work.rows - first)), matrices).emit()
+
+
+class _MatrixSums:
+    """See Sums: of matrices, a column of each for a row of x, and one for what is left of it."""
+
+    def __init__(self, cut: MatrixCut, memory: Buffer, squares: Buffer) -> None:
+        self._cut, self._memory, self._squares = cut, memory, squares
+
+    def put(self, matrices: Matrices, sums: Buffer, split: Expr) -> None:
+        """Stores a subgroup's part."""
+        for line in range(self._cut.lines):
+            matrices.store(self._memory, (split * self._cut.lines + line) * _SUMS, _PITCH, sums, line)
+
+    def total(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
+        """See Sums."""
+        total, lines = registers(1), self._cut.lines
+        place = T.Bind(slot // SIDE * _SUMS + slot % SIDE * _PITCH + m)
+        T.buffer_store(total, T.float32(0.0), [0])
+        for split in range(self._cut.splits):
+            at = place + split * lines * _SUMS
+            T.buffer_store(total, total[0] + (self._memory[at] + self._memory[at + MOST_ROWS]), [0])
+        T.buffer_store(total, total[0] * T.float32(_UNIT), [0])
+        return total
+
+    def squares(self, own: Expr, m: Expr) -> Buffer:
+        """See Sums."""
+        total = registers(1)
+        T.buffer_store(total, T.float32(0.0), [0])
+        for split in range(self._cut.splits):
+            T.buffer_store(total, total[0] + self._squares[split, m], [0])
+        return total
+
+
+class _Launch:
+    """One launch: ``rows`` (the first, and how many) of x by the whole weight."""
+
+    def __init__(
+        self,
+        work: LinearWorkload,
+        cut: MatrixCut,
+        options: Options,
+        of: dict[str, Buffer],
+        rows: tuple[int, int],
+        matrices: Matrices,
+    ) -> None:
+        self._work, self._cut, self._options, self._of, self._matrices = work, cut, options, of, matrices
+        self._first, self._count = rows
+        self._features = int(of["y"].shape[1])
+        self._ahead = min(cut.steps, max(1, _MOST_HELD // (_TILES * cut.lines)))
+
+    def emit(self) -> None:
+        """The whole launch."""
+        cut, work = self._cut, self._work
+        wide = cut.blocks * SIDE
+        plan = Cut(self._first, self._count, wide, cut.splits, cut.splits, SUBGROUP)
+        with launch((-(-self._features // wide),), cut.threads) as (group, thread):
+            output = StreamOutput(plan, self._options, WeightReader(form_of(work), self._of), self._of, awaits=True)
+            memory, squares = shared(cut.words), shared((cut.splits, MOST_ROWS))
+            sums = self._matrices.sums(cut.lines)
+            lane, split = T.Bind(thread % SUBGROUP), T.Bind(thread // SUBGROUP)
+            part = _Part(self, memory, lane, split, group)
+            part.multiply(sums, lambda: output.ask(group, thread))
+            part.put_squares(squares)
+            barrier()  # where x was come sums
+            totals = _MatrixSums(cut, memory, squares)
+            totals.put(self._matrices, sums, split)
+            barrier()
+            output.store(totals, group, thread)
+
+
+class _Part:
+    """What a subgroup does of a launch: its part of the depth, ``cut.steps`` steps."""
+
+    def __init__(self, whole: _Launch, memory: Buffer, lane: Expr, split: Expr, group: Expr) -> None:
+        self._cut, self._ahead, self._of, self._matrices = whole._cut, whole._ahead, whole._of, whole._matrices
+        self._depth = whole._work.depth
+        self._normed = whole._options.norm_eps is not None
+        self._first, self._count, self._features = whole._first, whole._count, whole._features
+        self._memory, self._lane = memory, lane
+        self._region, self._start = T.Bind(split * _REGION), T.Bind(split * (self._cut.steps * _STEP))
+        self._split = split
+        blocks = self._cut.blocks
+        self._rows = []  # of the weight, the first of each sixteen
+        for half in range(self._cut.halves):
+            for block in range(blocks):
+                feature = T.min((group * blocks + block) * SIDE, self._features - SIDE)
+                self._rows.append(T.Bind(feature + half * self._features))
+        self._weight = self._matrices.left(self._ahead * _TILES * self._cut.lines)
+        self._x = registers((self._ahead, self._count, 2))
+        self._norm = registers((self._ahead, 2))
+        self._squares = registers(self._count)
+
+    def multiply(self, sums: Buffer, ask: Callable[[], None]) -> None:
+        """Adds up all steps; ``ask`` is done once the first of the weight is on its way."""
+        for m in range(self._count):
+            T.buffer_store(self._squares, T.float32(0.0), [m])
+        for place in range(self._ahead):
+            self._bring(place, T.int32(place))
+        ask()
+        turns, rest = divmod(self._cut.steps, self._ahead)
+        if turns == 1 and not rest:
+            self._turn(sums, T.int32(0), self._ahead)
+            return
+        with T.serial(0, turns) as turn:
+            self._turn(sums, T.Bind(turn * self._ahead), self._ahead)
+        if rest:
+            self._turn(sums, T.int32(turns * self._ahead), rest)
+
+    def put_squares(self, squares: Buffer) -> None:
+        """Adds up over the subgroup."""
+        if not self._normed:
+            return
+        own = T.Bind(self._lane % TEAM)
+        total = self._matrices.over_teams(team_sums([self._squares[m] for m in range(self._count)], own))
+        with when(self._lane < self._count):
+            T.buffer_store(squares, total, [self._split, self._lane])
+
+    def _turn(self, sums: Buffer, step: Expr, count: int) -> None:
+        self._await(step, count)
+        for place in range(count):
+            self._put(place, step + place)
+            self._matrices.meet()
+            right = self._matrices.right(1)
+            for tile in range(_TILES):
+                self._matrices.load(right, 0, self._memory, self._region + tile * (SIDE // 2), _WORDS)
+                for line in range(self._cut.lines):
+                    self._matrices.multiply(sums, line, self._weight, self._number(place, tile, line), right, 0)
+            self._matrices.meet()
+            if self._cut.steps > self._ahead:
+                with when(step + (place + self._ahead) < self._cut.steps):
+                    self._bring(place, step + (place + self._ahead))
+
+    def _number(self, place: int, tile: int, line: int) -> int:
+        return (place * _TILES + tile) * self._cut.lines + line
+
+    def _bring(self, place: int, step: Expr) -> None:
+        """Asks for a step of the weight; past its end for the last once more, which meets zeros."""
+        for tile in range(_TILES):
+            column = T.Bind(T.min(self._start + (step * _STEP + tile * SIDE), self._depth - SIDE))
+            for line, row in enumerate(self._rows):
+                number = self._number(place, tile, line)
+                self._matrices.load_row(self._weight, number, self._of["w"], row, column)
+
+    def _columns(self, step: Expr) -> list[Expr]:
+        """Those that a thread brings of x."""
+        return [T.Bind(self._start + step * _STEP + (half * SUBGROUP + self._lane)) for half in range(2)]
+
+    def _await(self, step: Expr, count: int) -> None:
+        inside = [[T.Bind(T.min(c, self._depth - 1)) for c in self._columns(step + place)] for place in range(count)]
+        if self._normed:
+            for place in range(count):
+                for half in range(2):
+                    T.buffer_store(self._norm, self._of["norm"][inside[place][half]], [place, half])
+        places = [(p, m, half) for p in range(count) for m in range(self._count) for half in range(2)]
+        x = self._of["x"]
+        await_numbers(self._x, places, lambda i: x[self._first + places[i][1], inside[places[i][0]][places[i][2]]])
+
+    def _put(self, place: int, step: Expr) -> None:
+        """A step of x for the subgroup, as pairs of float16."""
+        is_odd = T.Bind(self._lane % 2 == 1)
+        at = T.Bind(self._region + T.Select(is_odd, T.int32(SUBGROUP // 2), T.int32(0)) + self._lane // 2)
+        columns = self._columns(step)
+        for m in range(self._count):
+            found = [self._number_of_x(place, m, half, columns[half]) for half in range(2)]
+            # A thread has a number of either half of the step; of two neighbours each takes a pair of one.
+            given = T.Bind(T.Select(is_odd, found[0], found[1]))
+            other = T.Bind(of_lane_apart(given, 1))
+            pair = (T.Bind(T.Select(is_odd, other, found[0])), T.Bind(T.Select(is_odd, found[1], other)))
+            high = [T.Bind(T.cast(number, "float16")) for number in pair]
+            low = [T.Bind(T.cast(n - T.cast(h, "float32"), "float16")) for n, h in zip(pair, high, strict=True)]
+            T.buffer_store(self._memory, _packed(*high), [at + m * _WORDS])
+            T.buffer_store(self._memory, _packed(*low), [at + (MOST_ROWS + m) * _WORDS])
+
+    def _number_of_x(self, place: int, m: int, half: int, column: Expr) -> Expr:
+        """As it is multiplied: times the norm's weight, in units."""
+        x = T.Bind(T.Select(column < self._depth, self._x[place, m, half], T.float32(0.0)))
+        if self._normed:
+            T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
+            x = x * self._norm[place, half]
+        x, largest = T.Bind(x * T.float32(1 / _UNIT)), T.float32(_LARGEST)
+        return T.Bind(T.Select(x > largest, largest, T.Select(x < -largest, -largest, x)))  # NaNs stay what they are
+
+
+def _packed(low: Expr, high: Expr) -> Expr:
+    """Two float16 as the bits of a float32."""
+    words = [T.cast(T.reinterpret("uint16", half), "uint32") for half in (low, high)]
+    return T.reinterpret("float32", words[0] | words[1] << T.uint32(16))

@@ -1,0 +1,78 @@
+"""Products of few rows by matrices: what they compute, and that a row's bits do not depend on the rows beside it."""
+
+import numpy as np
+import pytest
+import tvm
+
+from dspark_compiler.backends.vulkan.backend import VulkanBackend
+from dspark_compiler.backends.vulkan.pipeline import register_pipeline
+from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.simt.stream_linear import stream_args
+from dspark_compiler.schedules.simt.stream_output import Options
+from dspark_compiler.schedules.tir import Arg, kernel
+from dspark_compiler.schedules.vulkan.matrices import Matrices
+from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
+from tests.schedules.vulkan.emulated import Emulated
+from tests.vulkan.device import need_vulkan
+
+_CASES = {
+    "a norm, gated": (64, 128, Options(norm_eps=1e-6, activation="silu")),
+    "a residual and a bias, a depth that ends within a step": (48, 2256, Options(residual=True, bias=True)),
+    "more steps than are held": (16, 6144, Options()),
+}
+
+
+def _workload(rows: int, features: int, depth: int, options: Options) -> LinearWorkload:
+    return LinearWorkload(rows, features, depth, "float16", options.activation is not None)
+
+
+def _given(args: list[Arg], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    given = {}
+    for arg in args:
+        size = 0.1 if arg.name == "w" else 1.0
+        given[arg.name] = (size * rng.standard_normal(arg.shape)).astype(arg.dtype)
+    given["x"] *= np.geomspace(1e-3, 3e4, given["x"].shape[0], dtype=np.float32)[:, None]
+    return given
+
+
+def _expected(given: dict[str, np.ndarray], options: Options) -> np.ndarray:
+    x, w = given["x"].astype(np.float64), given["w"].astype(np.float64)
+    if options.norm_eps is not None:
+        x = x / np.sqrt((x**2).mean(1, keepdims=True) + options.norm_eps) * given["norm"]
+    y = x @ w.T
+    if options.activation:
+        gate, up = np.split(y, 2, 1)
+        y = gate / (1 + np.exp(-gate)) * up
+    return y + given.get("bias", 0.0) + given.get("residual", 0.0)
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_products_and_their_bits(name: str) -> None:
+    need_vulkan()
+    features, depth, options = _CASES[name]
+    given, found = _given(stream_args(_workload(8, features, depth, options), options), np.random.default_rng(3)), {}
+    for rows in (8, 3, 1):
+        work = _workload(rows, features, depth, options)
+        args, cut = stream_args(work, options), MatrixCut.of(work)
+        assert cut is not None
+        function = kernel(f"rows_{rows}", args, _body(work, cut, options, args))
+        backend, device = VulkanBackend(), tvm.vulkan()
+        with backend.target:
+            built = tvm.compile(tvm.IRModule({"main": function}), backend.target, tir_pipeline=register_pipeline())
+        mine = {arg.name: given[arg.name][:rows] if arg.name in ("x", "residual", "y") else given[arg.name] for arg in args}
+        tensors = [tvm.runtime.tensor(array, device) for array in mine.values()]
+        built["main"](*tensors)
+        found[rows] = tensors[-1].numpy()
+    expected = _expected(given, options)
+    scale = np.abs(expected).max(1, keepdims=True)
+    np.testing.assert_allclose(found[8] / scale, expected / scale, atol=3e-6)
+    np.testing.assert_array_equal(found[3], found[8][:3])
+    np.testing.assert_array_equal(found[1], found[8][:1])
+
+
+def _body(work: LinearWorkload, cut: MatrixCut, options: Options, args: list[Arg]):
+    def body(*buffers: object) -> None:
+        of = dict(zip((arg.name for arg in args), buffers, strict=True))
+        emit_matrix_stream(work, cut, options, of, Emulated(cut.threads))
+
+    return body
