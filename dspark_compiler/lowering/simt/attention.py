@@ -20,6 +20,7 @@ from dspark_compiler.schedules.simt.attention_step import counters, is_step, ste
 from dspark_compiler.schedules.simt.awaited import unset
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from dspark_compiler.schedules.simt.rows import zeros
+from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
 
 # What new keys and values are written to, without and with scratch.
 _WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
@@ -70,8 +71,8 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     # What makes codes of rows reads them whole.
     found = None if form.storage.scaled else find_projection(given["q"], given["k"], given["v"])
     if found is not None and exchange is not Exchange.NONE and is_step(shape, dtype):
-        # What a single token's linears hand on (schedules/vulkan/stream_linear.py).
-        awaits = exchange is Exchange.BETWEEN_LAUNCHES and rows * width == 1
+        # What linears of few rows hand on (schedules/vulkan/stream_linear.py).
+        awaits = exchange is Exchange.BETWEEN_LAUNCHES and rows * width <= MOST_ROWS
         return _step(node, importer, found, f"step_{kind}_{sizes}_{rest}", (shape, scoring, form), awaits=awaits)
     if found is not None:
         q = _store_projected(node, importer, found, shape, form, sizes)

@@ -33,8 +33,8 @@ _WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin i
 _PITCH = SIDE + 4  # of a matrix of sums
 _REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
 _BYTES = 4
-# x is divided by it: float16 ends at 65504, and what is left of small numbers must not vanish either.
-_UNIT = 16.0
+# x is divided by the one, since float16 ends at 65504; what is left of it is multiplied by the other, lest it vanish.
+_UNIT, _LOW = 64.0, 2048.0
 _LARGEST = 65504.0
 
 
@@ -113,7 +113,8 @@ class _MatrixSums:
         T.buffer_store(total, T.float32(0.0), [0])
         for split in range(self._cut.splits):
             at = place + split * lines * _SUMS
-            T.buffer_store(total, total[0] + (self._memory[at] + self._memory[at + MOST_ROWS]), [0])
+            low = self._memory[at + MOST_ROWS] * T.float32(1 / _LOW)
+            T.buffer_store(total, total[0] + (self._memory[at] + low), [0])
         T.buffer_store(total, total[0] * T.float32(_UNIT), [0])
         return total
 
@@ -262,7 +263,8 @@ class _Part:
             other = T.Bind(of_lane_apart(given, 1))
             pair = (T.Bind(T.Select(is_odd, other, found[0])), T.Bind(T.Select(is_odd, found[1], other)))
             high = [T.Bind(T.cast(number, "float16")) for number in pair]
-            low = [T.Bind(T.cast(n - T.cast(h, "float32"), "float16")) for n, h in zip(pair, high, strict=True)]
+            left = [(n - T.cast(h, "float32")) * T.float32(_LOW) for n, h in zip(pair, high, strict=True)]
+            low = [T.Bind(T.cast(number, "float16")) for number in left]
             T.buffer_store(self._memory, _packed(*high), [at + m * _WORDS])
             T.buffer_store(self._memory, _packed(*low), [at + (MOST_ROWS + m) * _WORDS])
 
