@@ -1,11 +1,12 @@
-"""How weights and states lie where kernels read them as they are: row by row."""
+"""How weights and states lie where kernels read them as they are: row by row, float16 in tiles (weights.py)."""
 
 import numpy as np
 
 from dspark_compiler.quantization.weight_format import WeightFormat
 from dspark_compiler.schedules.simt.stored import STORED, elements_at_once
-from dspark_compiler.schedules.simt.weights import WeightForm, pack_codes
+from dspark_compiler.schedules.simt.weights import WeightForm, pack_codes, pack_tiles
 
+_MATRIX = 2  # dimensions
 _CACHES = ("k_cache.", "v_cache.", "k_scratch.", "v_scratch.")
 
 
@@ -27,7 +28,9 @@ class RowLayouts:
         return (experts, *self.packed_shape(features, depth))
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
-        """See Layouts: zeros behind each row, up to a whole number of accesses."""
+        """See Layouts: tiles, or zeros behind each row, up to a whole number of accesses."""
+        if weight.ndim == _MATRIX and WeightForm(*weight.shape, STORED[self.dtype]).tiled:
+            return pack_tiles(weight)
         more = self.packed_shape(*weight.shape[-2:])[1] - weight.shape[-1]
         return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, more)]) if more else weight
 

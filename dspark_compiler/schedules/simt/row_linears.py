@@ -13,7 +13,7 @@ from dspark_compiler.schedules.simt.row_schedule import RowSchedule, candidate_s
 from dspark_compiler.schedules.simt.stream_linear import form_of, stream_linear
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
-from dspark_compiler.schedules.simt.weights import pack_codes
+from dspark_compiler.schedules.simt.weights import pack_codes, pack_tiles
 
 _WEIGHT_BYTES = 2 << 20  # of a sample's weight, about; the whole repeats it
 _TOLERANCE = 1e-4  # of the output's largest number: sums are float32
@@ -67,6 +67,7 @@ def _weight(rng: np.random.Generator, features: int, work: LinearWorkload) -> tu
         rounded = normal.astype(ml_dtypes.bfloat16 if work.weight_dtype == "uint16" else work.weight_dtype)
         packed = np.zeros((features, form_of(work).padded), rounded.dtype)
         packed[:, : work.depth] = rounded
+        packed = pack_tiles(packed) if form_of(work).tiled else packed
         return rounded.astype(np.float64), [packed.view(np.uint16) if work.weight_dtype == "uint16" else packed]
     if form.codes == "float8_e4m3":
         codes = normal.astype(ml_dtypes.float8_e4m3fn)

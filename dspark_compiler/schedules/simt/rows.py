@@ -5,7 +5,6 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.layouts import padded_depth
 from dspark_compiler.schedules.simt.stored import widen
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
@@ -13,12 +12,12 @@ from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
 def row_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_dtype: str) -> tvm.tirx.PrimFunc:
     """y[t] = W[ids[t]], W [vocab, depth] as stored; arguments ids int64 [tokens], W, y float32 [tokens, depth]."""
-    return _embedding(name, tokens, depth, (vocab, depth), weight_dtype)
+    return _embedding(name, tokens, (vocab, depth), weight_dtype)
 
 
 def packed_embedding(name: str, tokens: int, vocab: int, depth: int, *, weight_dtype: str) -> tvm.tirx.PrimFunc:
-    """The same out of a weight whose rows are padded (layouts.py)."""
-    return _embedding(name, tokens, depth, (vocab, padded_depth(depth, weight_dtype)), weight_dtype)
+    """The same out of a weight as products read it (weights.py)."""
+    return _embedding(name, tokens, (vocab, depth), weight_dtype, packed=True)
 
 
 def quantized_embedding(
@@ -38,15 +37,21 @@ def quantized_embedding(
     return kernel(name, [Arg("ids", (tokens,), "int64"), *form.args(), Arg("y", (tokens, depth))], body)
 
 
-def _embedding(name: str, tokens: int, depth: int, shape: tuple[int, int], weight_dtype: str) -> tvm.tirx.PrimFunc:
+def _embedding(
+    name: str, tokens: int, shape: tuple[int, int], weight_dtype: str, *, packed: bool = False
+) -> tvm.tirx.PrimFunc:
+    (vocab, depth), form = shape, WeightForm(*shape, weight_dtype)
+
     def body(ids: Buffer, w: Buffer, y: Buffer) -> None:
         def copy(token: Expr, k: Expr) -> None:
-            T.buffer_store(y, widen(w[_row(ids, token, shape[0]), k], weight_dtype), [token, k])
+            row = _row(ids, token, vocab)
+            found = w[form.place(row, k) if packed else (row, k)]
+            T.buffer_store(y, widen(found, weight_dtype), [token, k])
 
         each((tokens, depth), copy)
 
-    args = [Arg("ids", (tokens,), "int64"), Arg("w", shape, weight_dtype), Arg("y", (tokens, depth))]
-    return kernel(name, args, body)
+    stored = Arg("w", (vocab, form.padded if packed else depth), weight_dtype)
+    return kernel(name, [Arg("ids", (tokens,), "int64"), stored, Arg("y", (tokens, depth))], body)
 
 
 def _row(ids: Buffer, token: Expr, vocab: int) -> Expr:

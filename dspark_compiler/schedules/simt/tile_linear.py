@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
-from dspark_compiler.schedules.simt.stored import widen
+from dspark_compiler.schedules.simt.stored import load
 from dspark_compiler.schedules.simt.stream_linear import form_of
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
@@ -114,8 +114,7 @@ class _Tile:
                 T.buffer_store(held, T.float32(0.0), [e])
         with inside:
             if form.format is None:
-                with T.vectorized(0, _VECTOR) as e:
-                    T.buffer_store(held, widen(self._of["w"][feature, k + first + e], self._of["w"].dtype), [e])
+                load(held, 0, self._of["w"], form.place(feature, T.Bind(k + first)), _VECTOR)
             else:
                 for e in range(_VECTOR):
                     T.buffer_store(held, self._weight.element(feature, k + first + e), [e])

@@ -72,7 +72,7 @@ class WeightPieces:
     def _bring_plain(self, at: tuple[int, ...], row: Expr, column: Expr) -> None:
         padded = self._form.padded
         with zeroed(self._held, at, PIECE, column < padded, whole=padded % (TEAM * PIECE) == 0):
-            copy(self._held, (*at, 0), self._of["w"], (row, column), PIECE)
+            copy(self._held, (*at, 0), self._of["w"], self._form.place(row, column), PIECE)
 
     def _number(self, at: tuple[int, ...], e: int) -> Expr:
         """A number of a piece as float32."""

@@ -4,6 +4,9 @@ A team of eight reads 128 bytes of a row together. So that its lanes read x side
 along the row but pieces of eight, which those of the other lanes lie between: piece u of lane l of the team's access t
 begins at column ((t * pieces + u) * 8 + l) * 8. Codes come in words of 32 bits, the first in the lowest ones, integers
 with half their range added. Plain numbers have one piece an access.
+
+Float16 lies in tiles of 16 x 16 where sixteens divide it, each 512 bytes in a row: what reads it as matrices takes a
+tile at once, and four neighbouring rows' share of a tile is still a whole cache line.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from dspark_compiler.schedules.simt.threads import TEAM, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr
 
 WORDS = 4  # of an access
+TILE = 16  # rows and columns
 _PIECE = 8
 _WORD_BITS = 32
 _BIG = 0x4B000000  # float32's bits of 2^23: adding n below 2^23 to the bits adds n to the number
@@ -56,6 +60,18 @@ class WeightForm:
         return -(-self.depth // step) * step
 
     @property
+    def tiled(self) -> bool:
+        """Whether it lies in tiles."""
+        return self.stored == "float16" and self.features % TILE == 0 and self.depth % TILE == 0
+
+    def place(self, row: Expr, column: Expr) -> tuple[Expr, Expr]:
+        """Where plain numbers from a row and column on lie in "w", as many of them as a tile's half row has."""
+        if not self.tiled:
+            return row, column
+        inner, across = T.bitwise_and(row, TILE - 1), T.bitwise_and(column, TILE - 1)
+        return row - inner, column // TILE * (TILE * TILE) + inner * TILE + across
+
+    @property
     def accesses(self) -> int:
         """Of a row, by all lanes together."""
         return self.padded // (self.piece * self.pieces)
@@ -91,7 +107,9 @@ class WeightReader:
         for i in range(accesses):
             for line in range(rows):
                 row, access = where(i, line)
-                copy(held, (i, line, 0), w, (row, access * each), each)
+                copy(
+                    held, (i, line, 0), w, (row, access * each) if form.format else form.place(row, access * each), each
+                )
         return held
 
     def column(self, access: Expr, piece: int) -> Expr:
@@ -122,13 +140,20 @@ class WeightReader:
         """One number of the weight, wherever it lies."""
         form = self.form.format
         if form is None:
-            return widen(self._of["w"][row, column], self._of["w"].dtype)
+            return widen(self._of["w"][self.form.place(row, column)], self._of["w"].dtype)
         pieces = self.form.pieces
         access = column // (_PIECE * TEAM * pieces) * TEAM + column // _PIECE % TEAM
         bit = (column // (_PIECE * TEAM) % pieces * _PIECE + column % _PIECE) * form.bits
         word = self._of["w"][row, access * WORDS + bit // _WORD_BITS]
         value = decode(word >> T.cast(bit % _WORD_BITS, "uint32"), form.codes) * self.factor("scale", row, column)
         return value + self.factor("offset", row, column) if form.offsets else value
+
+
+def pack_tiles(weight: np.ndarray) -> np.ndarray:
+    """W [N, K] with each tile of 16 x 16 in a row; N and K are multiples of it."""
+    features, depth = weight.shape
+    tiles = weight.reshape(features // TILE, TILE, depth // TILE, TILE).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles).reshape(features, depth)
 
 
 def decode(word: Expr, codes: CodeType) -> Expr:

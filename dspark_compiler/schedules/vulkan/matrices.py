@@ -40,10 +40,10 @@ class Matrices:
         """Reads a matrix from the work group's memory: lines of neighbouring numbers, ``stride`` apart."""
         T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), _line(tile, start), T.int32(stride)))
 
-    def load_row(self, target: Buffer, number: int, stored: Buffer, row: Expr, column: Expr) -> None:
-        """Reads a matrix from a tensor of rows of whole 16-byte accesses: from a row and such a column on."""
-        address = T.address_of(stored[row, T.ramp(column, 1, _ACCESS)])
-        T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), address, T.int32(int(stored.shape[1]))))
+    def load_tile(self, target: Buffer, number: int, stored: Buffer, row: Expr, column: Expr) -> None:
+        """Reads a matrix from a weight in tiles (simt/weights.py): that which begins at a row and a column."""
+        address = T.address_of(stored[row, T.ramp(column * SIDE, 1, _ACCESS)])
+        T.evaluate(T.call_extern("void", LOAD, _matrix(target, number), address, T.int32(SIDE)))
 
     def multiply(self, sums: Buffer, number: int, left: Buffer, i: int, right: Buffer, j: int) -> None:
         """sums[number] += left[i] right[j]."""

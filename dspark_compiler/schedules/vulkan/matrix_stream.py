@@ -25,9 +25,9 @@ from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
 
 _STEP = 64  # of the depth that a subgroup takes at once: two numbers of a row a thread
 _TILES = _STEP // SIDE
-_MOST_SPLITS = 16  # subgroups of a work group
+_MOST_SPLITS = 8  # subgroups of a work group
 _MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups: what the chip's memory has room for
-_MOST_HELD = 16  # matrices of the weight that a subgroup has under way
+_MOST_HELD = 32  # matrices of the weight that a subgroup has under way
 _BUSY = 120  # work groups that keep a large device busy
 _WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin in different banks
 _PITCH = SIDE + 4  # of a matrix of sums
@@ -35,7 +35,6 @@ _REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a m
 _BYTES = 4
 # x is divided by the one, since float16 ends at 65504; what is left of it is multiplied by the other, lest it vanish.
 _UNIT, _LOW = 64.0, 2048.0
-_LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,13 @@ class MatrixCut:
     def of(work: LinearWorkload) -> "MatrixCut | None":
         """That of a product; None where sixteens do not divide it, or it is not of float16."""
         halves = 2 if work.gated else 1
-        if work.weight_dtype != "float16" or work.depth % SIDE or work.features % (SIDE * halves):
+        if not form_of(work).tiled or work.features // halves % SIDE:
             return None
         all_steps = -(-work.depth // _STEP)
         steps = -(-all_steps // _MOST_SPLITS)
         splits = -(-all_steps // steps)
         blocks = 1
-        while (
-            2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= _BUSY
-        ):
+        while 2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= _BUSY:
             blocks *= 2
         return MatrixCut(splits, steps, blocks, halves)
 
@@ -235,7 +232,7 @@ class _Part:
             column = T.Bind(T.min(self._start + (step * _STEP + tile * SIDE), self._depth - SIDE))
             for line, row in enumerate(self._rows):
                 number = self._number(place, tile, line)
-                self._matrices.load_row(self._weight, number, self._of["w"], row, column)
+                self._matrices.load_tile(self._weight, number, self._of["w"], row, column)
 
     def _columns(self, step: Expr) -> list[Expr]:
         """Those that a thread brings of x."""
@@ -246,7 +243,8 @@ class _Part:
         if self._normed:
             for place in range(count):
                 for half in range(2):
-                    T.buffer_store(self._norm, self._of["norm"][inside[place][half]], [place, half])
+                    factor = self._of["norm"][inside[place][half]] * T.float32(1 / _UNIT)
+                    T.buffer_store(self._norm, factor, [place, half])
         places = [(p, m, half) for p in range(count) for m in range(self._count) for half in range(2)]
         x = self._of["x"]
         await_numbers(self._x, places, lambda i: x[self._first + places[i][1], inside[places[i][0]][places[i][2]]])
@@ -270,12 +268,12 @@ class _Part:
 
     def _number_of_x(self, place: int, m: int, half: int, column: Expr) -> Expr:
         """As it is multiplied: times the norm's weight, in units."""
-        x = T.Bind(T.Select(column < self._depth, self._x[place, m, half], T.float32(0.0)))
+        x = self._x[place, m, half]
+        if self._cut.splits * self._cut.steps * _STEP != self._depth:
+            x = T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))
         if self._normed:
             T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
-            x = x * self._norm[place, half]
-        x, largest = T.Bind(x * T.float32(1 / _UNIT)), T.float32(_LARGEST)
-        return T.Bind(T.Select(x > largest, largest, T.Select(x < -largest, -largest, x)))  # NaNs stay what they are
+        return T.Bind(x * (self._norm[place, half] if self._normed else T.float32(1 / _UNIT)))
 
 
 def _packed(low: Expr, high: Expr) -> Expr:

@@ -20,6 +20,7 @@ _OWN = SIDE * SIDE // SUBGROUP
 class Factors:
     """Of each matrix, how to find number k of a line."""
 
+    places: Any  # of those out of weights: row and column, which change as a loop goes on
     find: dict[int, Callable[[Any, Any], Any]] = field(default_factory=dict)
 
 
@@ -30,10 +31,10 @@ class Emulated(Matrices):
     threads: int
 
     def left(self, count: int) -> Factors:
-        return Factors()
+        return Factors(registers((count, 2), "int32"))
 
     def right(self, count: int) -> Factors:
-        return Factors()
+        return Factors(None)
 
     def sums(self, count: int) -> Any:
         sums = registers((count, _OWN))
@@ -54,8 +55,15 @@ class Emulated(Matrices):
 
         target.find[number] = find
 
-    def load_row(self, target: Any, number: int, stored: Any, row: Any, column: Any) -> None:
-        target.find[number] = lambda line, k: T.cast(stored[row + line, column + k], "float32")
+    def load_tile(self, target: Any, number: int, stored: Any, row: Any, column: Any) -> None:
+        T.buffer_store(target.places, row, [number, 0])
+        T.buffer_store(target.places, column, [number, 1])
+
+        def find(line: Any, k: Any) -> Any:
+            first, across = target.places[number, 0], target.places[number, 1]
+            return T.cast(stored[first, across * SIDE + line * SIDE + k], "float32")
+
+        target.find[number] = find
 
     def multiply(self, sums: Any, number: int, left: Any, i: int, right: Any, j: int) -> None:
         with self._own() as (own, first), T.serial(0, SIDE) as k:

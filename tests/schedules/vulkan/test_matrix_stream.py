@@ -9,8 +9,8 @@ from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.stream_linear import stream_args
 from dspark_compiler.schedules.simt.stream_output import Options
+from dspark_compiler.schedules.simt.weights import pack_tiles
 from dspark_compiler.schedules.tir import Arg, kernel
-from dspark_compiler.schedules.vulkan.matrices import Matrices
 from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import need_vulkan
@@ -18,7 +18,7 @@ from tests.vulkan.device import need_vulkan
 _CASES = {
     "a norm, gated": (64, 128, Options(norm_eps=1e-6, activation="silu")),
     "a residual and a bias, a depth that ends within a step": (48, 2256, Options(residual=True, bias=True)),
-    "more steps than are held": (16, 6144, Options()),
+    "more steps than are held": (16, 8192, Options()),
 }
 
 
@@ -59,7 +59,8 @@ def test_products_and_their_bits(name: str) -> None:
         backend, device = VulkanBackend(), tvm.vulkan()
         with backend.target:
             built = tvm.compile(tvm.IRModule({"main": function}), backend.target, tir_pipeline=register_pipeline())
-        mine = {arg.name: given[arg.name][:rows] if arg.name in ("x", "residual", "y") else given[arg.name] for arg in args}
+        shared = given | {"w": pack_tiles(given["w"])}
+        mine = {n: a[:rows] if n in ("x", "residual", "y") else a for n, a in shared.items()}
         tensors = [tvm.runtime.tensor(array, device) for array in mine.values()]
         built["main"](*tensors)
         found[rows] = tensors[-1].numpy()
