@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.attention_block import Place
-from dspark_compiler.schedules.simt.attention_totals import THREADS
+from dspark_compiler.schedules.simt.attention_totals import TEAMS, THREADS
 from dspark_compiler.schedules.simt.awaited import await_numbers
 from dspark_compiler.schedules.simt.cache_rows import Tensors
 from dspark_compiler.schedules.simt.qkv_prologue import Halves, Prologue, inverse_root
@@ -44,6 +44,7 @@ class ProjectedHeads:
         self._dim, self._tasks = shape.head_dim, place.count + shape.width
         self._turns = -(-self._tasks * self._dim // THREADS)
         self._raw = shared((self._tasks, self._dim))
+        self._roots = shared(self._tasks) if work.eps is not None else None
 
     def rotate(self, store: Store) -> None:
         """Norm and rotation of all; a barrier has to follow what is stored."""
@@ -56,6 +57,7 @@ class ProjectedHeads:
             with when(unit.wanted):
                 T.buffer_store(self._raw, x[turn], [unit.task, unit.d])
         barrier()
+        self._norm()
         for turn, unit in enumerate(units):
             with when(unit.wanted):
                 store(unit, self._rotated(unit, x[turn], factors[turn] if early else self._factors(unit)))
@@ -101,7 +103,7 @@ class ProjectedHeads:
         return factors
 
     def _rotated(self, unit: Unit, x: Expr, factors: Buffer) -> Expr:
-        scale = self._inverse_root(unit)
+        scale = None if self._roots is None else self._roots[unit.task]
         if scale is not None:
             x = T.Bind(x * scale * factors[0])
         if not self._work.rope:
@@ -111,16 +113,22 @@ class ProjectedHeads:
         low, high = x * factors[2] - other * factors[3], x * factors[2] + other * factors[3]
         return T.Bind(T.Select(unit.d < self._dim // 2, low, high))
 
-    def _inverse_root(self, unit: Unit) -> Expr | None:
-        """What the norm scales a head by, the same bits as from ``Head``: each team adds up all of it."""
-        if self._work.eps is None:
-            return None
-        halves, lane = Halves(self._dim), self._place.lane
-        total = registers(1)
-        T.buffer_store(total, T.float32(0.0), [0])
-        for line in range(halves.turns * 2):
-            for e in range(halves.each):
-                value = self._raw[unit.task, halves.element(line, lane) + e]
-                inside = halves.first(line // 2, lane) < self._dim // 2
-                T.buffer_store(total, total[0] + T.Select(inside, value * value, T.float32(0.0)), [0])
-        return inverse_root(total[0], self._dim, self._work.eps)
+    def _norm(self) -> None:
+        """What the norm scales each head by, the same bits as from ``Head``: a team a head, in turns."""
+        if self._roots is None:
+            return
+        assert self._work.eps is not None
+        halves, lane, total = Halves(self._dim), self._place.lane, registers(1)
+        for turn in range(-(-self._tasks // TEAMS)):
+            task = T.Bind(turn * TEAMS + self._place.team)
+            own = T.Bind(T.min(task, self._tasks - 1))
+            T.buffer_store(total, T.float32(0.0), [0])
+            for line in range(halves.turns * 2):
+                for e in range(halves.each):
+                    value = self._raw[own, halves.element(line, lane) + e]
+                    inside = halves.first(line // 2, lane) < self._dim // 2
+                    T.buffer_store(total, total[0] + T.Select(inside, value * value, T.float32(0.0)), [0])
+            root = inverse_root(total[0], self._dim, self._work.eps)
+            with when(T.And(task < self._tasks, lane == 0)):
+                T.buffer_store(self._roots, root, [task])
+        barrier()
