@@ -29,9 +29,10 @@ class RowLayouts:
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """See Layouts: tiles, or zeros behind each row, up to a whole number of accesses."""
-        if weight.ndim == _MATRIX and WeightForm(*weight.shape, STORED[self.dtype]).tiled:
+        features, depth = weight.shape[-2:]
+        if weight.ndim == _MATRIX and WeightForm(features, depth, STORED[self.dtype]).tiled:
             return pack_tiles(weight)
-        more = self.packed_shape(*weight.shape[-2:])[1] - weight.shape[-1]
+        more = self.packed_shape(features, depth)[1] - depth
         return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, more)]) if more else weight
 
     def codes(self, form: WeightFormat, features: int, depth: int) -> tuple[tuple[int, ...], str]:
