@@ -13,7 +13,9 @@ from dspark_compiler.runtime.sampling import SamplingInputs
 
 _LENGTH = 128  # tokens in each sequence, at least
 _WARM, _TIMED = 1, 5
-_WAKING = 0.3  # seconds of work until a device that was idle is as fast as it gets
+# A device that was idle is awake when nothing has got faster for so many seconds of work; and it is waited for so long.
+_WAKING, _MOST_WAKING = 1.0, 4.0
+_FASTER = 0.95
 _CHAIN = 16  # plain steps in a row where they are made ahead of each other: of waiting for the last little is left
 
 
@@ -37,16 +39,25 @@ def measure(executor: Executor) -> StepTimes:
             steps = part()
             taken[name].append((time.perf_counter() - began) * 1e3 / steps)
 
-    awake = time.perf_counter() + (_WAKING if executor.device.is_late else 0.0)
     for _ in range(_WARM):
         take_turn()
-    while time.perf_counter() < awake:
-        take_turn()
+    if executor.device.is_late:
+        _wake(take_turn, taken["decode"])
     for _ in range(_TIMED):
         take_turn()
     verify = tuple(StepTime(width, median(taken[width][-_TIMED:])) for width in executor.round_widths)
     draft_ms = median(taken["draft"][-_TIMED:]) if "draft" in taken else 0.0
     return StepTimes(median(taken["decode"][-_TIMED:]), draft_ms, verify)
+
+
+def _wake(take_turn: Callable[[], None], times: list[float]) -> None:
+    """Takes turns until their ``times`` have stopped falling."""
+    began = fell = time.perf_counter()
+    best = times[-1]
+    while (now := time.perf_counter()) < min(fell + _WAKING, began + _MOST_WAKING):
+        take_turn()
+        if times[-1] < best * _FASTER:
+            best, fell = times[-1], now
 
 
 class _Timer:
