@@ -6,7 +6,8 @@ memory on the chip. Nothing of how a weight is cut depends on the rows of x: eac
 with it.
 
 x keeps float32's range and nearly its precision: a matrix has sixteen columns, of which the first eight take what
-float16 holds of rows of x, and the last eight what is left of them.
+float16 holds of rows of x, and the last eight what is left of them. Devices may take float16's subnormal numbers for
+zero: below 0.004 only what is left counts, which is float16's own precision.
 """
 
 from collections.abc import Callable
