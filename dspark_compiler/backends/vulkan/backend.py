@@ -69,7 +69,7 @@ class VulkanBackend:
         return RowLinears()
 
     def layouts(self, dtype: str) -> RowLayouts:
-        """Weights row by row."""
+        """See RowLayouts."""
         return RowLayouts(dtype)
 
     def runs_here(self) -> bool:

@@ -5,7 +5,7 @@ part of x; sums of sixteen rows are eight registers a thread, however many rows 
 memory on the chip. Nothing of how a weight is cut depends on the rows of x: each gets the same bits whatever rows come
 with it.
 
-x keeps float32's range and nearly its precision: a matrix has sixteen columns, of which the first eight take what
+x keeps nearly float32's precision, up to four million: a matrix has sixteen columns, of which the first eight take what
 float16 holds of rows of x, and the last eight what is left of them. Devices may take float16's subnormal numbers for
 zero: below 0.004 only what is left counts, which is float16's own precision.
 """
