@@ -23,7 +23,7 @@ class Emitter(Protocol):
     def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
         """A pointer to the element that a load of one number would read, and what it is used for."""
 
-    def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, load: Any, use: Use = Use.READS) -> tuple[int, int, tuple[int, ...]]:
         """Where a load begins: a pointer to a vector, its elements, operands of accesses."""
 
     def choose(self, condition: Value, sides: tuple[Side, Side], like: Any) -> Value:

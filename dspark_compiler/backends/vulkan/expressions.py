@@ -79,14 +79,14 @@ class Expressions:
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
         return view.memory.pointer(view.scalar, self._position(index, view), use), view
 
-    def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, load: Any, use: Use = Use.READS) -> tuple[int, int, tuple[int, ...]]:
         """See Emitter."""
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
         access = contiguous(index, view.lanes)
         if access is None:
             raise ValueError(f"{load} does not begin neighbouring numbers")
         aligned = self._aligned(access.base, view)
-        return view.memory.vectors(view.scalar, self._position(access.base, view), aligned)
+        return view.memory.vectors(view.scalar, self._position(access.base, view), aligned, use)
 
     def view(self, buffer: Any) -> View:
         """Where a buffer lies."""

@@ -39,7 +39,7 @@ class Memory(Protocol):
     def pointer(self, scalar: Scalar, index: Index, use: "Use") -> int:
         """The id of a pointer to one element, for what is done to it."""
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
         """The id of a pointer to as many elements as are read at once, their number, operands of such an access."""
 
 
@@ -107,9 +107,9 @@ class DeviceMemory:
         self._usage.uses.add(use)
         return self._element(scalar, 1, index(1), 0)
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
         """See Memory."""
-        self._usage.uses.add(Use.READS)
+        self._usage.uses.add(use)
         each, unit, count = _access(scalar, _ACCESS // scalar.size, aligned)
         pointer = self._element(unit, count, index(each), 0)
         return pointer, each, (numbers.ALIGNED, unit.size * count)
@@ -178,7 +178,7 @@ class ChipMemory:
         self._check(scalar)
         return self._element(1, index, 0)
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
         """See Memory."""
         if aligned % self._width:
             raise ValueError(f"an access begins within a vector of {self._width}")

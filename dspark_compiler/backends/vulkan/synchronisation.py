@@ -7,7 +7,7 @@ from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.memory import ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
-from dspark_compiler.backends.vulkan.spirv.types import UINT32
+from dspark_compiler.backends.vulkan.spirv.types import UINT32, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value
 
 # Scope of each barrier TIR knows within a work group.
@@ -56,18 +56,34 @@ def atomic(name: str) -> Rule:
     return rule
 
 
-def atomic_load(use: Use) -> Rule:
-    """dspark_atomic_load(address_of(buffer[i])): what any invocation of the device stored there by atomic_store.
+def atomic_load(emitter: Emitter, call: Any) -> Value:
+    """dspark_atomic_load(address_of(buffer[i])): what any invocation of the device stored there by atomic_store."""
+    return _load_atomically(emitter, call, Use.EXCHANGES)
 
-    dspark_await likewise: what a launch stores there that may still be running (schedules/simt/awaited.py).
+
+def _load_atomically(emitter: Emitter, call: Any, use: Use) -> Value:
+    do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]), use)
+    scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
+    return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
+
+
+def await_numbers(emitter: Emitter, call: Any) -> Value:
+    """dspark_await(address_of(buffer[i])): what a launch stores there that may be running (schedules/simt/awaited.py).
+
+    Of several neighbours each is what was there at some time, not all at the same.
     """
-
-    def rule(emitter: Emitter, call: Any) -> Value:
-        do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-1]), use)
-        scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
-        return Value(view.scalar, 1, (do.body.emit(Op.ATOMIC_LOAD, do.type(view.scalar), pointer, scope, relaxed),))
-
-    return rule
+    scalar, lanes = parse_dtype(str(call.ty.dtype))
+    if lanes == 1:
+        return _load_atomically(emitter, call, Use.AWAITS)
+    do, (pointer, width, operands) = emitter.do, emitter.vectors(_target(call.args[-1]), Use.AWAITS)
+    if width != lanes:
+        raise ValueError(f"{lanes} numbers are awaited at once, where {width} can be")
+    mask, *rest = operands
+    mask |= numbers.VOLATILE
+    if do.module.has_vulkan_memory_model:
+        mask |= numbers.NON_PRIVATE | numbers.MAKE_POINTER_VISIBLE
+        rest.append(_whole_device(do))
+    return Value(scalar, lanes, (do.body.emit(Op.LOAD, do.type(scalar, lanes), pointer, mask, *rest),))
 
 
 def atomic_store(use: Use) -> Rule:

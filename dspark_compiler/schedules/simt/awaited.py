@@ -53,12 +53,36 @@ def await_numbers(target: Buffer, places: Sequence[tuple[int, ...]], source: Cal
 
     All are asked for at once, and again while one is missing.
     """
+
+    def ask(i: int) -> None:
+        found = T.call_extern("float32", "dspark_await", T.address_of(source(i)))
+        T.buffer_store(target, found, list(places[i]))
+
+    _ask_until_there(target, places, ask, len(places))
+
+
+def await_pairs(
+    target: Buffer, places: Sequence[tuple[int, ...]], source: Buffer, index: Callable[[int], tuple[Expr, ...]]
+) -> None:
+    """target[places[i]] and the number behind it, likewise, of two numbers from source[index(i)], an even index, on."""
+
+    def ask(i: int) -> None:
+        *outer, first = index(i)
+        address = T.address_of(source[(*outer, T.ramp(first, 1, 2))])
+        *place, at = places[i]
+        found = T.call_extern("float32x2", "dspark_await", address)
+        T.buffer_store(target, found, [*place, T.ramp(at, 1, 2)])
+
+    both = [(*place[:-1], place[-1] + i) for place in places for i in range(2)]
+    _ask_until_there(target, both, ask, len(places))
+
+
+def _ask_until_there(target: Buffer, places: Sequence[tuple[int, ...]], ask: Callable[[int], None], asked: int) -> None:
     times, missing = registers(1, "int32"), registers(1, "int32")
     T.buffer_store(times, T.int32(_MOST_TIMES), [0])
     with T.While(times[0] > 0):
-        for i, place in enumerate(places):
-            found = T.call_extern("float32", "dspark_await", T.address_of(source(i)))
-            T.buffer_store(target, found, list(place))
+        for i in range(asked):
+            ask(i)
         T.buffer_store(missing, T.int32(0), [0])
         for place in places:
             is_nothing = T.reinterpret("uint32", target[place]) == T.uint32(NOTHING)

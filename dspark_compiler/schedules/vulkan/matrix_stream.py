@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from dspark_compiler.schedules.simt.awaited import await_numbers
+from dspark_compiler.schedules.simt.awaited import await_pairs
+from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, form_of
 from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOutput
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, of_lane_apart, registers, shared, team_sums
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
@@ -235,46 +236,39 @@ class _Part:
                 number = self._number(place, tile, line)
                 self._matrices.load_tile(self._weight, number, self._of["w"], row, column)
 
-    def _columns(self, step: Expr) -> list[Expr]:
-        """Those that a thread brings of x."""
-        return [T.Bind(self._start + step * _STEP + (half * SUBGROUP + self._lane)) for half in range(2)]
+    def _column(self, step: Expr) -> Expr:
+        """The first of the two that a thread brings of x."""
+        return T.Bind(self._start + step * _STEP + self._lane * 2)
 
     def _await(self, step: Expr, count: int) -> None:
-        inside = [[T.Bind(T.min(c, self._depth - 1)) for c in self._columns(step + place)] for place in range(count)]
+        inside = [T.Bind(T.min(self._column(step + place), self._depth - 2)) for place in range(count)]
         if self._normed:
             for place in range(count):
-                for half in range(2):
-                    factor = self._of["norm"][inside[place][half]] * T.float32(1 / _UNIT)
-                    T.buffer_store(self._norm, factor, [place, half])
-        places = [(p, m, half) for p in range(count) for m in range(self._count) for half in range(2)]
+                copy(self._norm, (place, T.int32(0)), self._of["norm"], (inside[place],), 2)
+        places = [(place, m, 0) for place in range(count) for m in range(self._count)]
         x = self._of["x"]
-        await_numbers(self._x, places, lambda i: x[self._first + places[i][1], inside[places[i][0]][places[i][2]]])
+        await_pairs(self._x, places, x, lambda i: (self._first + places[i][1], inside[places[i][0]]))
 
     def _put(self, place: int, step: Expr) -> None:
         """A step of x for the subgroup, as pairs of float16."""
-        is_odd = T.Bind(self._lane % 2 == 1)
-        at = T.Bind(self._region + T.Select(is_odd, T.int32(SUBGROUP // 2), T.int32(0)) + self._lane // 2)
-        columns = self._columns(step)
+        at, column = T.Bind(self._region + self._lane), self._column(step)
         for m in range(self._count):
-            found = [self._number_of_x(place, m, half, columns[half]) for half in range(2)]
-            # A thread has a number of either half of the step; of two neighbours each takes a pair of one.
-            given = T.Bind(T.Select(is_odd, found[0], found[1]))
-            other = T.Bind(of_lane_apart(given, 1))
-            pair = (T.Bind(T.Select(is_odd, other, found[0])), T.Bind(T.Select(is_odd, found[1], other)))
+            pair = [self._number_of_x(place, m, i, column) for i in range(2)]
             high = [T.Bind(T.cast(number, "float16")) for number in pair]
             left = [(n - T.cast(h, "float32")) * T.float32(_LOW) for n, h in zip(pair, high, strict=True)]
             low = [T.Bind(T.cast(number, "float16")) for number in left]
             T.buffer_store(self._memory, _packed(*high), [at + m * _WORDS])
             T.buffer_store(self._memory, _packed(*low), [at + (MOST_ROWS + m) * _WORDS])
 
-    def _number_of_x(self, place: int, m: int, half: int, column: Expr) -> Expr:
+    def _number_of_x(self, place: int, m: int, i: int, column: Expr) -> Expr:
         """As it is multiplied: times the norm's weight, in units."""
-        x = self._x[place, m, half]
+        x = self._x[place, m, i]
         if self._cut.splits * self._cut.steps * _STEP != self._depth:
             x = T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))
         if self._normed:
             T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
-        return T.Bind(x * (self._norm[place, half] if self._normed else T.float32(1 / _UNIT)))
+            x = T.Bind(x * self._norm[place, i])
+        return T.Bind(x * T.float32(1 / _UNIT))
 
 
 def _packed(low: Expr, high: Expr) -> Expr:

@@ -284,7 +284,8 @@ MAKE_AVAILABLE_AND_VISIBLE = 0x2000 | 0x4000  # of Vulkan's memory model
 # Memory operands (bits).
 VOLATILE = 0x1
 ALIGNED = 0x2
-NON_PRIVATE = 0x20  # of Vulkan's memory model: others may see it
+MAKE_POINTER_VISIBLE = 0x10  # of Vulkan's memory model: what others have written before
+NON_PRIVATE = 0x20  # of it, too: others may see it
 
 MAGIC = 0x07230203
 VERSION_1_5 = 0x00010500  # what Vulkan 1.2 takes
