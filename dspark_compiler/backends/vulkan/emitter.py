@@ -23,7 +23,10 @@ class Emitter(Protocol):
     def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
         """A pointer to the element that a load of one number would read, and what it is used for."""
 
-    def vectors(self, load: Any, use: Use = Use.READS) -> tuple[int, int, tuple[int, ...]]:
+    def load_written(self, load: Any) -> Value:
+        """What a load reads, of which others may write each number meanwhile."""
+
+    def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """Where a load begins: a pointer to a vector, its elements, operands of accesses."""
 
     def choose(self, condition: Value, sides: tuple[Side, Side], like: Any) -> Value:

@@ -7,9 +7,9 @@ from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.calls import find_call
 from dspark_compiler.backends.vulkan.emitter import Side
 from dspark_compiler.backends.vulkan.indexing import alignment, quotient
-from dspark_compiler.backends.vulkan.memory import Index, Use
+from dspark_compiler.backends.vulkan.memory import DeviceMemory, Index, Use
 from dspark_compiler.backends.vulkan.narrowing import Narrowing
-from dspark_compiler.backends.vulkan.scope import Scope, View, contiguous
+from dspark_compiler.backends.vulkan.scope import Access, Scope, View, contiguous
 from dspark_compiler.backends.vulkan.spirv.types import parse_dtype
 from dspark_compiler.backends.vulkan.values import Value, widths
 from dspark_compiler.backends.vulkan.walk import reads_memory
@@ -79,14 +79,27 @@ class Expressions:
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
         return view.memory.pointer(view.scalar, self._position(index, view), use), view
 
-    def vectors(self, load: Any, use: Use = Use.READS) -> tuple[int, int, tuple[int, ...]]:
+    def load_written(self, load: Any) -> Value:
         """See Emitter."""
+        view, access = self._contiguous(load)
+        if not isinstance(view.memory, DeviceMemory):
+            raise ValueError(f"{load} reads what nobody else writes")
+        aligned = self._aligned(access.base, view)
+        return view.memory.load_written(view.scalar, access.lanes, self._position(access.base, view), aligned)
+
+    def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
+        """See Emitter."""
+        view, access = self._contiguous(load)
+        aligned = self._aligned(access.base, view)
+        return view.memory.vectors(view.scalar, self._position(access.base, view), aligned)
+
+    def _contiguous(self, load: Any) -> tuple[View, Access]:
+        """What a load of neighbouring numbers reads, and from where on."""
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
         access = contiguous(index, view.lanes)
         if access is None:
             raise ValueError(f"{load} does not begin neighbouring numbers")
-        aligned = self._aligned(access.base, view)
-        return view.memory.vectors(view.scalar, self._position(access.base, view), aligned, use)
+        return view, access
 
     def view(self, buffer: Any) -> View:
         """Where a buffer lies."""

@@ -52,7 +52,7 @@ class Matrices:
         """See Memory."""
         raise ValueError("an element of a matrix is written")
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: Use) -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
         """See Memory."""
         raise ValueError("elements of a matrix are read")
 

@@ -22,6 +22,8 @@ from dspark_compiler.backends.vulkan.spirv.types import (
 )
 from dspark_compiler.backends.vulkan.values import Value
 
+# Where all see an operation, in Vulkan's memory model: one queue is all we use, and wider takes a feature of it.
+WHOLE_DEVICE = numbers.Scope.QUEUE_FAMILY
 _ACCESS = 16  # bytes at once
 _WORD = 4
 Index = Callable[[int], Value]  # n -> the index in units of n elements
@@ -39,7 +41,7 @@ class Memory(Protocol):
     def pointer(self, scalar: Scalar, index: Index, use: "Use") -> int:
         """The id of a pointer to one element, for what is done to it."""
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
         """The id of a pointer to as many elements as are read at once, their number, operands of such an access."""
 
 
@@ -75,7 +77,7 @@ class DeviceMemory:
         self._do = arithmetic
         self._address = address
         self._usage = usage
-        self._views: dict[tuple[Scalar, int], int] = {}
+        self._views: dict[tuple[Scalar, int, bool], int] = {}
 
     def load(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
         """See Memory."""
@@ -102,34 +104,53 @@ class DeviceMemory:
             pointer = self._element(unit, count, index(each), begin // each)
             self._do.body.emit_void(Op.STORE, pointer, piece.id, numbers.ALIGNED, unit.size * count)
 
+    def load_written(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
+        """The same in one access, and what others have written meanwhile; each lane at some time, not all at the same.
+
+        Raises:
+            ValueError: so many are not read at once.
+        """
+        each, unit, count = _access(scalar, lanes, aligned)
+        if each != lanes:
+            raise ValueError(f"{lanes} x {scalar} are not read at once")
+        self._usage.uses.add(Use.AWAITS)
+        mask = numbers.VOLATILE | numbers.ALIGNED
+        scope: tuple[int, ...] = ()
+        own_model = self._do.module.has_vulkan_memory_model
+        if own_model:
+            mask |= numbers.NON_PRIVATE | numbers.MAKE_POINTER_VISIBLE
+            scope = (self._do.constant(UINT32, WHOLE_DEVICE).id,)
+        pointer = self._element(unit, count, index(each), 0, coherent=not own_model)
+        loaded = self._do.body.emit(Op.LOAD, self._do.type(unit, count), pointer, mask, unit.size * count, *scope)
+        return self._do.bitcast(Value(unit, count, (loaded,)), scalar, lanes)
+
     def pointer(self, scalar: Scalar, index: Index, use: Use) -> int:
         """See Memory."""
         self._usage.uses.add(use)
         return self._element(scalar, 1, index(1), 0)
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
         """See Memory."""
-        self._usage.uses.add(use)
+        self._usage.uses.add(Use.READS)
         each, unit, count = _access(scalar, _ACCESS // scalar.size, aligned)
         pointer = self._element(unit, count, index(each), 0)
         return pointer, each, (numbers.ALIGNED, unit.size * count)
 
-    def _element(self, unit: Scalar, count: int, index: Value, offset: int) -> int:
-        base = self._view(unit, count)
+    def _element(self, unit: Scalar, count: int, index: Value, offset: int, *, coherent: bool = False) -> int:
+        base = self._view(unit, count, coherent)
         kind = pointer_type(self._do.module, Storage.PHYSICAL_STORAGE_BUFFER, self._do.type(unit, count))
         if offset:
             index = self._do.binary("Add", index, self._do.constant(index.scalar, offset))
         first = self._do.constant(INT32, 0)
         return self._do.body.emit(Op.ACCESS_CHAIN, kind, base, first.id, index.id)
 
-    def _view(self, unit: Scalar, count: int) -> int:
+    def _view(self, unit: Scalar, count: int, coherent: bool) -> int:
         """The address as a pointer to vectors of ``count``."""
-        if (unit, count) not in self._views:
-            kind = array_behind_address(self._do.module, unit, count)
-            self._views[unit, count] = self._do.body.at_entry(
-                lambda: self._do.body.emit(Op.BITCAST, kind, self._address)
-            )
-        return self._views[unit, count]
+        key = unit, count, coherent
+        if key not in self._views:
+            kind = array_behind_address(self._do.module, unit, count, coherent=coherent)
+            self._views[key] = self._do.body.at_entry(lambda: self._do.body.emit(Op.BITCAST, kind, self._address))
+        return self._views[key]
 
 
 class ChipMemory:
@@ -178,7 +199,7 @@ class ChipMemory:
         self._check(scalar)
         return self._element(1, index, 0)
 
-    def vectors(self, scalar: Scalar, index: Index, aligned: int, use: "Use") -> tuple[int, int, tuple[int, ...]]:
+    def vectors(self, scalar: Scalar, index: Index, aligned: int) -> tuple[int, int, tuple[int, ...]]:
         """See Memory."""
         if aligned % self._width:
             raise ValueError(f"an access begins within a vector of {self._width}")

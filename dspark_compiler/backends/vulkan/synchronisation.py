@@ -4,7 +4,7 @@ from typing import Any
 
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
-from dspark_compiler.backends.vulkan.memory import ChipMemory, Use
+from dspark_compiler.backends.vulkan.memory import WHOLE_DEVICE, ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
 from dspark_compiler.backends.vulkan.spirv.types import UINT32, parse_dtype
@@ -72,18 +72,9 @@ def await_numbers(emitter: Emitter, call: Any) -> Value:
 
     Of several neighbours each is what was there at some time, not all at the same.
     """
-    scalar, lanes = parse_dtype(str(call.ty.dtype))
-    if lanes == 1:
+    if parse_dtype(str(call.ty.dtype))[1] == 1:
         return _load_atomically(emitter, call, Use.AWAITS)
-    do, (pointer, width, operands) = emitter.do, emitter.vectors(_target(call.args[-1]), Use.AWAITS)
-    if width != lanes:
-        raise ValueError(f"{lanes} numbers are awaited at once, where {width} can be")
-    mask, *rest = operands
-    mask |= numbers.VOLATILE
-    if do.module.has_vulkan_memory_model:
-        mask |= numbers.NON_PRIVATE | numbers.MAKE_POINTER_VISIBLE
-        rest.append(_whole_device(do))
-    return Value(scalar, lanes, (do.body.emit(Op.LOAD, do.type(scalar, lanes), pointer, mask, *rest),))
+    return emitter.load_written(_target(call.args[-1]))
 
 
 def atomic_store(use: Use) -> Rule:
@@ -111,8 +102,8 @@ def device_fence(emitter: Emitter, call: Any) -> None:
 
 
 def _whole_device(do: Arithmetic) -> int:
-    """The scope in which all see an operation; one queue is all we use, and wider takes a feature of Vulkan's model."""
-    return do.constant(UINT32, Scope.QUEUE_FAMILY if do.module.has_vulkan_memory_model else Scope.DEVICE).id
+    """The scope in which all see an operation."""
+    return do.constant(UINT32, WHOLE_DEVICE if do.module.has_vulkan_memory_model else Scope.DEVICE).id
 
 
 def _target(address: Any) -> Any:

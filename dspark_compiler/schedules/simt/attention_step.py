@@ -5,6 +5,8 @@ have them. The one with the first of those slots writes them to the cache, where
 arrive of those that share rows adds up the parts.
 """
 
+import math
+
 import tvm
 from tvm import DataType
 from tvm.tirx.script.builder import ir as T
@@ -24,7 +26,7 @@ from dspark_compiler.schedules.simt.attention_parts import (
     put_total,
 )
 from dspark_compiler.schedules.simt.attention_totals import THREADS
-from dspark_compiler.schedules.simt.awaited import await_numbers, hands_on
+from dspark_compiler.schedules.simt.awaited import Ask, hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
     NewSlot,
     Problem,
@@ -34,12 +36,13 @@ from dspark_compiler.schedules.simt.cache_rows import (
     scratch_args,
     span_of,
 )
-from dspark_compiler.schedules.simt.projected_heads import ProjectedHeads, Unit
-from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
-from dspark_compiler.schedules.simt.stored import copy, narrow
+from dspark_compiler.schedules.simt.projected_heads import Task, make_heads
+from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
+from dspark_compiler.schedules.simt.stored import copy, copy_line, narrow
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when, widest_vector
 
+_VECTOR = 4  # numbers of the projection that a thread reads at once
 _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
 
 
@@ -141,22 +144,21 @@ class _Projected:
 
     def prepare(self, has_new: Expr, writes: Expr) -> None:
         """Brings the work group's queries and, where its slots may be new, new keys and values; one ``writes`` them."""
-        values = self._values(has_new)
-        heads = ProjectedHeads(self._place, self._work, self._tensors, has_new)
+        place, dtype = self._place, self._place.problem.dtype
+        values = _NewValues(place, self._tensors)
 
-        def store(unit: Unit, value: Expr) -> None:
-            with T.If(unit.is_query):
-                with T.Then():
-                    T.buffer_store(self._q, value, [unit.task, unit.d])
-                with T.Else():
-                    T.buffer_store(self._new["k"], narrow(value, self._place.problem.dtype), [unit.token, unit.d])
-                    slot = NewSlot(self._place.problem, self._tensors, self._place.row, unit.token)
-                    with when(T.And(writes, slot.fits)):
-                        slot.store("k", self._place.head, unit.d, value)
+        def store(task: Task, head: Head) -> None:
+            with when(task.is_query):
+                head.for_lines(lambda d, line: head.copy_to(self._q, (task.task, d), line))
+            with when(T.And(has_new, task.is_key)):
+                keys, slot = head.narrowed(dtype), NewSlot(place.problem, self._tensors, place.row, task.token)
+                head.for_lines(lambda d, line: copy_line(self._new["k"], (task.token, d), keys, line))
+                with when(T.And(writes, slot.fits)):
+                    head.for_lines(lambda d, line: slot.copy("k", place.head, d, keys, line))
 
-        heads.rotate(store)
+        make_heads(place, self._work, self._tensors, store, values.asks)
         with when(has_new):
-            self._store_values(values, writes)
+            values.store(self._new["v"], writes)
         barrier()
 
     def query(self, i: int, element: Expr) -> Expr:
@@ -180,38 +182,43 @@ class _Projected:
         """See Rows; caches that have scales are written by a launch of their own."""
         raise AssertionError("a step reads no quantized cache")
 
-    def _values(self, has_new: Expr) -> Buffer:
-        """New values, if any: a thread has every ``THREADS``th element of all tokens."""
-        shape = self._place.problem.shape
-        start = (shape.heads + shape.kv_heads) * shape.head_dim + self._place.head * shape.value_dim
-        count = shape.width * shape.value_dim
-        values = registers(-(-count // THREADS))
-        with when(has_new):
-            turns, source = -(-count // THREADS), []
-            for turn in range(turns):
-                token, d = self._element(T.min(turn * THREADS + self._place.thread, count - 1))
-                source.append((self._place.row * shape.width + token, start + d))
-            if self._place.problem.awaits:
-                await_numbers(values, [(turn,) for turn in range(turns)], lambda t: self._tensors["x"][source[t]])
-            else:
-                for turn in range(turns):
-                    T.buffer_store(values, self._tensors["x"][source[turn]], [turn])
-        return values
 
-    def _store_values(self, values: Buffer, writes: Expr) -> None:
-        place, shape = self._place, self._place.problem.shape
-        count = shape.width * shape.value_dim
-        for turn in range(-(-count // THREADS)):
-            unit = T.Bind(turn * THREADS + place.thread)
-            with when(unit < count):
-                token, d = self._element(unit)
-                T.buffer_store(self._new["v"], narrow(values[turn], place.problem.dtype), [token, d])
+class _NewValues:
+    """New values of the work group's head, some elements in a row a thread."""
+
+    def __init__(self, place: Place, tensors: Tensors) -> None:
+        self._place, self._tensors, shape = place, tensors, place.problem.shape
+        self._each = widest_vector(math.gcd(shape.head_dim, shape.value_dim), _VECTOR)
+        self._pieces = shape.width * shape.value_dim // self._each
+        self._turns = -(-self._pieces // THREADS)
+        self._found = registers((self._turns, self._each))
+        start = (shape.heads + shape.kv_heads) * shape.head_dim + place.head * shape.value_dim
+        self.asks = []
+        for turn in range(self._turns):
+            token, d = self._element(T.min(self._piece(turn), self._pieces - 1))
+            index = (T.Bind(place.row * shape.width + token), T.Bind(start + d))
+            self.asks.append(Ask(self._found, (turn, 0), tensors["x"], index, self._each))
+
+    def store(self, target: Buffer, writes: Expr) -> None:
+        """target[token, element], and where ``writes`` in the cache."""
+        place, dtype = self._place, self._place.problem.dtype
+        stored = registers((self._turns, self._each), dtype)
+        for turn in range(self._turns):
+            piece = T.Bind(self._piece(turn))
+            with when(piece < self._pieces):
+                token, d = self._element(piece)
+                for e in range(self._each):
+                    T.buffer_store(stored, narrow(self._found[turn, e], dtype), [turn, e])
+                copy_line(target, (token, d), stored, turn)
                 slot = NewSlot(place.problem, self._tensors, place.row, token)
                 with when(T.And(writes, slot.fits)):
-                    slot.store("v", place.head, d, values[turn])
+                    slot.copy("v", place.head, d, stored, turn)
                     slot.store_position(place.head, d == 0)
 
-    def _element(self, unit: Expr) -> tuple[Expr, Expr]:
-        """Token and element of a unit."""
-        value_dim = self._place.problem.shape.value_dim
-        return T.Bind(unit // value_dim), T.Bind(unit % value_dim)
+    def _piece(self, turn: int) -> Expr:
+        return turn * THREADS + self._place.thread
+
+    def _element(self, piece: Expr) -> tuple[Expr, Expr]:
+        """Token and first element of a piece."""
+        each = self._place.problem.shape.value_dim // self._each
+        return T.Bind(piece // each), T.Bind(piece % each * self._each)

@@ -10,12 +10,14 @@ barriers out between a kernel that publishes and one that awaits (vulkan_runtime
 every number is there when it is first asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.flat import each
+from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
 
@@ -48,44 +50,50 @@ def publish(buffer: Buffer, index: Sequence[Expr], value: Expr) -> None:
     T.evaluate(T.call_extern("void", "dspark_publish", address, T.reinterpret("float32", stored)))
 
 
-def await_numbers(target: Buffer, places: Sequence[tuple[int, ...]], source: Callable[[int], Expr]) -> None:
-    """target[places[i]] = the float32 ``source(i)``, an element of a buffer, as soon as it is there.
+@dataclass(frozen=True)
+class Ask:
+    """For ``count`` neighbouring float32 (1, 2 or 4) from source[index] on, to be put to target[at] and behind it.
 
-    All are asked for at once, and again while one is missing.
+    The index of the first is a multiple of ``count``.
     """
 
-    def ask(i: int) -> None:
-        found = T.call_extern("float32", "dspark_await", T.address_of(source(i)))
-        T.buffer_store(target, found, list(places[i]))
+    target: Buffer
+    at: tuple[int, ...]
+    source: Buffer
+    index: Sequence[Expr]
+    count: int = 1
 
-    _ask_until_there(target, places, ask, len(places))
+    def load(self) -> None:
+        """What is there, where it need not be awaited."""
+        copy(self.target, self.at, self.source, tuple(self.index), self.count)
+
+    def found(self) -> list[Expr]:
+        """What the target has."""
+        *outer, first = self.at
+        return [self.target[(*outer, first + i)] for i in range(self.count)]
+
+    def emit(self) -> None:
+        """Asks once."""
+        (*outer, first), (*place, at) = self.index, self.at
+        if self.count == 1:
+            found = T.call_extern("float32", "dspark_await", T.address_of(self.source[tuple(self.index)]))
+            T.buffer_store(self.target, found, list(self.at))
+            return
+        address = T.address_of(self.source[(*outer, T.ramp(first, 1, self.count))])
+        found = T.call_extern(f"float32x{self.count}", "dspark_await", address)
+        T.buffer_store(self.target, found, [*place, T.ramp(at, 1, self.count)])
 
 
-def await_pairs(
-    target: Buffer, places: Sequence[tuple[int, ...]], source: Buffer, index: Callable[[int], tuple[Expr, ...]]
-) -> None:
-    """target[places[i]] and the number behind it, likewise, of two numbers from source[index(i)], an even index, on."""
-
-    def ask(i: int) -> None:
-        *outer, first = index(i)
-        address = T.address_of(source[(*outer, T.ramp(first, 1, 2))])
-        *place, at = places[i]
-        found = T.call_extern("float32x2", "dspark_await", address)
-        T.buffer_store(target, found, [*place, T.ramp(at, 1, 2)])
-
-    both = [(*place[:-1], place[-1] + i) for place in places for i in range(2)]
-    _ask_until_there(target, both, ask, len(places))
-
-
-def _ask_until_there(target: Buffer, places: Sequence[tuple[int, ...]], ask: Callable[[int], None], asked: int) -> None:
+def await_numbers(asks: Sequence[Ask]) -> None:
+    """Goes on as soon as all are there, which are asked for at once, and again while one is missing."""
     times, missing = registers(1, "int32"), registers(1, "int32")
     T.buffer_store(times, T.int32(_MOST_TIMES), [0])
     with T.While(times[0] > 0):
-        for i in range(asked):
-            ask(i)
+        for ask in asks:
+            ask.emit()
         T.buffer_store(missing, T.int32(0), [0])
-        for place in places:
-            is_nothing = T.reinterpret("uint32", target[place]) == T.uint32(NOTHING)
+        for number in (number for ask in asks for number in ask.found()):
+            is_nothing = T.reinterpret("uint32", number) == T.uint32(NOTHING)
             T.buffer_store(missing, T.Select(is_nothing, T.int32(1), missing[0]), [0])
         T.buffer_store(times, T.Select(missing[0] == 0, T.int32(0), times[0] - 1), [0])
 

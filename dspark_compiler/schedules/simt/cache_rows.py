@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.stored import cached, narrow
+from dspark_compiler.schedules.simt.stored import cached, copy_line, narrow
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 
@@ -97,6 +97,11 @@ class NewSlot:
     def store(self, name: str, head: Expr, d: Expr, value: Expr) -> None:
         """Stores element d of "k" or "v"."""
         self.store_as_is(name, head, d, narrow(value, self._problem.dtype))
+
+    def copy(self, name: str, head: Expr, d: Expr, source: Buffer, line: int) -> None:
+        """Stores elements of "k" or "v" from d on: a line of ``source``, which has the cache's type."""
+        target = self._tensors[f"{name}_{self._kind}"]
+        copy_line(target, (self._span.sequence, head, self._slot, d), source, line)
 
     def store_as_is(self, name: str, head: Expr, d: Expr, element: Expr) -> None:
         """The same of what has the cache's type."""

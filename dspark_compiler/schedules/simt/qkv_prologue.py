@@ -11,14 +11,14 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.simt.awaited import Ask
 from dspark_compiler.schedules.simt.cache_rows import NewSlot, Problem, Tensors, cache_args, form_args, scratch_args
-from dspark_compiler.schedules.simt.stored import copy
+from dspark_compiler.schedules.simt.stored import copy_line, narrow
 from dspark_compiler.schedules.simt.threads import TEAM, launch, registers, team_sum
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _THREADS = 128
 _TEAMS = _THREADS // TEAM
-Store = Callable[[Expr, Expr], None]  # of an element's number and itself
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, f
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         with launch((-(-heads // _TEAMS), shape.width, shape.rows), _THREADS) as (group, token, row, thread):
             number, lane = T.Bind(group * _TEAMS + thread // TEAM), T.Bind(thread % TEAM)
-            head = Head(shape, work, tensors, (row, token), lane)
+            head = Head(shape, work, tensors, (row, token, number), lane)
             slot = NewSlot(problem, tensors, row, token)
             kv_head = T.Bind(number - shape.heads)
             value_head = T.Bind(kv_head - shape.kv_heads)
 
-            def store_query(d: Expr, value: Expr) -> None:
-                with when(number < shape.heads):
-                    T.buffer_store(tensors["q"], value, [row, number, token, d])
-
-            def store_key(d: Expr, value: Expr) -> None:
-                with when(T.And(T.And(kv_head >= 0, kv_head < shape.kv_heads), slot.fits)):
-                    slot.store("k", kv_head, d, value)
-
             # All teams take part in the sums of a norm, whatever they are for.
-            head.rotate(number, store_query, store_key)
+            head.load()
+            head.rotate()
+            with when(number < shape.heads):
+                head.for_lines(lambda d, line: head.copy_to(tensors["q"], (row, number, token, d), line))
+            with when(T.And(T.And(kv_head >= 0, kv_head < shape.kv_heads), slot.fits)):
+                keys = head.narrowed(dtype)
+                head.for_lines(lambda d, line: slot.copy("k", kv_head, d, keys, line))
             with when(T.And(T.And(value_head >= 0, value_head < shape.kv_heads), slot.fits)):
                 start = (shape.heads + shape.kv_heads) * shape.head_dim + value_head * shape.value_dim
-                head.copy(start, lambda d, value: slot.store("v", value_head, d, value))
+                for d in range(0, shape.value_dim, TEAM):
+                    element = T.Bind(d + lane)
+                    slot.store("v", value_head, element, tensors["x"][row * shape.width + token, start + element])
                 slot.store_position(value_head, lane == 0)
 
     return kernel(name, args, body)
@@ -124,79 +124,106 @@ def inverse_root(squares: Expr, dim: int, eps: float) -> Expr:
 
 
 class Head:
-    """A team's head."""
+    """A team's head of a token: number of the call's row, of the token and of the head among queries and keys.
+
+    Of values, which neither norm nor rotation changes, it has numbers that nobody stores.
+    """
 
     def __init__(
-        self, shape: AttentionShape, work: Prologue, tensors: Tensors, token: tuple[Expr, Expr], lane: Expr
+        self,
+        shape: AttentionShape,
+        work: Prologue,
+        tensors: Tensors,
+        which: tuple[Expr, Expr, Expr],
+        lane: Expr,
     ) -> None:
-        self._shape, self._work, self._tensors, self._token, self._lane = shape, work, tensors, token, lane
-        self._row = T.Bind(token[0] * shape.width + token[1])
+        self._shape, self._work, self._tensors, self._lane = shape, work, tensors, lane
+        self._row, self._token, number = which
+        self._is_query = number < shape.heads
         self._half, self._halves = shape.head_dim // 2, Halves(shape.head_dim)
-        self._each, self._turns = self._halves.each, self._halves.turns
-
-    def rotate(self, number: Expr, *stores: Store) -> None:
-        """Norm and rotation of the query or key head ``number``; of others, numbers nobody stores."""
-        shape, each = self._shape, self._each
+        self._each, self._lines = self._halves.each, range(2 * self._halves.turns)
+        row = T.Bind(self._row * shape.width + self._token)
         start = T.Bind(T.min(number, shape.heads + shape.kv_heads - 1) * shape.head_dim)
-        # All is asked for before anything is stored: what is loaded after a store waits for it.
-        values = self._loaded("x", lambda d: (self._row, start + d))
-        weights = None if self._work.eps is None else self._weights(number)
-        tables = [self._loaded(name, self._in_table) for name in ("cos", "sin")] if self._work.rope else None
-        scale = self._inverse_root(values)
-        for turn in range(self._turns):
-            with when(self._first(turn) < self._half) if self._half % TEAM else nullcontext():
-                for e in range(each):
-                    at = (2 * turn, e), (2 * turn + 1, e)  # in both halves
-                    low, high = (self._normed(values, weights, scale, place) for place in at)
-                    if tables is not None:
-                        cos, sin = tables
-                        turned = low * cos[at[0]] - high * sin[at[0]], high * cos[at[1]] + low * sin[at[1]]
-                        low, high = (T.Bind(value) for value in turned)
-                    for store in stores:
-                        store(T.Bind(self._first(turn) + e), low)
-                        store(T.Bind(self._first(turn) + e + self._half), high)
+        self._values = self._registers()
+        self.asks = [self._ask(self._values, line, "x", row, base=start) for line in self._lines]
+        """For its numbers, of which there are none before."""
+        self._weights = self._registers() if work.eps is not None else None
+        self._tables = {name: self._registers() for name in ("cos", "sin")} if work.rope else {}
 
-    def copy(self, start: Expr, store: Store) -> None:
-        """A value head as it is."""
-        for first in range(0, self._shape.value_dim, TEAM):
-            d = T.Bind(first + self._lane)
-            store(d, self._tensors["x"][self._row, start + d])
+    def load(self) -> None:
+        """Its numbers, where they are there, and what they are multiplied by: all is on its way before any is used."""
+        for ask in self.asks:
+            ask.load()
+        self.load_factors()
 
-    def _first(self, turn: int) -> Expr:
-        """The first of a lane's elements."""
-        return self._halves.first(turn, self._lane)
+    def load_factors(self) -> None:
+        """What its numbers are multiplied by."""
+        if self._weights is not None:
+            with T.If(self._is_query):
+                with T.Then():
+                    self._load(self._weights, "q_weight")
+                with T.Else():
+                    self._load(self._weights, "k_weight")
+        for name, table in self._tables.items():
+            self._load(table, name, self._row, T.int32(0), self._token)
 
-    def _loaded(self, name: str, place: Callable[[Expr], tuple[Expr, ...]]) -> Buffer:
-        """A lane's elements d of a tensor at place(d): a line for each turn and half."""
-        found = registers((self._turns * 2, self._each))
-        for line in range(self._turns * 2):
-            copy(found, (line, 0), self._tensors[name], place(self._halves.element(line, self._lane)), self._each)
-        return found
-
-    def _in_table(self, d: Expr) -> tuple[Expr, ...]:
-        row, token = self._token
-        return row, T.int32(0), token, d
-
-    def _weights(self, number: Expr) -> Buffer:
-        """Those of the norm of head ``number``."""
-        query, key = (self._loaded(f"{name}_weight", lambda d: (d,)) for name in "qk")
-        for line in range(self._turns * 2):
+    def rotate(self) -> None:
+        """Norm and rotation; all of a subgroup get here."""
+        if self._weights is not None:
+            scale = self._inverse_root()
+            for line in self._lines:
+                for e in range(self._each):
+                    value = self._values[line, e] * scale * self._weights[line, e]
+                    T.buffer_store(self._values, value, [line, e])
+        if not self._tables:
+            return
+        cos, sin = self._tables["cos"], self._tables["sin"]
+        for low in self._lines[::2]:
             for e in range(self._each):
-                T.buffer_store(query, T.Select(number < self._shape.heads, query[line, e], key[line, e]), [line, e])
-        return query
+                one, two = T.Bind(self._values[low, e]), T.Bind(self._values[low + 1, e])  # in both halves
+                T.buffer_store(self._values, one * cos[low, e] - two * sin[low, e], [low, e])
+                T.buffer_store(self._values, two * cos[low + 1, e] + one * sin[low + 1, e], [low + 1, e])
 
-    def _normed(self, values: Buffer, weights: Buffer | None, scale: Expr, place: tuple[int, int]) -> Expr:
-        return T.Bind(values[place] if weights is None else values[place] * scale * weights[place])
+    def for_lines(self, emit: Callable[[Expr, int], None]) -> None:
+        """Calls emit(d, line) for each line, whose first number is element d."""
+        for line in self._lines:
+            inside = self._halves.first(line // 2, self._lane) < self._half
+            with when(inside) if self._half % TEAM else nullcontext():
+                emit(T.Bind(self._halves.element(line, self._lane)), line)
 
-    def _inverse_root(self, values: Buffer) -> Expr:
-        """1 / sqrt(mean of squares + eps), if there is a norm."""
-        if self._work.eps is None:
-            return T.float32(1.0)
+    def copy_to(self, target: Buffer, place: tuple[Expr, ...], line: int) -> None:
+        """target[place] and behind it = a line."""
+        copy_line(target, place, self._values, line)
+
+    def narrowed(self, dtype: str) -> Buffer:
+        """All lines as they are stored."""
+        stored = registers((len(self._lines), self._each), dtype)
+        for line in self._lines:
+            for e in range(self._each):
+                T.buffer_store(stored, narrow(self._values[line, e], dtype), [line, e])
+        return stored
+
+    def _registers(self) -> Buffer:
+        return registers((len(self._lines), self._each))
+
+    def _load(self, target: Buffer, name: str, *outer: Expr) -> None:
+        for line in self._lines:
+            self._ask(target, line, name, *outer).load()
+
+    def _ask(self, target: Buffer, line: int, name: str, *outer: Expr, base: Expr | int = 0) -> Ask:
+        element = base + self._halves.element(line, self._lane)
+        return Ask(target, (line, 0), self._tensors[name], (*outer, T.Bind(element)), self._each)
+
+    def _inverse_root(self) -> Expr:
+        """1 / sqrt(mean of squares + eps)."""
+        assert self._work.eps is not None
         total = registers(1)
         T.buffer_store(total, T.float32(0.0), [0])
-        for line in range(self._turns * 2):
+        for line in self._lines:
             for e in range(self._each):
-                square = values[line, e] * values[line, e]
-                inside = self._first(line // 2) < self._half
-                T.buffer_store(total, total[0] + T.Select(inside, square, T.float32(0.0)), [0])
+                square = self._values[line, e] * self._values[line, e]
+                inside = self._halves.first(line // 2, self._lane) < self._half
+                if self._half % TEAM:
+                    square = T.Select(inside, square, T.float32(0.0))
+                T.buffer_store(total, total[0] + square, [0])
         return inverse_root(total[0], self._shape.head_dim, self._work.eps)

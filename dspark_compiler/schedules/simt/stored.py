@@ -59,9 +59,14 @@ def load(target: Buffer, at: int, source: Buffer, index: tuple[Expr, ...], count
         T.buffer_store(target, widen(source[(*outer, last + lane)], source.dtype), [at + lane])
 
 
-def copy(target: Buffer, at: tuple[int, ...], source: Buffer, index: tuple[Expr, ...], count: int) -> None:
+def copy(target: Buffer, at: tuple[Expr, ...], source: Buffer, index: tuple[Expr, ...], count: int) -> None:
     """The same without a change of type; ``target`` and ``source`` are of one."""
     *outer, last = index
     *place, first = at
     with T.vectorized(0, count) as lane:
         T.buffer_store(target, source[(*outer, last + lane)], [*place, first + lane])
+
+
+def copy_line(target: Buffer, at: tuple[Expr, ...], source: Buffer, line: int) -> None:
+    """target[at] and behind it = a line of ``source``, a matrix."""
+    copy(target, at, source, (line, T.int32(0)), int(source.shape[-1]))

@@ -9,7 +9,7 @@ from typing import Protocol
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from dspark_compiler.schedules.simt.awaited import await_numbers
+from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
 from dspark_compiler.schedules.simt.stored import load
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightForm
@@ -77,7 +77,7 @@ class SeenInputs(StoredInputs):
             first = T.Bind(turn * at_once * self._threads + thread)
             columns = [T.Bind(T.min(first + i * self._threads, self._depth - 1)) for i in range(at_once)]
             seen, x = registers(at_once), self._of["x"]
-            await_numbers(seen, [(i,) for i in range(at_once)], lambda i: x[self._first, columns[i]])
+            await_numbers([Ask(seen, (i,), x, (self._first, columns[i])) for i in range(at_once)])
         barrier()
 
 
@@ -102,7 +102,7 @@ class KeptInputs:
             self._put(self._norm, at, self._asked(self._of["norm"], at))
         x = registers(turns)
         inside = [T.min(place, self._depth - 1) for place in at]
-        await_numbers(x, [(turn,) for turn in range(turns)], lambda turn: self._of["x"][self._first, inside[turn]])
+        await_numbers([Ask(x, (turn,), self._of["x"], (self._first, inside[turn])) for turn in range(turns)])
         self._put(self._x, at, x)
         barrier()
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
-from dspark_compiler.schedules.simt.awaited import await_numbers, publish
+from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, publish
 from dspark_compiler.schedules.simt.threads import TEAM, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -127,7 +127,7 @@ class StreamOutput:
             feature = T.min(group * self._cut.features + place, self._features - 1)
             places.append((T.Bind(self._cut.first + T.min(m, self._cut.count - 1)), T.Bind(feature)))
         source = self._of["residual"]
-        await_numbers(self._residual, [(turn,) for turn in range(self._turns)], lambda turn: source[places[turn]])
+        await_numbers([Ask(self._residual, (turn,), source, place) for turn, place in enumerate(places)])
 
     def _unit(self, turn: Expr | int, thread: Expr) -> tuple[Expr, Expr]:
         """Row of x and place among the work group's features of an output."""

@@ -11,12 +11,12 @@ zero: below 0.004 only what is left counts, which is float16's own precision.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from dspark_compiler.schedules.simt.awaited import await_pairs
+from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
 from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, form_of
 from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOutput
@@ -31,6 +31,7 @@ _MOST_SPLITS = 8  # subgroups of a work group
 _MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups: what the chip's memory has room for
 _MOST_HELD = 32  # matrices of the weight that a subgroup has under way
 _BUSY = 120  # work groups that keep a large device busy
+_BUSY_WITH_ROWS = 60  # and with several rows of x, all of which each of them brings
 _WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin in different banks
 _PITCH = SIDE + 4  # of a matrix of sums
 _REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
@@ -60,8 +61,8 @@ class MatrixCut:
         all_steps = -(-work.depth // _STEP)
         steps = -(-all_steps // _MOST_SPLITS)
         splits = -(-all_steps // steps)
-        blocks = 1
-        while 2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= _BUSY:
+        blocks, busy = 1, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
+        while 2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= busy:
             blocks *= 2
         return MatrixCut(splits, steps, blocks, halves)
 
@@ -79,6 +80,12 @@ class MatrixCut:
     def words(self) -> int:
         """Of memory on the chip: parts of x, in the place of which come sums."""
         return self.splits * max(_REGION, self.lines * _SUMS)
+
+    @staticmethod
+    def most_bytes(work: LinearWorkload) -> int:
+        """Memory on the chip that a product takes, however many rows: all of them have to choose alike."""
+        cuts = [MatrixCut.of(replace(work, rows=rows)) for rows in (1, MOST_ROWS)]
+        return max(cut.shared_bytes for cut in cuts if cut is not None)
 
     @property
     def shared_bytes(self) -> int:
@@ -245,9 +252,11 @@ class _Part:
         if self._normed:
             for place in range(count):
                 copy(self._norm, (place, T.int32(0)), self._of["norm"], (inside[place],), 2)
-        places = [(place, m, 0) for place in range(count) for m in range(self._count)]
-        x = self._of["x"]
-        await_pairs(self._x, places, x, lambda i: (self._first + places[i][1], inside[places[i][0]]))
+        places = [(place, m) for place in range(count) for m in range(self._count)]
+        source = [(self._first + m, inside[place]) for place, m in places]
+        await_numbers(
+            [Ask(self._x, (*at, 0), self._of["x"], index, 2) for at, index in zip(places, source, strict=True)]
+        )
 
     def _put(self, place: int, step: Expr) -> None:
         """A step of x for the subgroup, as pairs of float16."""

@@ -34,7 +34,7 @@ def stream_linear(
         if cut is None:
             by_numbers(of)
             return
-        has_matrices = T.call_packed(HAS_MATRICES, T.int32(cut.shared_bytes)) != 0
+        has_matrices = T.call_packed(HAS_MATRICES, T.int32(MatrixCut.most_bytes(work))) != 0
         _either(has_matrices, lambda: emit_matrix_stream(work, cut, options, of, Matrices()), lambda: by_numbers(of))
 
     def by_numbers(of: dict[str, Buffer]) -> None:

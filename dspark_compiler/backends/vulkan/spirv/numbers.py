@@ -195,6 +195,7 @@ class Decoration(IntEnum):
     BLOCK = 2
     ARRAY_STRIDE = 6
     BUILT_IN = 11
+    COHERENT = 23
     NON_WRITABLE = 24
     OFFSET = 35
     NO_CONTRACTION = 42

@@ -102,13 +102,16 @@ def pointer_type(module: Module, storage: Storage, target: int) -> int:
     return module.declare(Op.TYPE_POINTER, storage, target)
 
 
-def array_behind_address(module: Module, scalar: Scalar, lanes: int) -> int:
-    """The id of a pointer type to any number of vectors in a buffer, one after the other."""
-    key = ("behind", scalar, lanes)
-    return module.remember(key, lambda: _array_behind_address(module, scalar, lanes))
+def array_behind_address(module: Module, scalar: Scalar, lanes: int, *, coherent: bool = False) -> int:
+    """The id of a pointer type to any number of vectors in a buffer, one after the other.
+
+    ``coherent``: what others write there is seen, without Vulkan's memory model.
+    """
+    key = ("behind", scalar, lanes, coherent)
+    return module.remember(key, lambda: _array_behind_address(module, scalar, lanes, coherent))
 
 
-def _array_behind_address(module: Module, scalar: Scalar, lanes: int) -> int:
+def _array_behind_address(module: Module, scalar: Scalar, lanes: int, coherent: bool) -> int:
     if scalar.bits in (8, 16):
         width = scalar.bits
         needed = Capability.STORAGE_BUFFER8_BIT_ACCESS if width == 8 else Capability.STORAGE_BUFFER16_BIT_ACCESS
@@ -118,6 +121,8 @@ def _array_behind_address(module: Module, scalar: Scalar, lanes: int) -> int:
     block = module.declare_new(Op.TYPE_STRUCT, elements)
     module.decorate(block, Decoration.BLOCK)
     module.decorate_member(block, 0, Decoration.OFFSET, 0)
+    if coherent:
+        module.decorate_member(block, 0, Decoration.COHERENT)
     return pointer_type(module, Storage.PHYSICAL_STORAGE_BUFFER, block)
 
 
