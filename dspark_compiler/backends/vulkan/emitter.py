@@ -23,6 +23,9 @@ class Emitter(Protocol):
     def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
         """A pointer to the element that a load of one number would read, and what it is used for."""
 
+    def given_up(self) -> int:
+        """A pointer to the word, uint32, that says that a wait was given up."""
+
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """Where a load begins: a pointer to a vector, its elements, operands of accesses."""
 
