@@ -50,6 +50,10 @@ def test_rounds_give_the_tokens_of_plain_decoding(
             assert [c.tokens for c in engine.complete(prompts, params)] == expected
             assert [engine.complete([prompt], params)[0].tokens for prompt in prompts] == expected
     assert unpaced.executor.device.obstacle is None
+    # What the others captured leaves alone what a later one keeps.
+    later = Engine(artifact, paced=False)
+    for engine in (later, unpaced, later, unpaced):
+        assert [c.tokens for c in engine.complete(prompts, params)] == expected
     params = SamplingParams(max_new_tokens=40, ignore_eos=True, temperature=1.0, top_p=0.9, top_k=20, seed=1)
     for engine in (unpaced, paced):
         together = [c.tokens for c in engine.complete(prompts, params)]

@@ -96,7 +96,7 @@ def test_threads_change_no_bit() -> None:
     check_threads(_artifact(None, None).path, *pruned)
 
 
-@pytest.mark.parametrize("policy", ["window", "tova", "h2o"])
+@pytest.mark.parametrize("policy", ["window", "tova", "h2o", "snapkv+h2o"])
 def test_sequences_of_a_batch_do_not_know_of_each_other(policy: str) -> None:
     engine = load(_artifact(policy).path)
     params = SamplingParams(max_new_tokens=90, ignore_eos=True)

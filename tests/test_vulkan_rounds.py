@@ -61,6 +61,10 @@ def test_drafted_tokens_are_those_of_eager(tmp_path: Path) -> None:
     eager = [model.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
     for engine in (unpaced, paced):
         assert _tokens(engine, prompts, params) == [tuple(tokens) for tokens in eager]
+    # What the others recorded leaves alone what a later one keeps.
+    later = Engine(artifact, paced=False)
+    for engine in (later, unpaced, later, unpaced):
+        assert _tokens(engine, prompts, params) == [tuple(tokens) for tokens in eager]
     assert unpaced.executor.device.obstacle is None
     params = SamplingParams(max_new_tokens=20, ignore_eos=True, temperature=1.0, top_p=0.9, top_k=20, seed=1)
     together = _tokens(unpaced, prompts, params)

@@ -52,8 +52,10 @@ class Fields {
     return static_cast<uint32_t>(value);
   }
 
+  bool Has(const char* name) const { return object_.count(tvm::ffi::String(name)) != 0; }
+
   std::string TextOr(const char* name, const char* otherwise) const {
-    return object_.count(tvm::ffi::String(name)) != 0 ? Text(name) : std::string(otherwise);
+    return Has(name) ? Text(name) : std::string(otherwise);
   }
 
  private:

@@ -163,6 +163,9 @@ class PruneKVCache(Pass):
 
     def _eviction(self, layer: CachedLayer, policy: Policy, names: list[str]) -> Any:
         first, last = (0, 0) if layer.exact else (self.budget.first, self.budget.last)
+        # What is added up goes on while another policy reads the prompt: slots would keep an earlier sequence's sums.
+        adding = [p for p in self._policies if p.keeps == "sums" and p != policy and not layer.exact]
+        assert all(p.queries == policy.queries for p in adding), "a layer's eviction sees one ring"
 
         def run(*values: Tensor) -> None:
             given = dict(zip(names, values, strict=True))
@@ -176,7 +179,10 @@ class PruneKVCache(Pass):
                 window=layer.window,
                 softcap=layer.softcap,
             )
-            score = policy.score(SlotView(cache, **control))
+            view = SlotView(cache, **control)
+            for other in adding:
+                other.score(view)
+            score = policy.score(view)
             place = (cache.slot_position, control["sequence"])
             source = dspark.select_slots(score, *place, control["length"], control["free"], need, first, last)
             moved = (cache.slot_score, cache.k_scale, cache.v_scale)

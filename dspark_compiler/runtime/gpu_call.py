@@ -91,15 +91,18 @@ class GpuCall:
         self._last = self._graphs.get(place)
         if self._last is None or self._last.epoch != self._context.epoch:
             self._context.launches.flush()
+            self._last = None
             return self._first(place, tensors)
         self._context.launches.put(Launch(self._last, lambda: self._put(self._arguments(tensors))))
         return self._results.tensors
 
     def again(self) -> None:
         """See Call; it was captured when it ran last."""
-        assert self._last is not None, "what was not captured cannot be launched again"
+        last = self._last
+        assert last is not None, "what was not captured cannot be launched again"
+        assert last.epoch == self._context.epoch, "memory has got another use since this was captured"
         self._context.launches.flush()
-        self._cuda.launch(self._last.handle, self._context.stream)
+        self._cuda.launch(last.handle, self._context.stream)
 
     def _copy_columns(self, name: str, source: Any) -> None:
         """Puts a copy of the first columns of a tensor to an input's place on the stream."""
@@ -127,16 +130,12 @@ class GpuCall:
         """Runs with tensors from where there were none yet, and captures the kernels for the next time."""
         arguments = self._arguments(tensors)
         with self._context.on_stream(), self._context.counted():
-            results = self._run(arguments)
-            if self._context.obstacle is not None:
-                return results
-            try:
-                graph = self._context.capture(lambda: self._put(arguments))
-            except DeviceError as error:
-                self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
-                return results
-        self._keep(results)
-        self._last = self._graphs[place] = graph
+            self._put(arguments)
+            if self._context.obstacle is None:
+                try:
+                    self._last = self._graphs[place] = self._context.capture(lambda: self._put(arguments))
+                except DeviceError as error:
+                    self._context.obstacle = f"kernels are launched one by one, since they cannot be captured: {error}"
         return self._results.tensors
 
     def _arguments(self, tensors: dict[str, Any]) -> list[Any]:
@@ -148,12 +147,8 @@ class GpuCall:
         return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where).tensor
 
     def _put(self, arguments: list[Any]) -> None:
-        """Puts all of a run on the stream."""
-        self._keep(self._run(arguments))
-
-    def _keep(self, results: dict[str, Any]) -> None:
-        """Copies results to where they stay until the next call."""
-        for name, tensor in results.items():
+        """Puts all of a run on the stream, and copies of its results to where they stay until the next."""
+        for name, tensor in self._run(arguments).items():
             size = tensor.numel() * tensor.dtype.bits // 8
             self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._context.stream)
 

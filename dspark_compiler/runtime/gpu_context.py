@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.gpu import GpuRuntime
 from dspark_compiler.runtime.gpu_memory import Described, Slab
+from dspark_compiler.runtime.lanes import lane_of
 from dspark_compiler.runtime.launches import Captured, Launch, Launches
 from dspark_compiler.runtime.library import import_tvm_ffi
 
@@ -18,9 +19,7 @@ class GpuContext:
 
     Attributes:
         cuda: CUDA's runtime library, or another with the same methods.
-        stream: what everything is put on.
         where: DLPack's type and number of the device.
-        epoch: counts how often memory may have been taken back from graphs.
         obstacle: why calls are not captured, None where they are.
         launches: captured calls on their way to the stream.
         used: bytes of the GPU's memory that were taken.
@@ -32,11 +31,20 @@ class GpuContext:
     def __init__(self, cuda: GpuRuntime, where: tuple[int, int]) -> None:
         self.cuda = cuda
         self.where = where
-        self.stream = cuda.stream()
-        self.epoch = 0
+        self._lane = lane_of(cuda, where)
         self.obstacle: str | None = None
         self.used = 0
         self.launches = Launches(self._join, lambda graph: cuda.launch(graph.handle, self.stream))
+
+    @property
+    def stream(self) -> int:
+        """See Lane."""
+        return self._lane.stream
+
+    @property
+    def epoch(self) -> int:
+        """See Lane."""
+        return self._lane.epoch
 
     def slab(self, described: Described, *, apart: bool = False) -> Slab:
         """Memory for some tensors; ``apart``: an allocation for each."""
@@ -54,7 +62,7 @@ class GpuContext:
         yield
         after, _ = self.cuda.memory()
         self.used += max(0, before - after)
-        self.epoch += after > before
+        self._lane.epoch += after > before
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dspark_compiler.artifact import Artifact
 from dspark_compiler.errors import ArtifactError, InputError
+from dspark_compiler.runtime.lanes import make_way
 from dspark_compiler.runtime.ort_session import session_openers
 
 MODEL_LIBRARY = "lib/model.so"
@@ -76,7 +77,9 @@ def load_functions(artifact: Artifact, threads: int | None) -> dict[str, Functio
     try:
         load_libraries(artifact)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
-        machine["vm_initialization"](*_devices(artifact))
+        kind, number, *_ = devices = _devices(artifact)
+        make_way((kind, number))
+        machine["vm_initialization"](*devices)
         return {name: machine[name] for name in artifact.manifest.entry_points}
     except (OSError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]

@@ -26,7 +26,7 @@ class VulkanDevice(GpuDevice):
         before = self._vulkan.given_back()
         yield
         self.used = self._vulkan.peak_memory_bytes()
-        self.epoch += self._vulkan.given_back() > before
+        self._lane.epoch += self._vulkan.given_back() > before
 
 
 def open_vulkan(artifact: Artifact, fill: Fill | None = None) -> VulkanDevice:

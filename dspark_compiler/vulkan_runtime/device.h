@@ -30,6 +30,9 @@ class Device {
   /// Whether nothing can be done with it any more.
   bool lost() const { return lost_; }
 
+  /// Throws where a kernel has waited in vain since this was asked last.
+  void CheckWaits() const;
+
   /// Throws where the device was lost before.
   void CheckAlive() const;
 
@@ -49,6 +52,7 @@ class Device {
   std::unique_ptr<Pipelines> pipelines;
   std::unique_ptr<Stream> stream;
   std::unique_ptr<Clock> clock;
+  Piece given_up;  // a word that kernels set which have waited in vain for what others publish
   int64_t frees = 0;  // how often TVM has given memory back, which recordings may have the addresses of
 
  private:

@@ -58,6 +58,10 @@ Kernel ParseKernel(const ffi::Any& value, const char* blob, size_t blob_bytes) {
   for (const Argument& argument : kernel.arguments) {
     if (argument.offset + SizeOf(argument.kind) > kernel.block_bytes) Fail(where + ": an argument outside its block");
   }
+  if (fields.Has("given_up")) {
+    kernel.given_up = static_cast<int>(fields.Number("given_up"));
+    if (kernel.given_up + sizeof(uint64_t) > kernel.block_bytes) Fail(where + ": an argument outside its block");
+  }
   if (!kernel.block_by_address && kernel.block_bytes > kMaxPushBytes) {
     Fail(where + ": " + std::to_string(kernel.block_bytes) + " bytes of arguments are more than can be pushed");
   }

@@ -35,6 +35,7 @@ struct Kernel {
   std::string name;
   std::vector<Argument> arguments;
   uint32_t block_bytes = 0;
+  int given_up = -1;                   // where in the block the address of the word lies that it sets when it gives up
   bool block_by_address = false;       // too long to be pushed: it is put into memory, and its address pushed
   std::vector<int> launch;             // of each further argument: 0 to 2 for groups, 3 to 5 for threads, by x, y, z
   std::array<uint32_t, 3> workgroup{1, 1, 1};

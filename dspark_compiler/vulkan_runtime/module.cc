@@ -144,6 +144,10 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
     if (address != 0) uses.push_back({device.memory->Find(address).piece, address, argument.access});
     Store(block.data(), argument, address);
   }
+  if (kernel.given_up >= 0) {
+    const VkDeviceAddress address = device.given_up.address();
+    std::memcpy(block.data() + kernel.given_up, &address, sizeof(address));
+  }
   std::shared_ptr<Pipeline>& pipeline = PipelineOf(number, device.index);
   if (pipeline == nullptr) pipeline = device.pipelines->Create(kernel);
   device.stream->Launch(kernel, pipeline, block.data(), groups, uses);

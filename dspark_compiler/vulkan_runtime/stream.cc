@@ -125,10 +125,10 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
   vk.CmdCopyBuffer(commands.buffer, from.buffer, to.buffer, rows, regions.data());
   if (!to.mapped) return;
   VkMemoryBarrier barrier{VK_STRUCTURE_TYPE_MEMORY_BARRIER};
-  barrier.srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT;
+  barrier.srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_SHADER_WRITE_BIT;  // the word of waits given up, too
   barrier.dstAccessMask = VK_ACCESS_HOST_READ_BIT;
-  vk.CmdPipelineBarrier(commands.buffer, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier,
-                        0, nullptr, 0, nullptr);
+  constexpr VkPipelineStageFlags kStages = VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
+  vk.CmdPipelineBarrier(commands.buffer, kStages, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, nullptr, 0, nullptr);
 }
 
 void Stream::Zero(const Place& to, VkDeviceSize size) {

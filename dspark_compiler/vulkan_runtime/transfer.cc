@@ -79,6 +79,7 @@ void WaitFor(Device& device, uint64_t value) {
   std::lock_guard<std::mutex> lock(device.mutex);
   device.Check(result, "vkWaitSemaphores");
   device.stream->Retire();
+  device.CheckWaits();
 }
 
 void SynchronizeDevice(Device& device) {

@@ -9,6 +9,7 @@ import pytest
 
 from dspark_compiler.artifact import Artifact, ArtifactWriter, StepTime, StepTimes, TensorInfo
 from dspark_compiler.errors import ArtifactError, DeviceError
+from dspark_compiler.runtime import lanes
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.cpu_device import to_array
 from dspark_compiler.runtime.drafts import CompiledDrafter
@@ -252,6 +253,34 @@ def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact:
     assert tokens(executor, Autoregressive(executor), params) == first
     # A step of what the host knows became one launch the third time.
     assert device.fake.log.count("capture") == 2 * captures + 2
+
+
+def test_calls_are_captured_again_when_constants_of_another_artifact_are_about_to_be_made(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    params = SamplingParams(max_new_tokens=10)
+    first = tokens(executor, Autoregressive(executor), params)
+    captures = device.fake.log.count("capture")
+    lanes.make_way(device.where)
+    with pytest.raises(AssertionError, match="another use"):
+        executor.calls["prefill_4"].again()
+    assert tokens(executor, Autoregressive(executor), params) == first
+    assert device.fake.log.count("capture") == 2 * captures
+
+
+def test_a_device_has_one_stream_which_is_done_before_constants_are_made(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_LANES", {})
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    one = np.ones(toy.BATCH, np.int64)
+    executor.step(one, one, one, one, np.zeros(toy.BATCH, np.float32), SamplingInputs.greedy(toy.BATCH))
+    assert device.fake.waiting
+    lanes.make_way(device.where)
+    assert not device.fake.waiting
+    device.fake.stream = lambda: 8  # type: ignore[method-assign]
+    assert GpuDevice(device.fake, device.where).stream == device.stream
 
 
 def test_times_of_steps_are_measured_as_steps_are_used(artifact: Artifact) -> None:

@@ -1,7 +1,8 @@
 """How a kernel gets its arguments.
 
 They lie in a block: push constants where they fit into the 128 bytes every device has, else memory whose address is
-pushed. A buffer is its 64-bit address (SPV_KHR_physical_storage_buffer): there are no descriptors.
+pushed. A buffer is its 64-bit address (SPV_KHR_physical_storage_buffer): there are no descriptors. Behind the arguments
+of a kernel that waits for others lies the address of a word that it sets when it gives up.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.memory import DeviceMemory, Usage
-from dspark_compiler.backends.vulkan.scope import Scope
+from dspark_compiler.backends.vulkan.scope import GIVEN_UP, Scope
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Decoration, Op, Storage
 from dspark_compiler.backends.vulkan.spirv.types import INT32, UINT32, Scalar, parse_dtype, pointer_type
@@ -38,12 +39,16 @@ class Argument:
 
 @dataclass(frozen=True)
 class ArgumentBlock:
-    """All arguments of a kernel, in the order it is called with them."""
+    """All arguments of a kernel, in the order it is called with them.
+
+    ``given_up`` comes from the runtime; it is absent from a kernel that does not wait.
+    """
 
     arguments: tuple[Argument, ...]
+    given_up: Argument | None = None
 
     @staticmethod
-    def of(params: Any) -> "ArgumentBlock":
+    def of(params: Any, *, waits: bool) -> "ArgumentBlock":
         """The block of a device function's parameters: each on a multiple of its size."""
         arguments, offset = [], 0
         for param in params:
@@ -56,12 +61,17 @@ class ArgumentBlock:
             offset = -(-offset // size) * size
             arguments.append(Argument(offset, scalar, usage))
             offset += size
-        return ArgumentBlock(tuple(arguments))
+        given_up = Argument(-(-offset // _ADDRESS_BYTES) * _ADDRESS_BYTES, None, Usage()) if waits else None
+        return ArgumentBlock(tuple(arguments), given_up)
 
     @property
     def size(self) -> int:
         """Bytes the block takes."""
-        return self.arguments[-1].offset + self.arguments[-1].size if self.arguments else 0
+        return self._all[-1].offset + self._all[-1].size if self._all else 0
+
+    @property
+    def _all(self) -> tuple[Argument, ...]:
+        return self.arguments if self.given_up is None else (*self.arguments, self.given_up)
 
     @property
     def pushed(self) -> bool:
@@ -70,14 +80,14 @@ class ArgumentBlock:
 
     def bind(self, do: Arithmetic, scope: Scope, params: Any) -> None:
         """Declares the block and gives each parameter its value or memory, loaded at the start of the kernel."""
-        if not self.arguments:
+        if not self._all:
             return
         # Addresses as pairs of words, which need no 64-bit integers.
-        kinds = [do.type(UINT32, 2) if a.scalar is None else do.type(a.scalar) for a in self.arguments]
-        block = _struct(do, kinds, [argument.offset for argument in self.arguments])
+        kinds = [do.type(UINT32, 2) if a.scalar is None else do.type(a.scalar) for a in self._all]
+        block = _struct(do, kinds, [argument.offset for argument in self._all])
         storage = Storage.PUSH_CONSTANT if self.pushed else Storage.PHYSICAL_STORAGE_BUFFER
         root = _pushed(do, block) if self.pushed else _behind_pushed_address(do, block)
-        for number, (param, argument) in enumerate(zip(params, self.arguments, strict=True)):
+        for number, (param, argument) in enumerate(zip((*params, GIVEN_UP), self._all, strict=False)):
             operands = () if self.pushed else (numbers.ALIGNED, argument.size)
             loaded = _member(do, storage, root, number, kinds[number], operands)
             if argument.scalar is None:

@@ -43,6 +43,7 @@ def unpack_kernels(data: bytes) -> list[tuple[dict[str, Any], bytes]]:
 
 
 def _entry(kernel: Kernel, offset: int) -> dict[str, Any]:
+    given_up = kernel.arguments.given_up
     return {
         "name": kernel.name,
         "offset": offset,
@@ -50,6 +51,7 @@ def _entry(kernel: Kernel, offset: int) -> dict[str, Any]:
         "args": [_argument(argument) for argument in kernel.arguments.arguments],
         "block": "push" if kernel.arguments.pushed else "address",
         "block_bytes": kernel.arguments.size,
+        **({} if given_up is None else {"given_up": given_up.offset}),
         "launch": list(kernel.launch),
         "workgroup": list(kernel.workgroup),
         "shared_bytes": kernel.shared_bytes,

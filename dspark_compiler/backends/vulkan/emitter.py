@@ -26,6 +26,9 @@ class Emitter(Protocol):
     def load_written(self, load: Any) -> Value:
         """What a load reads, of which others may write each number meanwhile."""
 
+    def given_up(self) -> int:
+        """A pointer to the word, uint32, that says that a wait was given up."""
+
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """Where a load begins: a pointer to a vector, its elements, operands of accesses."""
 

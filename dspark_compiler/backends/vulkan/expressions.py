@@ -9,8 +9,8 @@ from dspark_compiler.backends.vulkan.emitter import Side
 from dspark_compiler.backends.vulkan.indexing import alignment, quotient
 from dspark_compiler.backends.vulkan.memory import DeviceMemory, Index, Use
 from dspark_compiler.backends.vulkan.narrowing import Narrowing
-from dspark_compiler.backends.vulkan.scope import Access, Scope, View, contiguous
-from dspark_compiler.backends.vulkan.spirv.types import parse_dtype
+from dspark_compiler.backends.vulkan.scope import GIVEN_UP, Access, Scope, View, contiguous
+from dspark_compiler.backends.vulkan.spirv.types import INT32, UINT32, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value, widths
 from dspark_compiler.backends.vulkan.walk import reads_memory
 
@@ -86,6 +86,10 @@ class Expressions:
             raise ValueError(f"{load} reads what nobody else writes")
         aligned = self._aligned(access.base, view)
         return view.memory.load_written(view.scalar, access.lanes, self._position(access.base, view), aligned)
+
+    def given_up(self) -> int:
+        """See Emitter."""
+        return self.scope.memories[GIVEN_UP].pointer(UINT32, lambda _: self.do.constant(INT32, 0), Use.EXCHANGES)
 
     def vectors(self, load: Any) -> tuple[int, int, tuple[int, ...]]:
         """See Emitter."""

@@ -70,13 +70,14 @@ def _compile(name: str, function: Any) -> Kernel:
     body = Body(module)
     module.name(body.function, name)
     do, scope = Arithmetic(body), Scope()
-    arguments = ArgumentBlock.of(function.params)
-    arguments.bind(do, scope, function.params)
     nodes = list(walk(function.body))
+    waits = _waits(nodes)
+    arguments = ArgumentBlock.of(function.params, waits=waits)
+    arguments.bind(do, scope, function.params)
     matrices = has_matrices(nodes)
     if matrices:
         module.require(Capability.VULKAN_MEMORY_MODEL)
-    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes) or _awaits(nodes))
+    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes) or waits)
     statements = Statements(expressions, vector_widths(nodes))
     statements.emit(function.body)
     workgroup = (statements.workgroup[0], statements.workgroup[1], statements.workgroup[2])
@@ -93,7 +94,7 @@ def _compile(name: str, function: Any) -> Kernel:
     )
 
 
-def _awaits(nodes: Sequence[Any]) -> bool:
+def _waits(nodes: Sequence[Any]) -> bool:
     """Whether a kernel reads what comes while it runs."""
     return any(type(node).__name__ == "StringImm" and node.value == "dspark_await" for node in nodes)
 

@@ -9,6 +9,8 @@ from dspark_compiler.backends.vulkan.memory import Memory
 from dspark_compiler.backends.vulkan.spirv.types import Scalar, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value
 
+GIVEN_UP = "given_up"  # among pointers: to the word that says that a wait was given up
+
 _WIDEST = 4
 _VECTOR_BYTES = 16
 

@@ -94,6 +94,13 @@ def atomic_store(use: Use) -> Rule:
     return rule
 
 
+def give_up(emitter: Emitter, call: Any) -> None:
+    """dspark_give_up(): the runtime is to know that a dspark_await has not come to an end."""
+    do = emitter.do
+    scope, relaxed, one = _whole_device(do), do.constant(UINT32, 0).id, do.constant(UINT32, 1).id
+    do.body.emit_void(Op.ATOMIC_STORE, emitter.given_up(), scope, relaxed, one)
+
+
 def device_fence(emitter: Emitter, call: Any) -> None:
     """dspark_device_fence(): atomic operations before and after it are seen in this order by the whole device."""
     do = emitter.do

@@ -19,11 +19,12 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import registers
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 NOTHING = 0xFFFFFFFF
 _NAN = 0x7FFFFFFF  # is published in its place
-# Seconds of asking, after which a kernel goes on with NaNs: no device hangs on what a kernel has failed to publish.
+# Seconds of asking, after which a kernel goes on with NaNs, and the runtime is told: no device hangs on what a kernel
+# has failed to publish.
 _MOST_TIMES = 1 << 22
 
 # Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in (``NOTHING``
@@ -96,6 +97,8 @@ def await_numbers(asks: Sequence[Ask]) -> None:
             is_nothing = T.reinterpret("uint32", number) == T.uint32(NOTHING)
             T.buffer_store(missing, T.Select(is_nothing, T.int32(1), missing[0]), [0])
         T.buffer_store(times, T.Select(missing[0] == 0, T.int32(0), times[0] - 1), [0])
+    with when(missing[0] == 1):
+        T.evaluate(T.call_extern("void", "dspark_give_up"))
 
 
 def unset(name: str, count: int) -> tvm.tirx.PrimFunc:

@@ -70,14 +70,20 @@ def run(function: tvm.tirx.PrimFunc, *arrays: np.ndarray, lanes: int = 1) -> lis
 
 def compiled(function: tvm.tirx.PrimFunc, lanes: int = 1) -> Callable[..., list[np.ndarray]]:
     """The same for one that is called several times."""
+    start = started(function, lanes)
+    return lambda *arrays: [tensor.numpy() for tensor in start(*arrays)]
+
+
+def started(function: tvm.tirx.PrimFunc, lanes: int = 1) -> Callable[..., list[Any]]:
+    """The same, but its tensors, which nobody has waited for."""
     register()
     named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     built = tvm.compile(named, target(lanes), tir_pipeline=register_pipeline())
 
-    def call(*arrays: np.ndarray) -> list[np.ndarray]:
+    def call(*arrays: np.ndarray) -> list[Any]:
         tensors = [tvm.runtime.tensor(array, tvm.device("vulkan", 0)) for array in arrays]
         built["main"](*tensors)
-        return [tensor.numpy() for tensor in tensors]
+        return tensors
 
     return call
 
