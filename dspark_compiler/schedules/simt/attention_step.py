@@ -38,7 +38,7 @@ from dspark_compiler.schedules.simt.projected_heads import ProjectedHeads, Unit
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
 from dspark_compiler.schedules.simt.stored import copy, narrow
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
 
@@ -55,6 +55,7 @@ def counters(shape: AttentionShape) -> int:
     return shape.rows * shape.kv_heads * -(-problem.rows // rows_together(problem))
 
 
+@made_once
 def step_attention(
     name: str,
     shape: AttentionShape,
