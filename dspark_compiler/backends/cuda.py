@@ -16,7 +16,7 @@ from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.artifact.host import CUDA
 from dspark_compiler.artifact.nvidia import Gpu, find_driver, runs_on
 from dspark_compiler.backends import cuda_toolkit
-from dspark_compiler.backends.calling import kernels_trust_callers
+from dspark_compiler.backends.calling import kernels_trust_callers, launching_host
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.errors import InputError, LoweringError
 from dspark_compiler.schedules.bench import Bench
@@ -30,7 +30,6 @@ from dspark_compiler.schedules.tune import TuningStep, tune
 _OLDEST = 90  # clusters begin with Hopper
 _OWN_INSTRUCTIONS = 9  # from this capability on, code for one architecture alone has instructions others lack
 _DEFAULT_ARCH = "sm_90a"  # where there is no GPU to ask
-_HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", V2
 _MAX_SHARED = 48 * 1024  # bytes a block of a rule's kernel may use
 
 
@@ -59,7 +58,7 @@ class CudaBackend:
         triple = tvm.target.codegen.llvm_get_system_triple()
         gpu = _gpu_here()
         arch = self.arch or (_DEFAULT_ARCH if gpu is None else _arch_of(gpu))
-        return TargetInfo("cuda", arch, triple, _HOST_FEATURES)
+        return TargetInfo("cuda", arch, triple, V2)
 
     @cached_property
     def target(self) -> Any:
@@ -71,7 +70,7 @@ class CudaBackend:
             "max_shared_memory_per_block": _MAX_SHARED,
             "thread_warp_size": 32,
         }
-        return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
+        return tvm.target.Target(device, host=launching_host(self.spec.triple))
 
     @property
     def linears(self) -> FragmentLinears:

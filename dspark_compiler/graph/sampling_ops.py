@@ -66,9 +66,9 @@ def _(probs, uniform):  # type: ignore[no-untyped-def]
 def _draw(weights: Tensor, uniform: float) -> Tensor:
     """The first token up to which more than ``uniform`` of all weight lies."""
     ladder = weights.double().cumsum(0)
-    above = (ladder > uniform * ladder[-1]) & (weights > 0)
-    candidates = above if bool(above.any()) else weights > 0
-    return candidates.nonzero()[0 if bool(above.any()) else -1, 0]
+    possible = weights > 0
+    above = ((ladder > uniform * ladder[-1]) & possible).nonzero()
+    return above[0, 0] if len(above) else possible.nonzero()[-1, 0]
 
 
 @torch.library.custom_op("dspark::accept", mutates_args=())

@@ -6,9 +6,10 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.draw import Drawing
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.row_sweep import float64, variable
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, made_once, when
 
 
+@made_once
 def accept(name: str, batch: int, width: int, vocab: int, isa: VectorIsa, *, drafts: int) -> tvm.tirx.PrimFunc:
     """Accepts a prefix of each row's drafts; ``drafts`` is the rows of draft_probs, 0 where drafts are certain.
 

@@ -21,11 +21,12 @@ from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm,
 from dspark_compiler.schedules.attention_tile import Operands, Tile, TileEmitter, tile_height
 from dspark_compiler.schedules.cache_writes import Places, used_slots
 from dspark_compiler.schedules.isa import VectorIsa
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once
 
 _PLAIN = CacheForm()
 
 
+@made_once
 def append_attention(
     name: str, shape: AttentionShape, scoring: Scoring, isa: VectorIsa, form: CacheForm = _PLAIN
 ) -> tvm.tirx.PrimFunc:
@@ -59,6 +60,7 @@ def append_attention(
     return kernel(name, args, body)
 
 
+@made_once
 def scratch_attention(
     name: str, shape: AttentionShape, scoring: Scoring, isa: VectorIsa, form: CacheForm = _PLAIN
 ) -> tvm.tirx.PrimFunc:
@@ -93,6 +95,7 @@ def scratch_attention(
     return kernel(name, args, body)
 
 
+@made_once
 def commit_scratch(name: str, shape: AttentionShape, isa: VectorIsa, form: CacheForm = _PLAIN) -> tvm.tirx.PrimFunc:
     """Moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
 

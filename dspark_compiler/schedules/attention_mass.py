@@ -13,12 +13,13 @@ from dspark_compiler.schedules.dot_tile import DotTile, dot_strip, gathered_quer
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape, padded_row, store_row
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, fill, kernel, local, vector, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, fill, kernel, local, made_once, vector, when
 
 _MASKED, _LOWEST = -1e30, -1e29  # a maximum over masked slots alone stays above them: their weights are 0
 _NEVER = 2**31 - 1
 
 
+@made_once
 def attention_mass(
     name: str,
     shape: CacheShape,

@@ -9,10 +9,11 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.linear_schedule import packed_shape
-from dspark_compiler.schedules.tir import Arg, Buffer, kernel, local, vector, when
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel, local, made_once, vector, when
 from dspark_compiler.schedules.vector_math import load_weight
 
 
+@made_once
 def expert_linear(
     name: str,
     rows: int,

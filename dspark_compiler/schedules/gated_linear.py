@@ -20,7 +20,7 @@ from dspark_compiler.schedules.linear_schedule import (
     tag,
 )
 from dspark_compiler.schedules.quantized_panels import weight_panels
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, made_once, vector
 
 Activation = Callable[[Expr], Expr]
 
@@ -46,6 +46,7 @@ def can_gate(features: int, isa: VectorIsa) -> bool:
     return features % isa.panel == 0
 
 
+@made_once
 def gated_linear(
     name: str, work: LinearWorkload, isa: VectorIsa, schedule: LinearSchedule | None = None, *, activation: str
 ) -> tvm.tirx.PrimFunc:

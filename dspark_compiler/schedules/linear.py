@@ -19,19 +19,20 @@ from dspark_compiler.schedules.linear_schedule import (
     tag,
 )
 from dspark_compiler.schedules.quantized_panels import weight_panels
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, made_once, vector, when
 
 # (sum, row, feature, extra buffers) -> the value to store
 Epilogue = Callable[[Expr, Expr, Expr, Sequence[Buffer]], Expr]
 
 
+@made_once
 def packed_linear(
     name: str,
     work: LinearWorkload,
     isa: VectorIsa,
     schedule: LinearSchedule | None = None,
     *,
-    extras: Sequence[Arg] = (),
+    extras: tuple[Arg, ...] = (),
     epilogue: Epilogue | None = None,
 ) -> tvm.tirx.PrimFunc:
     """Kernel for y[M,N] = epilogue(x[M,K] @ W.T) in float32; arguments x, packed W (and its scales), extras, y.

@@ -10,12 +10,13 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape, padded_row
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, vector, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, local, made_once, vector, when
 
 _NEVER = 2**31 - 1
 _LOWEST = -(2**31)
 
 
+@made_once
 def select_slots(name: str, shape: CacheShape, first: int, last: int, isa: VectorIsa) -> tvm.tirx.PrimFunc:
     """Where the content of each slot lies now that the lowest scores go, older first among equals; -1 behind the kept.
 

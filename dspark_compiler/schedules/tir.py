@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, ParamSpec, TypeVar, cast
 
 import tvm
 from tvm import DataType
@@ -17,6 +18,10 @@ Expr = Any
 # Operator pattern 8 (opaque) keeps Relax from fusing into or scheduling a hand-written kernel.
 OPAQUE = 8
 _CACHE_LINE = 64  # bytes
+_KEPT = 256  # kernels of a template
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class Arg:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+
+
+def made_once(template: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """A template of kernels that makes equal ones once: most layers of a model have those of the first."""
+    return cast(Callable[_Given, _Made], lru_cache(_KEPT)(template))
 
 
 def kernel(name: str, args: Sequence[Arg], body: Callable[..., None], *, block: bool = False) -> tvm.tirx.PrimFunc:

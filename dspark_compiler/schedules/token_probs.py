@@ -13,12 +13,13 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules import vector_math
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.row_sweep import COUNT, FIRST, MAXIMUM, SUM, RowSweep, float64, variable
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _LOWEST_RANK, _SIGN_CLEAR = -(2**31), 2**31 - 1
 _LOWEST = -3.4028234663852886e38
 
 
+@made_once
 def token_probs(name: str, batch: int, rows: int, vocab: int, isa: VectorIsa) -> tvm.tirx.PrimFunc:
     """The distributions of [batch, rows] tokens; semantics are the operator's.
 

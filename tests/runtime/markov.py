@@ -15,6 +15,7 @@ from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs, pick
 
 V = 8
+_SURE = np.linspace(-2, 2, V)
 
 
 def tables(seed: int = 0, sharpness: float = 1.0, closeness: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +46,7 @@ class MarkovExecutor:
         chains: bool = False,
     ) -> None:
         self.target, self.drafter = target, drafter
+        self._laws: dict[tuple[bool, float], np.ndarray] = {}
         self.batch, self.block_size, self.round_widths, self.max_seq_len = batch, block_size, widths, max_seq_len
         self.room, self.confidence, self.draws, self.chains_rounds = room, confidence, draws, chains
         self.rows: list[list[int]] = [[] for _ in range(batch)]
@@ -83,17 +85,28 @@ class MarkovExecutor:
         uniforms: np.ndarray,
         sampling: SamplingInputs,
     ) -> Step:
-        logits = self.decode(tokens.tensor if isinstance(tokens, Step) else tokens, positions, lengths, counts)
-        p = self.probs(logits[:, None], sampling)[:, 0]
+        given = tokens.tensor if isinstance(tokens, Step) else tokens
+        logits = self.decode(given, positions, lengths, counts)
+        p = self.probs(self.target, given[:, None], sampling)[:, 0]
         drawn = np.array([pick(p[row], float(uniforms[row])) for row in range(self.batch)])
         return Step(drawn, Fetched(lambda: (drawn,)), lambda row: logits[row])
 
-    def probs(self, logits: np.ndarray, sampling: SamplingInputs) -> np.ndarray:
-        """Distributions [B,R,V] from logits of that shape; only temperature is known here."""
-        scores = logits.astype(np.float64) / np.where(sampling.temperature > 0, sampling.temperature, 1)[:, None, None]
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights[sampling.temperature == 0] = np.eye(V)[logits[sampling.temperature == 0].argmax(-1)]
-        return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    def probs(self, of: np.ndarray, tokens: np.ndarray, sampling: SamplingInputs) -> np.ndarray:
+        """Distributions [B,R,V] after tokens [B,R], by the logits ``of`` the target or the drafter.
+
+        Only temperature is known here.
+        """
+        temperatures = sampling.temperature.tolist()
+        return np.stack([self._law(of, t)[after] for t, after in zip(temperatures, tokens, strict=True)])
+
+    def _law(self, of: np.ndarray, temperature: float) -> np.ndarray:
+        """All distributions [V,V] at a temperature."""
+        key = (of is self.target, temperature)
+        if key not in self._laws:
+            scores = of.astype(np.float64) / (temperature or 1)
+            weights = np.exp(scores - scores.max(-1, keepdims=True)) if temperature else np.eye(V)[of.argmax(-1)]
+            self._laws[key] = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+        return self._laws[key]
 
     def draft(self, anchors: Anchors, uniforms: np.ndarray, sampling: SamplingInputs) -> Drafts:
         self.calls.append("draft")
@@ -102,7 +115,7 @@ class MarkovExecutor:
         previous, tokens, probs, confidence = anchors.tokens, [], [], []
         for step in range(self.block_size):
             confidence.append(self.confidence_logits(previous))
-            q = self.probs(self.drafter[previous][:, None], sampling)[:, 0]
+            q = self.probs(self.drafter, previous[:, None], sampling)[:, 0]
             previous = np.array([pick(q[row], float(uniforms[row, step])) for row in range(self.batch)])
             tokens.append(previous)
             probs.append(q)
@@ -113,7 +126,7 @@ class MarkovExecutor:
 
     def confidence_logits(self, previous: np.ndarray) -> np.ndarray:
         """How sure it is of a draft, told by the token before it: that is the most a confidence may know."""
-        return np.linspace(-2, 2, V)[(3 * previous) % V]
+        return _SURE[(3 * previous) % V]
 
     def speculate(
         self, anchors: Anchors, drafts: Drafts, counts: np.ndarray, uniforms: np.ndarray, sampling: SamplingInputs
@@ -121,7 +134,7 @@ class MarkovExecutor:
         width = next(width for width in self.round_widths if width > counts.max())
         self.calls.append(f"verify {width}")
         tokens = np.column_stack([anchors.tokens, drafts.tokens])[:, :width]
-        p = self.probs(self.target[tokens], sampling)
+        p = self.probs(self.target, tokens, sampling)
         accepted, following, positions, lengths = sampling_ops.accept(
             torch.from_numpy(tokens),
             torch.from_numpy(p),

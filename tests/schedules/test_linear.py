@@ -80,7 +80,7 @@ def test_epilogue_sees_row_feature_and_extras() -> None:
         "linear",
         work,
         WIDEST,
-        extras=[Arg("bias", (work.features,)), Arg("residual", (2, work.features))],
+        extras=(Arg("bias", (work.features,)), Arg("residual", (2, work.features))),
         epilogue=lambda value, row, feature, extra: value + extra[0][feature] + extra[1][row, feature],
     )
     y = np.zeros((2, work.features), np.float32)

@@ -10,6 +10,7 @@ import tvm
 
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.artifact.amd import find_hip
+from dspark_compiler.backends.calling import launching_host
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.rocm import tools
 from dspark_compiler.backends.rocm.build import register, register_pipeline
@@ -23,7 +24,6 @@ from dspark_compiler.schedules.rocm.layouts import WaveLayouts
 from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.tune import TuningStep, tune
 
-_HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", V2
 _MOST_THREADS, _MOST_SHARED = 256, 64 * 1024  # of a work group: what TVM's generator compiles for; bytes
 
 
@@ -58,7 +58,7 @@ class RocmBackend:
     def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
         triple = tvm.target.codegen.llvm_get_system_triple()
-        return TargetInfo("rocm", self.architecture.name, triple, _HOST_FEATURES)
+        return TargetInfo("rocm", self.architecture.name, triple, V2)
 
     @cached_property
     def target(self) -> Any:
@@ -71,7 +71,7 @@ class RocmBackend:
             "max_shared_memory_per_block": _MOST_SHARED,
             "thread_warp_size": self.architecture.wave,
         }
-        return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
+        return tvm.target.Target(device, host=launching_host(self.spec.triple))
 
     @property
     def linears(self) -> RowLinears:

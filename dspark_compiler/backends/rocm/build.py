@@ -13,8 +13,8 @@ from tvm.tirx import compilation_pipeline
 from dspark_compiler.backends.rocm import intrinsics, tools
 from dspark_compiler.backends.rocm.container import pack_module
 from dspark_compiler.backends.rocm.device_library import device_library
-from dspark_compiler.schedules.gpu_lowering import gpu_lowering
 from dspark_compiler.schedules.rocm.architectures import find_architecture
+from dspark_compiler.schedules.tir_lowering import tir_lowering
 
 PIPELINE = "dspark_rocm"
 
@@ -73,5 +73,5 @@ def _generator() -> Any:
 
 def _pipeline() -> tuple[Any, Any, Any]:
     """Passes on the module, then those on host functions and on device functions."""
-    lower = gpu_lowering(s_tir.transform.LowerThreadAllreduce(), whole=False)
+    lower = tir_lowering(s_tir.transform.LowerThreadAllreduce(), whole=False)
     return lower, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes

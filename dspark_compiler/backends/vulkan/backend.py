@@ -10,6 +10,7 @@ import tvm
 
 from dspark_compiler.artifact import TargetInfo
 from dspark_compiler.artifact.vulkan import find_vulkan
+from dspark_compiler.backends.calling import launching_host
 from dspark_compiler.backends.cpu import V2
 from dspark_compiler.backends.simt_build import build_library, schedule_for
 from dspark_compiler.backends.vulkan.build import register
@@ -24,7 +25,6 @@ from dspark_compiler.schedules.tune import TuningStep, tune
 from dspark_compiler.vulkan_runtime import library
 
 _ARCH = "generic"  # kernels count on no subgroup size beyond what threads.py says
-_HOST_LEVEL, _HOST_FEATURES = "x86-64-v2", V2
 _MOST_THREADS, _MOST_SHARED = 256, 16 * 1024  # of a work group; bytes: what every device has
 
 
@@ -48,7 +48,7 @@ class VulkanBackend:
     @cached_property
     def spec(self) -> TargetInfo:
         """The machine that can run what this backend builds."""
-        return TargetInfo("vulkan", _ARCH, tvm.target.codegen.llvm_get_system_triple(), _HOST_FEATURES)
+        return TargetInfo("vulkan", _ARCH, tvm.target.codegen.llvm_get_system_triple(), V2)
 
     @cached_property
     def target(self) -> Any:
@@ -61,7 +61,7 @@ class VulkanBackend:
             "thread_warp_size": 1,  # what TVM's own reductions may count on
             **{f"supports_{name}": True for name in supported},
         }
-        return tvm.target.Target(device, host={"kind": "llvm", "mtriple": self.spec.triple, "mcpu": _HOST_LEVEL})
+        return tvm.target.Target(device, host=launching_host(self.spec.triple))
 
     @property
     def linears(self) -> RowLinears:

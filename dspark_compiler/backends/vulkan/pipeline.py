@@ -12,7 +12,7 @@ from tvm.tirx import compilation_pipeline
 
 from dspark_compiler.backends.vulkan.indexing import constant_of
 from dspark_compiler.backends.vulkan.walk import walk
-from dspark_compiler.schedules.gpu_lowering import gpu_lowering
+from dspark_compiler.schedules.tir_lowering import tir_lowering
 
 PIPELINE = "dspark_vulkan"
 _SHUFFLING_KIND = "metal"
@@ -28,7 +28,7 @@ def register_pipeline() -> str:
 def _pipeline() -> tuple[Any, Any, Any]:
     """Passes on the module, then those on host functions and on device functions."""
     return (
-        gpu_lowering(lower_thread_allreduce, whole=False),
+        tir_lowering(lower_thread_allreduce, whole=False),
         compilation_pipeline.finalize_host_passes,
         compilation_pipeline.finalize_device_passes,
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -93,7 +94,7 @@ def _lower_linear(importer: EntryImporter, shape: tuple[int, ...], call: LinearC
         work,
         plan.isa,
         _schedule(importer, work),
-        extras=extras,
+        extras=tuple(extras),
         epilogue=_sum_epilogue(bias is not None, residual is not None),
     )
     args = [importer.reshape(env[call.x], (work.rows, work.depth)), *_weight(importer, call), *values]
@@ -101,6 +102,7 @@ def _lower_linear(importer: EntryImporter, shape: tuple[int, ...], call: LinearC
     return importer.reshape(flat, shape)
 
 
+@cache  # one, so that kernels with it are equal
 def _sum_epilogue(bias: bool, residual: bool) -> Callable[..., Any] | None:
     if not bias and not residual:
         return None

@@ -10,9 +10,10 @@ from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import variable
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, shared
 from dspark_compiler.schedules.cuda.warps import from_lane
-from dspark_compiler.schedules.tir import Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once, when
 
 
+@made_once
 def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tvm.tirx.PrimFunc:
     """Accepts a prefix of each row's drafts; ``drafts`` is the rows of draft_probs, 0 where drafts are certain.
 

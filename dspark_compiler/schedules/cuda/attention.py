@@ -16,12 +16,13 @@ from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
 from dspark_compiler.schedules.cuda.attention_widen import widen_slots, widened_words
 from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
 from dspark_compiler.schedules.cuda.cache_writes import write_new
-from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
 
 _PLAIN = CacheForm()
 Workspace = tuple[int, ...]
 
 
+@made_once
 def append_attention(
     name: str,
     shape: AttentionShape,
@@ -45,6 +46,7 @@ def append_attention(
     return _attention(name, problem, in_dtype, ("sequence", "length", "count"), writes=True)
 
 
+@made_once
 def scratch_attention(
     name: str,
     shape: AttentionShape,
@@ -64,6 +66,7 @@ def scratch_attention(
     return _attention(name, problem, in_dtype, ("length",), writes=True)
 
 
+@made_once
 def written_attention(
     name: str,
     shape: AttentionShape,

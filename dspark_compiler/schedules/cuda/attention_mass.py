@@ -14,13 +14,14 @@ from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float3
 from dspark_compiler.schedules.cuda.threads import barrier, registers, shared
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, vector, when, widest_vector
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, vector, when, widest_vector
 
 _HELD = 32  # scores a thread keeps
 _NEVER = 2**31 - 1
 _LOWEST = -1e29  # a maximum over masked slots alone stays above them: their weights are 0
 
 
+@made_once
 def attention_mass(
     name: str,
     shape: CacheShape,

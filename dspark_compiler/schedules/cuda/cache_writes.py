@@ -14,7 +14,7 @@ from dspark_compiler.schedules.cuda.dependent_launch import await_previous, rele
 from dspark_compiler.schedules.cuda.memory import copy_word, load_floats, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch, registers
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _PLAIN = CacheForm()
 
@@ -94,6 +94,7 @@ def _write_codes(slot: NewSlot, name: str, new: Buffer, place: tuple[Expr, Expr,
     slot.store_row(name, head, values, pairs, lane)
 
 
+@made_once
 def commit_scratch(
     name: str, shape: AttentionShape, dtype: str, form: CacheForm = _PLAIN, layers: int = 1
 ) -> tvm.tirx.PrimFunc:

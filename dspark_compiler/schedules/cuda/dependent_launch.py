@@ -11,7 +11,7 @@ from tvm import s_tir
 from tvm.tirx import compilation_pipeline
 
 from dspark_compiler.schedules.cuda.threads import device, run
-from dspark_compiler.schedules.gpu_lowering import gpu_lowering
+from dspark_compiler.schedules.tir_lowering import tir_lowering
 
 PIPELINE = "dspark_cuda"
 
@@ -54,7 +54,7 @@ def register_pipeline() -> str:
 
     def pipeline() -> tuple[object, object, object]:
         _, finish_host, finish_device = compilation_pipeline.PIPELINE_MAP["s_tir"]()
-        lower = gpu_lowering(s_tir.transform.LowerThreadAllreduce(), whole=True)
+        lower = tir_lowering(s_tir.transform.LowerThreadAllreduce(), whole=True)
         return tvm.transform.Sequential([lower, mark_dependent_launches]), finish_host, finish_device
 
     compilation_pipeline.register_tir_pipeline(PIPELINE, pipeline)

@@ -20,7 +20,7 @@ from dspark_compiler.schedules.cuda.memory import load_floats, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch, registers
 from dspark_compiler.schedules.cuda.warp import from_lane
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _WARPS = 4
 _PLAIN = CacheForm()
@@ -43,6 +43,7 @@ class HeadShape:
     value_dim: int
 
 
+@made_once
 def qkv_prologue(
     name: str, shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm = _PLAIN
 ) -> tvm.tirx.PrimFunc:

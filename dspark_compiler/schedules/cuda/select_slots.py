@@ -11,12 +11,13 @@ from dspark_compiler.schedules.cuda.row_registers import flipped, variable
 from dspark_compiler.schedules.cuda.threads import launch
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _THREADS = 1024
 _NEVER, _LOWEST = 2**31 - 1, -(2**31)
 
 
+@made_once
 def select_slots(name: str, shape: CacheShape, first: int, last: int) -> tvm.tirx.PrimFunc:
     """Where the content of each slot lies now that the lowest scores go, older first among equals; -1 behind the kept.
 

@@ -14,12 +14,13 @@ from dspark_compiler.schedules.cuda.stream_kernel import Around, StreamKernel
 from dspark_compiler.schedules.cuda.stream_schedule import StreamSchedule, default_stream_schedule
 from dspark_compiler.schedules.cuda.weight_forms import WeightForm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
-from dspark_compiler.schedules.tir import Arg, Expr
+from dspark_compiler.schedules.tir import Arg, Expr, made_once
 
 # Rows up to which every block's own norm of x takes less time than a kernel for it (measured on an H200).
 EARLY_NORM_ROWS = 2
 
 
+@made_once
 def stream_linear(
     name: str,
     work: LinearWorkload,
@@ -68,6 +69,7 @@ def stream_linear(
     return StreamKernel(work, form, cut, around, y, 1, lambda sums: sums[0]).build(name)
 
 
+@made_once
 def stream_gated_linear(
     name: str,
     work: LinearWorkload,

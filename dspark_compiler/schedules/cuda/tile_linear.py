@@ -12,9 +12,10 @@ from dspark_compiler.schedules.cuda.tile_output import TileOutput
 from dspark_compiler.schedules.cuda.tile_schedule import TileSchedule, default_tile_schedule, has_wgmma
 from dspark_compiler.schedules.cuda.tile_wgmma import emit_wgmma_tiles
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
-from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
 
 
+@made_once
 def tile_linear(
     name: str,
     work: LinearWorkload,
@@ -45,6 +46,7 @@ def tile_linear(
     return _kernel(name, output, dtype, schedule, arch)
 
 
+@made_once
 def tile_gated_linear(
     name: str,
     work: LinearWorkload,

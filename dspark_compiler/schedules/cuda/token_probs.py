@@ -13,13 +13,14 @@ from dspark_compiler.schedules.cuda.draw import Drawing
 from dspark_compiler.schedules.cuda.interval_search import Search
 from dspark_compiler.schedules.cuda.row_cluster import RowCluster
 from dspark_compiler.schedules.cuda.row_registers import RowRegisters, as_float32, flipped, ranked, variable
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _LOWEST_RANK, _LOWEST = 0x7FFFFF - 2**31, -3.4028234663852886e38  # the rank is minus infinity's
 _BITS_OF_ONE = 0x3F800000
 _LEAPS = 6
 
 
+@made_once
 def token_probs(name: str, batch: int, rows: int, vocab: int) -> tvm.tirx.PrimFunc:
     """The distributions of [batch, rows] tokens, of at most 2^18 each; semantics are the operator's.
 

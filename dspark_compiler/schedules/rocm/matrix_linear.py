@@ -23,7 +23,7 @@ from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.tile_linear import tile_linear
 from dspark_compiler.schedules.simt.weight_pieces import PIECE, WeightPieces, zeroed
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 Template = Callable[..., tvm.tirx.PrimFunc]
 
@@ -48,6 +48,7 @@ def matrix_tile(arch: Architecture, dtype: str) -> Template:
     return template
 
 
+@made_once
 def matrix_linear(
     name: str, work: LinearWorkload, instruction: MatrixInstruction, stored: str, options: Options = PLAIN
 ) -> tvm.tirx.PrimFunc:

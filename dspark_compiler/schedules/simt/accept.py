@@ -9,9 +9,10 @@ from dspark_compiler.schedules.simt.fixed_point import as_float, fixed
 from dspark_compiler.schedules.simt.group_counts import held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
 from dspark_compiler.schedules.simt.threads import launch, registers
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 
+@made_once
 def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tuple[tvm.tirx.PrimFunc, Workspace]:
     """Accepts a prefix of each row's drafts, and the shape of its workspace.
 

@@ -14,11 +14,12 @@ from dspark_compiler.schedules.simt.attention_teams import attend, combine
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, cache_args, form_args, scratch_args, write_new
 from dspark_compiler.schedules.simt.quantized_rows import write_new_codes
 from dspark_compiler.schedules.simt.threads import TEAM
-from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
 
 Workspace = tuple[int, ...]
 
 
+@made_once
 def append_attention(
     name: str, shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
@@ -34,6 +35,7 @@ def append_attention(
     return _attention(name, _problem(shape, scoring, dtype, form), ("sequence", "length", "count"))
 
 
+@made_once
 def scratch_attention(
     name: str, shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:
@@ -44,6 +46,7 @@ def scratch_attention(
     return _attention(name, _problem(shape, scoring, dtype, form), ("length",))
 
 
+@made_once
 def written_attention(
     name: str, shape: AttentionShape, scoring: Scoring, dtype: str, form: CacheForm
 ) -> tuple[tvm.tirx.PrimFunc, Workspace]:

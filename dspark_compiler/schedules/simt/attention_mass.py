@@ -15,7 +15,7 @@ from dspark_compiler.schedules.simt.slot_keys import SlotKey, key_args
 from dspark_compiler.schedules.simt.threads import TEAM, group_max, group_sum, launch
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _THREADS = 128
 _TEAMS = _THREADS // TEAM
@@ -37,6 +37,7 @@ class Queries:
         return min(self.last, self.places)
 
 
+@made_once
 def attention_mass(
     name: str, shape: CacheShape, scoring: Scoring, queries: Queries, dtype: str
 ) -> tuple[tvm.tirx.PrimFunc, tuple[int, ...]]:

@@ -40,7 +40,7 @@ from dspark_compiler.schedules.simt.projected_heads import Task, make_heads
 from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
 from dspark_compiler.schedules.simt.stored import copy, copy_line, narrow
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when, widest_vector
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when, widest_vector
 
 _VECTOR = 4  # numbers of the projection that a thread reads at once
 _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
@@ -58,6 +58,7 @@ def counters(shape: AttentionShape) -> int:
     return shape.rows * shape.kv_heads * -(-problem.rows // rows_together(problem))
 
 
+@made_once
 def step_attention(
     name: str,
     shape: AttentionShape,

@@ -13,7 +13,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.stored import cached, copy_line, narrow
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def write_new(problem: Problem, tensors: Tensors) -> None:
     each((shape.rows, shape.kv_heads, shape.width, max(shape.head_dim, shape.value_dim)), put)
 
 
+@made_once
 def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm) -> tvm.tirx.PrimFunc:
     """Kernel that moves the first accepted[r] scratch rows of each sequence to the slots after its live ones.
 

@@ -7,12 +7,13 @@ from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.layouts import padded_depth
 from dspark_compiler.schedules.simt.stored import elements_at_once, load
 from dspark_compiler.schedules.simt.threads import TEAM, launch, registers, team_sum
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _THREADS = 128
 _TEAMS = _THREADS // TEAM
 
 
+@made_once
 def topk(name: str, rows: int, columns: int, k: int) -> tvm.tirx.PrimFunc:
     """values, indices = the k largest of each row in falling order, the lower index first among equals.
 
@@ -46,6 +47,7 @@ def topk(name: str, rows: int, columns: int, k: int) -> tvm.tirx.PrimFunc:
     return kernel(name, args, body, block=True)
 
 
+@made_once
 def expert_linear(
     name: str, rows: int, experts: int, features: int, depth: int, *, weight_dtype: str
 ) -> tvm.tirx.PrimFunc:

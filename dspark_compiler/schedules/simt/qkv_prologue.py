@@ -15,7 +15,7 @@ from dspark_compiler.schedules.simt.awaited import Ask
 from dspark_compiler.schedules.simt.cache_rows import NewSlot, Problem, Tensors, cache_args, form_args, scratch_args
 from dspark_compiler.schedules.simt.stored import copy_line, narrow
 from dspark_compiler.schedules.simt.threads import TEAM, launch, registers, team_sum
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _THREADS = 128
 _TEAMS = _THREADS // TEAM
@@ -29,6 +29,7 @@ class Prologue:
     rope: bool = True
 
 
+@made_once
 def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, form: CacheForm) -> tvm.tirx.PrimFunc:
     """Kernel that reads the projection x and writes q float32 [b,H,S,D] and the new keys and values.
 

@@ -13,13 +13,14 @@ from dspark_compiler.schedules.simt.rank_search import highest, rank_of
 from dspark_compiler.schedules.simt.threads import launch, registers
 from dspark_compiler.schedules.slot_rows import used_slots
 from dspark_compiler.schedules.slot_shape import CacheShape
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _THREADS = 256
 _BITS, _STEP = 32, 4
 _PROTECTED = 2**32 - 1
 
 
+@made_once
 def select_slots(name: str, shape: CacheShape, first: int, last: int) -> tvm.tirx.PrimFunc:
     """Where the content of each slot lies now that the lowest scores go, older first among equals; -1 behind the kept.
 

@@ -23,7 +23,7 @@ from dspark_compiler.schedules.simt.stream_inputs import KeptInputs, SeenInputs,
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput, TeamSums
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 MOST_ROWS = 8  # of x that a launch takes at once
 
@@ -53,6 +53,7 @@ def form_of(work: LinearWorkload) -> WeightForm:
     return WeightForm(work.features, work.depth, work.weight_dtype, work.scale_dtype)
 
 
+@made_once
 def stream_linear(
     name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN, *, in_order: bool = False
 ) -> tvm.tirx.PrimFunc:

@@ -15,7 +15,7 @@ from dspark_compiler.schedules.simt.stream_linear import form_of
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightReader
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _TILE, _STEP, _SIDE = 64, 16, 16  # rows and features of a tile, depth of a step, threads along a side
 _OWN = _TILE // _SIDE  # rows, and features, of a thread
@@ -24,6 +24,7 @@ _VECTOR = 4  # numbers a thread brings at once
 _LINE = _TILE + _VECTOR  # of a tile in shared memory: neighbours down a column lie in different banks
 
 
+@made_once
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel for y = x @ W.T [+ bias] [+ residual], or act(gate) * up of its halves.
 

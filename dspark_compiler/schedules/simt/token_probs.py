@@ -16,7 +16,7 @@ from dspark_compiler.schedules.simt.group_counts import group_counts, group_min,
 from dspark_compiler.schedules.simt.rank_search import float_of, highest, rank_of
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
 from dspark_compiler.schedules.simt.threads import group_max, launch, registers
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _LOWEST = -3.4028234663852886e38
 _NOWHERE = 2**31 - 1
@@ -27,6 +27,7 @@ Workspaces = tuple[Arg, Arg, Arg]
 Holds = Callable[[Expr, Expr], Sequence[Expr]]  # conditions on a value and its index
 
 
+@made_once
 def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspaces]:
     """The distributions of [batch, rows] tokens; semantics are the operator's. And its workspaces.
 

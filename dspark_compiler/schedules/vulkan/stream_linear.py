@@ -15,7 +15,7 @@ from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, stream_args
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
-from dspark_compiler.schedules.tir import Buffer, Expr, kernel
+from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once
 from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
 from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
 from dspark_compiler.schedules.vulkan.overlap import overlaps
@@ -23,6 +23,7 @@ from dspark_compiler.schedules.vulkan.overlap import overlaps
 AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
 
 
+@made_once
 def stream_linear(
     name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN
 ) -> tvm.tirx.PrimFunc:

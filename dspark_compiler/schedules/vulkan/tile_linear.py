@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.tile_linear import emit_tile_linear, tile_args
-from dspark_compiler.schedules.tir import Arg, Buffer, kernel
+from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
 from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
 from dspark_compiler.schedules.vulkan.matrix_linear import STEP, MatrixTile, emit_matrix_linear
 from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
@@ -19,6 +19,7 @@ _BUSY = 96  # work groups that keep a large device busy
 _TILES = (MatrixTile(128, 128, 2, 4), MatrixTile(64, 64, 2, 2, ahead=4), MatrixTile(32, 32, 2, 1, ahead=4))
 
 
+@made_once
 def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tvm.tirx.PrimFunc:
     """Kernel with the arguments of simt's; behind y what it needs itself.
 

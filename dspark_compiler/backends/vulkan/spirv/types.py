@@ -6,7 +6,7 @@ All integers are declared without sign, as LLVM has them: instructions that care
 import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from dspark_compiler.backends.vulkan.spirv.module import Module
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Decoration, Op, Storage
@@ -55,6 +55,7 @@ UINT64 = Scalar("uint", 64)
 FLOAT32 = Scalar("float", 32)
 
 
+@cache
 def parse_dtype(dtype: str) -> tuple[Scalar, int]:
     """The scalar type and the lanes of a type as TVM writes it, such as float16x8.
 

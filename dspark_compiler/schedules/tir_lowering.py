@@ -1,4 +1,4 @@
-"""TVM's lowering of scheduled functions to host and device code for GPUs, in the order of its own pipeline.
+"""TVM's lowering of scheduled functions to host and device code, in the order of its own pipeline.
 
 It is written out since ``compact_buffers`` takes the place of a pass within, and sums over threads that of another.
 """
@@ -11,13 +11,13 @@ from tvm import s_tir, tirx
 from dspark_compiler.schedules.compaction import compact_buffers
 
 
-def gpu_lowering(sums_over_threads: Any, *, whole: bool) -> Any:
+def tir_lowering(sums_over_threads: Any, *, whole: bool) -> Any:
     """The pass on whole modules.
 
     Args:
         sums_over_threads: the pass within that lowers reductions over the threads of a work group.
-        whole: with what TVM's rules for Nvidia's GPUs use beside what kernels of ``schedules/simt`` do: software
-            pipelines, fragments, double buffers, shared memory of a size known at launch.
+        whole: with what TVM's rules for CPUs and Nvidia's GPUs use beside what kernels of ``schedules/simt`` do:
+            conditions out of loops, software pipelines, fragments, shared memory of a size known at launch.
     """
     s, t = s_tir.transform, tirx.transform
 
