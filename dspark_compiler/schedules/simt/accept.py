@@ -43,8 +43,8 @@ def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tup
                 i = T.Bind(width - 1 - turn)
                 with when(T.And(found[0] == 0, ends.possible(i))):
                     total = variable(T.int64(0), "int64")
-                    with T.serial(0, chunks.count) as chunk:
-                        T.buffer_store(total, total[0] + sums[i, row, chunk], [0])
+                    for part in range(chunks.count):
+                        T.buffer_store(total, total[0] + sums[i, row, part], [0])
                     T.buffer_store(place, i, [0])
                     T.buffer_store(some, T.cast(total[0] > T.int64(0), "int32"), [0])
                     T.buffer_store(found, T.cast(ends.here(i, as_float(total[0], BITS)), "int32"), [0])

@@ -6,14 +6,14 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.fixed_point import fixed, share
-from dspark_compiler.schedules.simt.group_counts import group_sums_int64, variable
+from dspark_compiler.schedules.simt.group_counts import group_sums_int64, held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, shared
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 BITS = 56  # fractional: weights of a distribution add up to about 1
 
-Amount = Callable[[Expr], Expr]  # a weight as int64, in fixed point
+Amount = Callable[[Expr | int], Expr]  # a weight as int64, in fixed point
 Workspace = tuple[int, ...]
 
 
@@ -41,52 +41,66 @@ def draw(name: str, batch: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspac
 
 def chunk_sum(chunks: RowChunks, chunk: Expr, thread: Expr, amount: Amount) -> Expr:
     """The sum of a chunk's weights; the whole work group has to get here."""
-    total = variable(T.int64(0), "int64")
-    chunks.each(chunk, thread, lambda i: T.buffer_store(total, total[0] + amount(i), [0]))
+    total, amounts = variable(T.int64(0), "int64"), chunks.read(chunk, thread, amount, "int64")
+    for number, _, inside in chunks.places(chunk, thread):
+        T.buffer_store(total, total[0] + T.Select(inside, amounts[number], T.int64(0)), [0])
     return group_sums_int64([total[0]], thread, THREADS)[0]
 
 
 def drawn(chunks: RowChunks, thread: Expr, amount: Amount, chunk_sums: Amount, uniform: Expr) -> Expr:
-    """The first token up to which more than ``uniform`` of all weight lies, by a work group, all of which gets it."""
-    total = variable(T.int64(0), "int64")
-    with T.serial(0, chunks.count) as chunk:
-        T.buffer_store(total, total[0] + chunk_sums(chunk), [0])
+    """The first token up to which more than ``uniform`` of all weight lies, by a work group, all of which gets it.
+
+    All loops are written out, so that what they read is on its way at the same time.
+    """
+    teams, each = THREADS // TEAM, chunks.size // THREADS
+    sums = _numbers(chunks.count, chunk_sums)
     # Less than the whole, since uniform is below 1: the walks below find what they look for.
-    rest = share(uniform, total[0])
-    chunk, rest = _walk(chunks.count, chunk_sums, rest)
-    start, each = T.Bind(chunk * chunks.size), chunks.size // THREADS
+    chunk, rest = _walk(sums, share(uniform, _sum(sums)))
+    start = T.Bind(chunk * chunks.size)
 
     def within(i: Expr) -> Expr:
         """The amount of element i of the chunk; nothing behind the last one."""
         inside = T.Bind(amount(T.Bind(T.min(start + i, chunks.extent - 1))))
         return T.Bind(T.Select(start + i < chunks.extent, inside, T.int64(0)))
 
-    mine, threads, teams = variable(T.int64(0), "int64"), shared(THREADS, "int64"), shared(THREADS // TEAM, "int64")
-    with T.serial(0, each) as i:
-        T.buffer_store(mine, mine[0] + within(thread * each + i), [0])
-    T.buffer_store(threads, mine[0], [thread])
+    of_threads, of_teams, found = shared(THREADS, "int64"), shared(teams, "int64"), shared(1, "int32")
+    own = _numbers(each, lambda e: within(thread * each + e))
+    T.buffer_store(of_threads, _sum(own), [thread])
     barrier()
-    with when(thread < THREADS // TEAM):
-        T.buffer_store(mine, T.int64(0), [0])
-        with T.serial(0, TEAM) as lane:
-            T.buffer_store(mine, mine[0] + threads[thread * TEAM + lane], [0])
-        T.buffer_store(teams, mine[0], [thread])
+    with when(thread < teams):
+        T.buffer_store(of_teams, _sum(_numbers(TEAM, lambda lane: of_threads[thread * TEAM + lane])), [thread])
     barrier()
-    team, rest = _walk(THREADS // TEAM, lambda i: teams[i], rest)
-    lane, rest = _walk(TEAM, lambda i: threads[team * TEAM + i], rest)
-    first = T.Bind((team * TEAM + lane) * each)
-    place, _ = _walk(each, lambda i: within(first + i), rest)
-    return T.Bind(T.min(start + first + place, chunks.extent - 1))
+    team, rest = _walk(_numbers(teams, lambda i: of_teams[i]), rest)
+    lane, rest = _walk(_numbers(TEAM, lambda i: of_threads[team * TEAM + i]), rest)
+    with when(thread == team * TEAM + lane):
+        place, _ = _walk(own, rest)
+        T.buffer_store(found, T.min(start + thread * each + place, chunks.extent - 1), [0])
+    barrier()
+    return held(found[0], "int32")
 
 
-def _walk(count: int, amount: Amount, target: Expr) -> tuple[Expr, Expr]:
-    """The first of ``count`` amounts with which their sum exceeds ``target``, and what is left of it before that."""
+def _numbers(count: int, amount: Callable[[int], Expr]) -> Buffer:
+    """amount(0), ..., amount(count - 1)."""
+    found = registers(count, "int64")
+    for i in range(count):
+        T.buffer_store(found, amount(i), [i])
+    return found
+
+
+def _sum(amounts: Buffer) -> Expr:
+    total = variable(T.int64(0), "int64")
+    for i in range(int(amounts.shape[0])):
+        T.buffer_store(total, total[0] + amounts[i], [0])
+    return total[0]
+
+
+def _walk(amounts: Buffer, target: Expr) -> tuple[Expr, Expr]:
+    """The first of ``amounts`` with which their sum exceeds ``target``, and what is left of it before that."""
     found, left = variable(T.int32(-1), "int32"), variable(target, "int64")
-    with T.serial(0, count) as i:
-        here = T.Bind(amount(i))
-        with when(found[0] < 0), T.If(here > left[0]):
+    for i in range(int(amounts.shape[0])):
+        with when(found[0] < 0), T.If(amounts[i] > left[0]):
             with T.Then():
-                T.buffer_store(found, i, [0])
+                T.buffer_store(found, T.int32(i), [0])
             with T.Else():
-                T.buffer_store(left, left[0] - here, [0])
+                T.buffer_store(left, left[0] - amounts[i], [0])
     return T.Bind(T.max(found[0], 0)), T.Bind(left[0])

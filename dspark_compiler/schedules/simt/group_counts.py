@@ -44,7 +44,7 @@ def group_min(value: Expr, thread: Expr, threads: int) -> Expr:
         T.buffer_store(parts, part, [thread // TEAM])
     barrier()
     T.buffer_store(least, parts[0], [0])
-    with T.serial(1, threads // TEAM) as team:
+    for team in range(1, threads // TEAM):
         T.buffer_store(least, T.min(least[0], parts[team]), [0])
     return T.Bind(least[0])
 
@@ -69,7 +69,7 @@ def _totals(sums: Sequence[Expr], dtype: str, thread: Expr, threads: int) -> lis
     barrier()
     with when(thread < len(sums)):
         total = variable(parts[thread, 0], dtype)
-        with T.serial(1, teams) as team:
+        for team in range(1, teams):
             T.buffer_store(total, total[0] + parts[thread, team], [0])
         T.buffer_store(totals, total[0], [thread])
     barrier()

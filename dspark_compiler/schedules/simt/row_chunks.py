@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.tir import Expr, when
+from dspark_compiler.schedules.simt.threads import registers
+from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 THREADS = 256
 _EACH = 16  # elements of a chunk that are a thread's
@@ -29,10 +30,29 @@ class RowChunks:
 
     def each(self, chunk: Expr, thread: Expr, emit: Callable[[Expr], None]) -> None:
         """Calls emit with the index of every element of a chunk that is a thread's, neighbours in neighbours."""
-        with T.serial(0, _EACH) as turn:
-            i = T.Bind(chunk * self.size + turn * THREADS + thread)
+        for turn in range(_EACH):
+            i = self._place(chunk, turn, thread)
             with when(i < self.extent):
                 emit(i)
+
+    def read(self, chunk: Expr, thread: Expr, value: Callable[[Expr], Expr], dtype: str = "float32") -> Buffer:
+        """value(i) of all elements of a chunk that are a thread's, read at once; past the row's end that of its last.
+
+        In the order of ``places``.
+        """
+        found = registers(_EACH, dtype)
+        for turn in range(_EACH):
+            i = T.Bind(T.min(self._place(chunk, turn, thread), self.extent - 1))
+            T.buffer_store(found, value(i), [turn])
+        return found
+
+    def places(self, chunk: Expr, thread: Expr) -> list[tuple[int, Expr, Expr]]:
+        """Number, index and whether there is one of each element of a chunk that is a thread's."""
+        places = [(turn, self._place(chunk, turn, thread)) for turn in range(_EACH)]
+        return [(turn, i, i < self.extent) for turn, i in places]
+
+    def _place(self, chunk: Expr, turn: int, thread: Expr) -> Expr:
+        return T.Bind(chunk * self.size + turn * THREADS + thread)
 
     def each_of_row(self, thread: Expr, emit: Callable[[Expr], None]) -> None:
         """The same for the whole row, the same elements to the same thread each time."""

@@ -88,14 +88,11 @@ class _Row:
     def find_peak(self, chunk: Expr) -> None:
         """The highest logit of a chunk and the first place it is at, to the workspaces."""
         best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(_NOWHERE), "int32")
-
-        def look(i: Expr) -> None:
-            value = T.Bind(self._of["logits"][(*self._at, i)])
-            with when(value > best[0]):
-                T.buffer_store(best, value, [0])
+        logits = self._chunks.read(chunk, self._thread, lambda i: self._of["logits"][(*self._at, i)])
+        for number, i, inside in self._chunks.places(chunk, self._thread):
+            with when(T.And(inside, logits[number] > best[0])):
+                T.buffer_store(best, logits[number], [0])
                 T.buffer_store(place, i, [0])
-
-        self._chunks.each(chunk, self._thread, look)
         highest = group_max(best[0], self._thread, THREADS)
         # Of places where it is not, none is the first.
         first = T.Select(best[0] == highest, place[0], T.int32(_NOWHERE))
@@ -107,11 +104,11 @@ class _Row:
     def peak(self) -> None:
         """The same of the whole row, from there."""
         best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(0), "int32")
-        with T.serial(0, self._chunks.count) as chunk:
-            value = T.Bind(self._of["peaks"][self._task, chunk])
-            with when(value > best[0]):
-                T.buffer_store(best, value, [0])
-                T.buffer_store(place, self._of["places"][self._task, chunk], [0])
+        peaks, places = self._parts("peaks"), self._parts("places")
+        for chunk in range(self._chunks.count):
+            with when(peaks[chunk] > best[0]):
+                T.buffer_store(best, peaks[chunk], [0])
+                T.buffer_store(place, places[chunk], [0])
         self._highest, self._first = T.Bind(best[0]), T.Bind(place[0])
 
     def greedy(self, chunk: Expr) -> None:
@@ -123,25 +120,35 @@ class _Row:
         """Weights of a chunk, the highest of the row 1, and their sum to the workspace."""
         peak, min_p = held(self._highest / self.temperature, "float32"), T.Bind(self._of["min_p"][self._seq])
         total = variable(T.int64(0), "int64")
-
-        def weigh(i: Expr) -> None:
-            weight = held(T.exp(self._of["logits"][(*self._at, i)] / self.temperature - peak), "float32")
-            kept = held(T.Select(weight >= min_p, weight, T.float32(0.0)), "float32")
-            self._store(kept, i)
-            T.buffer_store(total, total[0] + fixed(kept, _BITS), [0])
-
-        self._chunks.each(chunk, self._thread, weigh)
+        logits = self._chunks.read(chunk, self._thread, lambda i: self._of["logits"][(*self._at, i)])
+        for number, i, inside in self._chunks.places(chunk, self._thread):
+            weight = held(T.exp(logits[number] / self.temperature - peak), "float32")
+            with when(inside):
+                kept = held(T.Select(weight >= min_p, weight, T.float32(0.0)), "float32")
+                self._store(kept, i)
+                T.buffer_store(total, total[0] + fixed(kept, _BITS), [0])
         (whole,) = group_sums_int64([total[0]], self._thread, THREADS)
         with when(self._thread == 0):
             T.buffer_store(self._of["sums"], whole, [self._task, chunk])
 
     def normalize_chunk(self, chunk: Expr) -> None:
         """Weights of a chunk over the sum of all."""
-        total = variable(T.int64(0), "int64")
-        with T.serial(0, self._chunks.count) as part:
-            T.buffer_store(total, total[0] + self._of["sums"][self._task, part], [0])
+        total, sums = variable(T.int64(0), "int64"), self._parts("sums")
+        weights = self._chunks.read(chunk, self._thread, lambda i: self._of["out"][(*self._at, i)])
+        for part in range(self._chunks.count):
+            T.buffer_store(total, total[0] + sums[part], [0])
         divisor = held(as_float(total[0], _BITS), "float32")
-        self._chunks.each(chunk, self._thread, lambda i: self._store(self._value(i) / divisor, i))
+        for number, i, inside in self._chunks.places(chunk, self._thread):
+            with when(inside):
+                self._store(weights[number] / divisor, i)
+
+    def _parts(self, name: str) -> Buffer:
+        """What each chunk has left in a workspace, read at once."""
+        source = self._of[name]
+        found = registers(self._chunks.count, source.dtype)
+        for chunk in range(self._chunks.count):
+            T.buffer_store(found, source[self._task, chunk], [chunk])
+        return found
 
     def sampled(self) -> None:
         """All of a row with other rules."""
