@@ -184,9 +184,11 @@ class _DraftBlock(_Traced):
         knobs = [value[name] for name in _KNOBS]
         anchor, position = value["anchor"], value["position"]
 
+        numbers = [value["uniform"][:, step] for step in range(self.drafter.config.block_size)]
+
         def sample(step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
             probs = dspark.token_probs(logits[:, None], *knobs).reshape(logits.shape)
-            return dspark.draw(probs, value["uniform"][:, step]), probs
+            return dspark.draw(probs, numbers[step]), probs
 
         draft = self.drafter.draft(anchor, position, target, memory, sample)
         ids = torch.cat([anchor[:, None], draft.tokens], dim=1)

@@ -101,8 +101,8 @@ class DSparkDrafter(Drafter):
         state = None if head is None else head.start(hidden[:, 0])
         tokens, probs, before = [], [], []
         previous = anchor
-        for k in range(self.config.block_size):
-            scores = logits[:, k]
+        # All rows before the first draw, each of which would have to wait for one behind it.
+        for k, scores in enumerate([logits[:, k] for k in range(self.config.block_size)]):
             if head is not None:
                 embedded = head.embed(previous)
                 state, latent = head.step(state, hidden[:, k], embedded)

@@ -62,7 +62,8 @@ class MatrixCut:
         steps = -(-all_steps // _MOST_SPLITS)
         splits = -(-all_steps // steps)
         blocks, busy = 1, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
-        while 2 * blocks * halves * splits <= _MOST_LINES and work.features // halves // (2 * blocks * SIDE) >= busy:
+        most = min(_MOST_LINES // splits, _MOST_HELD // _TILES)
+        while 2 * blocks * halves <= most and work.features // halves // (2 * blocks * SIDE) >= busy:
             blocks *= 2
         return MatrixCut(splits, steps, blocks, halves)
 
