@@ -10,15 +10,19 @@ from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args
+from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.schedules.simt import accept as acceptance
 from dspark_compiler.schedules.simt import draw as drawing
 from dspark_compiler.schedules.simt import token_probs as distributions
+from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
 
 
-def token_probs(node: fx.Node, importer: EntryImporter) -> Any:
+def token_probs(node: fx.Node, importer: EntryImporter, *, exchange: Exchange) -> Any:
     """dspark.token_probs(logits, temperature, top_k, top_p, min_p)."""
     sizes = batch, rows, vocab = shape_of(node)
-    kernel, workspaces = distributions.token_probs(_name("token_probs", sizes), batch, rows, vocab)
+    # What linears of few rows hand on, as to attention.
+    awaits = exchange is Exchange.BETWEEN_LAUNCHES and batch * rows <= MOST_ROWS
+    kernel, workspaces = distributions.token_probs(_name("token_probs", sizes), batch, rows, vocab, awaits=awaits)
     outs = [PhysicalTensor(sizes, "float32"), *(PhysicalTensor(arg.shape, arg.dtype) for arg in workspaces)]
     return importer.call_many(kernel, _tensors(importer, node), outs)[0]
 

@@ -28,7 +28,7 @@ def simt_lowering(dtype: str, exchange: Exchange = Exchange.NONE) -> TargetLower
         "scratch_attention.default": partial(scratch_attention, exchange=exchange),
         "commit_scratch.default": commit_scratch,
         "attention_mass.default": attention_mass,
-        "token_probs.default": token_probs,
+        "token_probs.default": partial(token_probs, exchange=exchange),
         "draw.default": draw,
         "accept.default": accept,
     }

@@ -1,10 +1,12 @@
 """All that lowering must know of Vulkan devices."""
 
 import dataclasses
+from typing import Any
 
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.schedules.vulkan.embedding import packed_embedding, row_embedding
 from dspark_compiler.schedules.vulkan.stream_linear import stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
 
@@ -15,5 +17,6 @@ def vulkan_lowering(dtype: str) -> TargetLowering:
     With float32 these do not: its promise is eager's tokens, and cooperative matrices round to float16.
     """
     common = simt_lowering(dtype, Exchange.BETWEEN_LAUNCHES)
-    own = {"stream_linear": stream_linear} | ({} if dtype == "float32" else {"tile_linear": tile_linear})
+    own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, stream_linear)}
+    own |= {} if dtype == "float32" else {"tile_linear": tile_linear}
     return dataclasses.replace(common, kernels={**common.kernels, **own})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
 from dspark_compiler.schedules.simt.threads import registers
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
@@ -44,6 +45,19 @@ class RowChunks:
         for turn in range(_EACH):
             i = T.Bind(T.min(self._place(chunk, turn, thread), self.extent - 1))
             T.buffer_store(found, value(i), [turn])
+        return found
+
+    def read_all(self, chunk: Expr, thread: Expr, row: Buffer, at: tuple[Expr, ...]) -> Buffer:
+        """The same of row[at]."""
+        return self.read(chunk, thread, lambda i: row[(*at, i)], row.dtype)
+
+    def await_all(self, chunk: Expr, thread: Expr, row: Buffer, at: tuple[Expr, ...]) -> Buffer:
+        """The same as soon as they are there (awaited.py)."""
+        found, asks = registers(_EACH), []
+        for turn in range(_EACH):
+            i = T.Bind(T.min(self._place(chunk, turn, thread), self.extent - 1))
+            asks.append(Ask(found, (turn,), row, (*at, i)))
+        await_numbers(asks)
         return found
 
     def places(self, chunk: Expr, thread: Expr) -> list[tuple[int, Expr, Expr]]:

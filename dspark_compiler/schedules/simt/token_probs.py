@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.fixed_point import as_float, fixed, share
 from dspark_compiler.schedules.simt.group_counts import group_counts, group_min, group_sums_int64, held, variable
 from dspark_compiler.schedules.simt.rank_search import float_of, highest, rank_of
@@ -28,11 +29,13 @@ Holds = Callable[[Expr, Expr], Sequence[Expr]]  # conditions on a value and its 
 
 
 @made_once
-def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.PrimFunc, Workspaces]:
+def token_probs(
+    name: str, batch: int, rows: int, vocab: int, *, awaits: bool = False
+) -> tuple[tvm.tirx.PrimFunc, Workspaces]:
     """The distributions of [batch, rows] tokens; semantics are the operator's. And its workspaces.
 
     Arguments: logits [B,R,V], temperature [B], top_k int32 [B], top_p [B], min_p [B], out [B,R,V], the workspaces
-    (anything in them).
+    (anything in them). ``awaits``: the logits may be yet to come (awaited.py).
     """
     chunks = RowChunks(vocab)
     shape, control = (batch, rows, vocab), (batch,)
@@ -51,7 +54,7 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((chunks.count, batch * rows), THREADS) as (chunk, task, thread):
-            _Row(chunks, of, task, rows, thread).find_peak(chunk)
+            _Row(chunks, of, task, rows, thread).find_peak(chunk, awaits=awaits)
         with launch((chunks.count, batch * rows), THREADS) as (chunk, task, thread):
             row = _Row(chunks, of, task, rows, thread)
             row.peak()
@@ -68,7 +71,8 @@ def token_probs(name: str, batch: int, rows: int, vocab: int) -> tuple[tvm.tirx.
             with when(T.And(row.temperature != T.float32(0.0), T.Not(row.limited))):
                 row.normalize_chunk(chunk)
 
-    return kernel(name, args, body), workspaces
+    function = kernel(name, args, body)
+    return hands_on(function, args, awaits=["logits"]) if awaits else function, workspaces
 
 
 class _Row:
@@ -85,10 +89,11 @@ class _Row:
         top_k, top_p = self._of["top_k"][self._seq], self._of["top_p"][self._seq]
         return T.Or(T.And(top_k > 0, top_k < self._chunks.extent), top_p < T.float32(1.0))
 
-    def find_peak(self, chunk: Expr) -> None:
+    def find_peak(self, chunk: Expr, *, awaits: bool) -> None:
         """The highest logit of a chunk and the first place it is at, to the workspaces."""
         best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(_NOWHERE), "int32")
-        logits = self._chunks.read(chunk, self._thread, lambda i: self._of["logits"][(*self._at, i)])
+        read = self._chunks.await_all if awaits else self._chunks.read_all
+        logits = read(chunk, self._thread, self._of["logits"], self._at)
         for number, i, inside in self._chunks.places(chunk, self._thread):
             with when(T.And(inside, logits[number] > best[0])):
                 T.buffer_store(best, logits[number], [0])
@@ -120,7 +125,7 @@ class _Row:
         """Weights of a chunk, the highest of the row 1, and their sum to the workspace."""
         peak, min_p = held(self._highest / self.temperature, "float32"), T.Bind(self._of["min_p"][self._seq])
         total = variable(T.int64(0), "int64")
-        logits = self._chunks.read(chunk, self._thread, lambda i: self._of["logits"][(*self._at, i)])
+        logits = self._chunks.read_all(chunk, self._thread, self._of["logits"], self._at)
         for number, i, inside in self._chunks.places(chunk, self._thread):
             weight = held(T.exp(logits[number] / self.temperature - peak), "float32")
             with when(inside):
@@ -134,7 +139,7 @@ class _Row:
     def normalize_chunk(self, chunk: Expr) -> None:
         """Weights of a chunk over the sum of all."""
         total, sums = variable(T.int64(0), "int64"), self._parts("sums")
-        weights = self._chunks.read(chunk, self._thread, lambda i: self._of["out"][(*self._at, i)])
+        weights = self._chunks.read_all(chunk, self._thread, self._of["out"], self._at)
         for part in range(self._chunks.count):
             T.buffer_store(total, total[0] + sums[part], [0])
         divisor = held(as_float(total[0], _BITS), "float32")
