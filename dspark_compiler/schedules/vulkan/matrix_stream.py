@@ -38,6 +38,8 @@ _REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a m
 _BYTES = 4
 # x is divided by the one, since float16 ends at 65504; what is left of it is multiplied by the other, lest it vanish.
 _UNIT, _LOW = 64.0, 2048.0
+_KEPT = 0xFFFFE000  # bits of a float32 that a float16 has as well
+_NORMAL = 0x38800000  # the least normal float16, as a float32's bits
 
 
 @dataclass(frozen=True)
@@ -264,9 +266,9 @@ class _Part:
         at, column = T.Bind(self._region + self._lane), self._column(step)
         for m in range(self._count):
             pair = [self._number_of_x(place, m, i, column) for i in range(2)]
-            high = [T.Bind(T.cast(number, "float16")) for number in pair]
-            left = [(n - T.cast(h, "float32")) * T.float32(_LOW) for n, h in zip(pair, high, strict=True)]
-            low = [T.Bind(T.cast(number, "float16")) for number in left]
+            high = [T.Bind(_part_of_float16(number)) for number in pair]
+            left = [(n - h) * T.float32(_LOW) for n, h in zip(pair, high, strict=True)]
+            high, low = ([T.Bind(T.cast(number, "float16")) for number in some] for some in (high, left))
             T.buffer_store(self._memory, _packed(*high), [at + m * _WORDS])
             T.buffer_store(self._memory, _packed(*low), [at + (MOST_ROWS + m) * _WORDS])
 
@@ -279,6 +281,16 @@ class _Part:
             T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
             x = T.Bind(x * self._norm[place, i])
         return T.Bind(x * T.float32(1 / _UNIT))
+
+
+def _part_of_float16(number: Expr) -> Expr:
+    """What float16 holds of a float32, cut off, as float32; nothing of what would be subnormal.
+
+    By its bits: compilers may take a number for what it was before it was rounded and widened again.
+    """
+    bits = T.Bind(T.reinterpret("uint32", number))
+    is_normal = (bits & T.uint32(0x7FFFFFFF)) >= T.uint32(_NORMAL)
+    return T.Select(is_normal, T.reinterpret("float32", bits & T.uint32(_KEPT)), T.float32(0.0))
 
 
 def _packed(low: Expr, high: Expr) -> Expr:
