@@ -5,9 +5,9 @@ part of x; sums of sixteen rows are eight registers a thread, however many rows 
 memory on the chip. Nothing of how a weight is cut depends on the rows of x: each gets the same bits whatever rows come
 with it.
 
-x keeps nearly float32's precision, up to four million: a matrix has sixteen columns, of which the first eight take what
-float16 holds of rows of x, and the last eight what is left of them. Devices may take float16's subnormal numbers for
-zero: below 0.004 only what is left counts, which is float16's own precision.
+x is rounded to float16, as eager float16 does, but divided by eight first, so that half a million fits: a model's large
+activations do not end as infinities. Devices may take float16's subnormal numbers for zero, which are those below
+0.0005 here. Sums are float32. Half of a matrix's sixteen columns are nobody's: rows of x are eight at most.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,7 @@ _WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin i
 _PITCH = SIDE + 4  # of a matrix of sums
 _REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
 _BYTES = 4
-# x is divided by the one, since float16 ends at 65504; what is left of it is multiplied by the other, lest it vanish.
-_UNIT, _LOW = 64.0, 2048.0
-_KEPT = 0xFFFFE000  # bits of a float32 that a float16 has as well
-_NORMAL = 0x38800000  # the least normal float16, as a float32's bits
+_UNIT = 8.0  # float16 ends at 65504
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def emit_matrix_stream(
 
 
 class _MatrixSums:
-    """See Sums: of matrices, a column of each for a row of x, and one for what is left of it."""
+    """See Sums: of matrices, a column of each for a row of x."""
 
     def __init__(self, cut: MatrixCut, memory: Buffer, squares: Buffer) -> None:
         self._cut, self._memory, self._squares = cut, memory, squares
@@ -121,9 +118,7 @@ class _MatrixSums:
         place = T.Bind(slot // SIDE * _SUMS + slot % SIDE * _PITCH + m)
         T.buffer_store(total, T.float32(0.0), [0])
         for split in range(self._cut.splits):
-            at = place + split * lines * _SUMS
-            low = self._memory[at + MOST_ROWS] * T.float32(1 / _LOW)
-            T.buffer_store(total, total[0] + (self._memory[at] + low), [0])
+            T.buffer_store(total, total[0] + self._memory[place + split * lines * _SUMS], [0])
         T.buffer_store(total, total[0] * T.float32(_UNIT), [0])
         return total
 
@@ -255,6 +250,8 @@ class _Part:
         if self._normed:
             for place in range(count):
                 copy(self._norm, (place, T.int32(0)), self._of["norm"], (inside[place],), 2)
+                for i in range(2):
+                    T.buffer_store(self._norm, self._norm[place, i] * T.float32(1 / _UNIT), [place, i])
         places = [(place, m) for place in range(count) for m in range(self._count)]
         source = [(self._first + m, inside[place]) for place, m in places]
         await_numbers(
@@ -266,11 +263,7 @@ class _Part:
         at, column = T.Bind(self._region + self._lane), self._column(step)
         for m in range(self._count):
             pair = [self._number_of_x(place, m, i, column) for i in range(2)]
-            high = [T.Bind(_part_of_float16(number)) for number in pair]
-            left = [(n - h) * T.float32(_LOW) for n, h in zip(pair, high, strict=True)]
-            high, low = ([T.Bind(T.cast(number, "float16")) for number in some] for some in (high, left))
-            T.buffer_store(self._memory, _packed(*high), [at + m * _WORDS])
-            T.buffer_store(self._memory, _packed(*low), [at + (MOST_ROWS + m) * _WORDS])
+            T.buffer_store(self._memory, _packed(*(T.Bind(T.cast(n, "float16")) for n in pair)), [at + m * _WORDS])
 
     def _number_of_x(self, place: int, m: int, i: int, column: Expr) -> Expr:
         """As it is multiplied: times the norm's weight, in units."""
@@ -279,18 +272,7 @@ class _Part:
             x = T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))
         if self._normed:
             T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
-            x = T.Bind(x * self._norm[place, i])
-        return T.Bind(x * T.float32(1 / _UNIT))
-
-
-def _part_of_float16(number: Expr) -> Expr:
-    """What float16 holds of a float32, cut off, as float32; nothing of what would be subnormal.
-
-    By its bits: compilers may take a number for what it was before it was rounded and widened again.
-    """
-    bits = T.Bind(T.reinterpret("uint32", number))
-    is_normal = (bits & T.uint32(0x7FFFFFFF)) >= T.uint32(_NORMAL)
-    return T.Select(is_normal, T.reinterpret("float32", bits & T.uint32(_KEPT)), T.float32(0.0))
+        return T.Bind(x * (self._norm[place, i] if self._normed else T.float32(1 / _UNIT)))
 
 
 def _packed(low: Expr, high: Expr) -> Expr:

@@ -66,9 +66,7 @@ def test_products_and_their_bits(name: str) -> None:
         found[rows] = tensors[-1].numpy()
     expected = _expected(given, options)
     scale = np.abs(expected).max(1, keepdims=True)
-    # The first rows are so small that a device may take float16's part of them for zero.
-    np.testing.assert_allclose(found[8][:2] / scale[:2], expected[:2] / scale[:2], atol=5e-4)
-    np.testing.assert_allclose(found[8][2:] / scale[2:], expected[2:] / scale[2:], atol=5e-6)
+    np.testing.assert_allclose(found[8] / scale, expected / scale, atol=1e-3)  # x is rounded to float16
     np.testing.assert_array_equal(found[3], found[8][:3])
     np.testing.assert_array_equal(found[1], found[8][:1])
 
