@@ -240,11 +240,16 @@ def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) 
         previous = step
 
 
-def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
+def _captured(artifact: Artifact, params: SamplingParams) -> tuple[FakeDevice, Executor, list[list[int]]]:
+    """A device and an executor whose calls have been captured, and the tokens they gave."""
     device = FakeDevice()
     executor = Executor(artifact, device=device)
+    return device, executor, tokens(executor, Autoregressive(executor), params)
+
+
+def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact: Artifact) -> None:
     params = SamplingParams(max_new_tokens=10)
-    first = tokens(executor, Autoregressive(executor), params)
+    device, executor, first = _captured(artifact, params)
     captures = device.fake.log.count("capture")
     with device.counted():
         device.fake.free += 1 << 20
@@ -256,10 +261,8 @@ def test_calls_are_captured_again_after_the_allocator_gave_memory_back(artifact:
 
 
 def test_calls_are_captured_again_when_constants_of_another_artifact_are_about_to_be_made(artifact: Artifact) -> None:
-    device = FakeDevice()
-    executor = Executor(artifact, device=device)
     params = SamplingParams(max_new_tokens=10)
-    first = tokens(executor, Autoregressive(executor), params)
+    device, executor, first = _captured(artifact, params)
     captures = device.fake.log.count("capture")
     lanes.make_way(device.where)
     with pytest.raises(AssertionError, match="another use"):
