@@ -16,14 +16,15 @@ from tests.vulkan.device import need_vulkan
 _COUNT = 64
 
 
-def _waiting() -> tvm.tirx.PrimFunc:
-    """A kernel that copies numbers as soon as they are there."""
+def _waiting(at_once: int = 1) -> tvm.tirx.PrimFunc:
+    """A kernel that copies numbers as soon as they are there, some of them a thread."""
 
     def body(x: Buffer, y: Buffer) -> None:
-        with launch((1,), _COUNT) as (_, thread):
-            seen = registers(1)
-            awaited.await_numbers([awaited.Ask(seen, (0,), x, (thread,))])
-            T.buffer_store(y, seen[0], [thread])
+        with launch((1,), _COUNT // at_once) as (_, thread):
+            seen = registers(at_once)
+            awaited.await_numbers([awaited.Ask(seen, (0,), x, (thread * at_once,), at_once)])
+            for i in range(at_once):
+                T.buffer_store(y, seen[i], [thread * at_once + i])
 
     return kernel("waiting", [Arg("x", (_COUNT,)), Arg("y", (_COUNT,))], body)
 
@@ -45,3 +46,17 @@ def test_a_wait_that_nobody_answers_is_one_line(monkeypatch: pytest.MonkeyPatch)
             gpu.synchronize(0)
         gpu.synchronize(0)
         np.testing.assert_array_equal(y.numpy(), missing)
+
+
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_neighbours_are_asked_for_at_once_and_seen_when_they_come(at_once: int) -> None:
+    need_vulkan()
+    (shader,) = shaders.shaders_of({"waiting": _waiting(at_once)})
+    shaders.validate(shader)
+    text = shader.disassembly()
+    # Without the decoration a driver may keep what it has read; without the other it may read once.
+    assert "Coherent" in text
+    assert [line for line in text.splitlines() if f"OpLoad %v{at_once}float" in line and "Volatile" in line]
+    numbers = np.arange(_COUNT, dtype=np.float32)
+    found = shaders.started(_waiting(at_once))(numbers, np.zeros_like(numbers))
+    np.testing.assert_array_equal(found[-1].numpy(), numbers)
