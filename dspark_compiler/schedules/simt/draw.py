@@ -52,10 +52,10 @@ def drawn(chunks: RowChunks, thread: Expr, amount: Amount, chunk_sums: Amount, u
 
     All loops are written out, so that what they read is on its way at the same time.
     """
-    teams, each = THREADS // TEAM, chunks.size // THREADS
-    sums = _numbers(chunks.count, chunk_sums)
+    each = chunks.size // THREADS
+    sums = numbers(chunks.count, chunk_sums)
     # Less than the whole, since uniform is below 1: the walks below find what they look for.
-    chunk, rest = _walk(sums, share(uniform, _sum(sums)))
+    chunk, rest = walk(sums, share(uniform, total_of(sums)))
     start = T.Bind(chunk * chunks.size)
 
     def within(i: Expr) -> Expr:
@@ -63,23 +63,40 @@ def drawn(chunks: RowChunks, thread: Expr, amount: Amount, chunk_sums: Amount, u
         inside = T.Bind(amount(T.Bind(T.min(start + i, chunks.extent - 1))))
         return T.Bind(T.Select(start + i < chunks.extent, inside, T.int64(0)))
 
-    of_threads, of_teams, found = shared(THREADS, "int64"), shared(teams, "int64"), shared(1, "int32")
-    own = _numbers(each, lambda e: within(thread * each + e))
-    T.buffer_store(of_threads, _sum(own), [thread])
-    barrier()
-    with when(thread < teams):
-        T.buffer_store(of_teams, _sum(_numbers(TEAM, lambda lane: of_threads[thread * TEAM + lane])), [thread])
-    barrier()
-    team, rest = _walk(_numbers(teams, lambda i: of_teams[i]), rest)
-    lane, rest = _walk(_numbers(TEAM, lambda i: of_threads[team * TEAM + i]), rest)
-    with when(thread == team * TEAM + lane):
-        place, _ = _walk(own, rest)
+    own, found = numbers(each, lambda e: within(thread * each + e)), shared(1, "int32")
+    owner, rest = GroupAmounts(thread, total_of(own)).find(rest)
+    with when(thread == owner):
+        place, _ = walk(own, rest)
         T.buffer_store(found, T.min(start + thread * each + place, chunks.extent - 1), [0])
     barrier()
     return held(found[0], "int32")
 
 
-def _numbers(count: int, amount: Callable[[int], Expr]) -> Buffer:
+class GroupAmounts:
+    """An amount of each thread of a work group, int64, the first thread's first; all of it has to get here."""
+
+    def __init__(self, thread: Expr, own: Expr) -> None:
+        teams = THREADS // TEAM
+        self._threads, of_teams = shared(THREADS, "int64"), shared(teams, "int64")
+        T.buffer_store(self._threads, own, [thread])
+        barrier()
+        with when(thread < teams):
+            T.buffer_store(of_teams, total_of(numbers(TEAM, lambda lane: self._threads[thread * TEAM + lane])), [thread])
+        barrier()
+        self._teams = numbers(teams, lambda i: of_teams[i])
+
+    def total(self) -> Expr:
+        """Of all threads."""
+        return total_of(self._teams)
+
+    def find(self, rest: Expr) -> tuple[Expr, Expr]:
+        """The first thread up to which amounts add up to more than ``rest``, and what is left of that before it."""
+        team, rest = walk(self._teams, rest)
+        lane, rest = walk(numbers(TEAM, lambda i: self._threads[team * TEAM + i]), rest)
+        return T.Bind(team * TEAM + lane), rest
+
+
+def numbers(count: int, amount: Callable[[int], Expr]) -> Buffer:
     """amount(0), ..., amount(count - 1)."""
     found = registers(count, "int64")
     for i in range(count):
@@ -87,14 +104,15 @@ def _numbers(count: int, amount: Callable[[int], Expr]) -> Buffer:
     return found
 
 
-def _sum(amounts: Buffer) -> Expr:
+def total_of(amounts: Buffer) -> Expr:
+    """Their sum."""
     total = variable(T.int64(0), "int64")
     for i in range(int(amounts.shape[0])):
         T.buffer_store(total, total[0] + amounts[i], [0])
     return total[0]
 
 
-def _walk(amounts: Buffer, target: Expr) -> tuple[Expr, Expr]:
+def walk(amounts: Buffer, target: Expr) -> tuple[Expr, Expr]:
     """The first of ``amounts`` with which their sum exceeds ``target``, and what is left of it before that."""
     found, left = variable(T.int32(-1), "int32"), variable(target, "int64")
     for i in range(int(amounts.shape[0])):

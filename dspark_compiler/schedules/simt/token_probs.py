@@ -1,31 +1,22 @@
 """Logits to the distribution tokens are drawn from.
 
 The maximum of a row is found chunk by chunk. A greedy row is written chunk by chunk, too, and so is one that only has a
-temperature or a least weight. Where there are other rules, a single work group does all, and each thread reads again
-only what it wrote. Nothing is sorted: the k-th highest score and the
-last weight of the nucleus are found digit by digit, since floats order as their bits do. Sums are in fixed point.
+temperature or a least weight. Where there are other rules, a single work group does all (row_limits.py). Sums are in
+fixed point.
 """
-
-from collections.abc import Callable, Sequence
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.awaited import hands_on
-from dspark_compiler.schedules.simt.fixed_point import as_float, fixed, share
-from dspark_compiler.schedules.simt.group_counts import group_counts, group_min, group_sums_int64, held, variable
-from dspark_compiler.schedules.simt.rank_search import float_of, highest, rank_of
+from dspark_compiler.schedules.simt.fixed_point import as_float, fixed
+from dspark_compiler.schedules.simt.group_counts import group_min, group_sums_int64, held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
+from dspark_compiler.schedules.simt.row_limits import LOWEST, NOWHERE, WEIGHT_BITS, RowLimits
 from dspark_compiler.schedules.simt.threads import group_max, launch, registers
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
-_LOWEST = -3.4028234663852886e38
-_NOWHERE = 2**31 - 1
-_INDEX_BITS = 20
-_BITS = 40  # fractional, of sums: 2^18 weights, none above 1, add up within 58 bits
-
 Workspaces = tuple[Arg, Arg, Arg]
-Holds = Callable[[Expr, Expr], Sequence[Expr]]  # conditions on a value and its index
 
 
 @made_once
@@ -91,7 +82,7 @@ class _Row:
 
     def find_peak(self, chunk: Expr, *, awaits: bool) -> None:
         """The highest logit of a chunk and the first place it is at, to the workspaces."""
-        best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(_NOWHERE), "int32")
+        best, place = variable(T.float32(LOWEST), "float32"), variable(T.int32(NOWHERE), "int32")
         read = self._chunks.await_all if awaits else self._chunks.read_all
         logits = read(chunk, self._thread, self._of["logits"], self._at)
         for number, i, inside in self._chunks.places(chunk, self._thread):
@@ -100,7 +91,7 @@ class _Row:
                 T.buffer_store(place, i, [0])
         highest = group_max(best[0], self._thread, THREADS)
         # Of places where it is not, none is the first.
-        first = T.Select(best[0] == highest, place[0], T.int32(_NOWHERE))
+        first = T.Select(best[0] == highest, place[0], T.int32(NOWHERE))
         earliest = group_min(first, self._thread, THREADS)
         with when(self._thread == 0):
             T.buffer_store(self._of["peaks"], highest, [self._task, chunk])
@@ -108,7 +99,7 @@ class _Row:
 
     def peak(self) -> None:
         """The same of the whole row, from there."""
-        best, place = variable(T.float32(_LOWEST), "float32"), variable(T.int32(0), "int32")
+        best, place = variable(T.float32(LOWEST), "float32"), variable(T.int32(0), "int32")
         peaks, places = self._parts("peaks"), self._parts("places")
         for chunk in range(self._chunks.count):
             with when(peaks[chunk] > best[0]):
@@ -131,7 +122,7 @@ class _Row:
             with when(inside):
                 kept = held(T.Select(weight >= min_p, weight, T.float32(0.0)), "float32")
                 self._store(kept, i)
-                T.buffer_store(total, total[0] + fixed(kept, _BITS), [0])
+                T.buffer_store(total, total[0] + fixed(kept, WEIGHT_BITS), [0])
         (whole,) = group_sums_int64([total[0]], self._thread, THREADS)
         with when(self._thread == 0):
             T.buffer_store(self._of["sums"], whole, [self._task, chunk])
@@ -142,7 +133,7 @@ class _Row:
         weights = self._chunks.read_all(chunk, self._thread, self._of["out"], self._at)
         for part in range(self._chunks.count):
             T.buffer_store(total, total[0] + sums[part], [0])
-        divisor = held(as_float(total[0], _BITS), "float32")
+        divisor = held(as_float(total[0], WEIGHT_BITS), "float32")
         for number, i, inside in self._chunks.places(chunk, self._thread):
             with when(inside):
                 self._store(weights[number] / divisor, i)
@@ -157,114 +148,10 @@ class _Row:
 
     def sampled(self) -> None:
         """All of a row with other rules."""
-        seq, of, zero = self._seq, self._of, T.float32(0.0)
-        self._each(lambda i: self._store(of["logits"][(*self._at, i)] / self.temperature, i))
-        bound = self._kth_highest(T.Bind(of["top_k"][seq]))
-        peak = held(self._highest / self.temperature, "float32")
-
-        def weigh(i: Expr) -> None:
-            score = self._value(i)
-            self._store(T.Select(score < bound, zero, T.exp(score - peak)), i)
-
-        self._each(weigh)
-        last, cutoff = self._nucleus(T.Bind(of["top_p"][seq]))
-        min_p = T.Bind(of["min_p"][seq])
-
-        def stays(value: Expr, i: Expr) -> Expr:
-            inside = T.Or(value > last, T.And(value == last, i < cutoff))
-            return T.And(inside, value >= min_p)
-
-        (total,) = self._sums(lambda value, i: [stays(value, i)], 1)
-        divisor = held(as_float(total, _BITS), "float32")
-
-        def normalize(i: Expr) -> None:
-            value = self._value(i)
-            self._store(T.Select(stays(value, i), value / divisor, zero), i)
-
-        self._each(normalize)
-
-    def _kth_highest(self, k: Expr) -> Expr:
-        """The ``k``-th highest score; what lies below all scores where ``k`` is off."""
-        limits = T.And(k > 0, k < self._chunks.extent)
-
-        def hold(ranks: Sequence[Expr]) -> list[Expr]:
-            def above(value: Expr, _: Expr) -> list[Expr]:
-                rank = rank_of(value)
-                return [rank >= least for least in ranks]
-
-            return [count >= k for count in self._counts(above, len(ranks))]
-
-        return held(T.Select(limits, float_of(highest(32, 4, hold, limits)), T.float32(_LOWEST)), "float32")
-
-    def _nucleus(self, part: Expr) -> tuple[Expr, Expr]:
-        """The last weight of the fewest highest ones that hold ``part`` of their sum, and where its equals end.
-
-        All weights where ``part`` is off.
-        """
-        limits = part < T.float32(1.0)
-        (total,) = self._sums(lambda value, _: [value > T.float32(0.0)], 1)
-        wanted = held(T.max(share(T.Select(limits, part, T.float32(0.0)), total, up=True), T.int64(1)), "int64")
-
-        def hold(candidates: Sequence[Expr]) -> list[Expr]:
-            def above(value: Expr, _: Expr) -> list[Expr]:
-                # Of numbers that are not negative, the bits are the rank.
-                bits = held(T.reinterpret("uint32", value), "uint32")
-                return [bits > candidate for candidate in candidates]
-
-            return [inside >= wanted for inside in self._sums(above, len(candidates))]
-
-        # The highest weight above which there is as much as wanted; no weight is above 1, which has 30 bits.
-        outside = highest(30, 3, hold, limits)
-        last = held(T.Select(limits, T.reinterpret("float32", outside + T.uint32(1)), T.float32(0.0)), "float32")
-        (above_last,) = self._sums(lambda value, _: [value > last], 1)
-        (equals,) = self._counts(lambda value, _: [value == last], 1)
-        each = held(T.max(fixed(last, _BITS), T.int64(1)), "int64")
-        number = T.truncdiv(wanted - above_last + each - T.int64(1), each)
-        needed = held(T.cast(T.min(number, T.int64(_NOWHERE)), "int32"), "int32")
-        too_many = T.And(limits, equals > needed)
-
-        def few(ends: Sequence[Expr]) -> list[Expr]:
-            def early(value: Expr, i: Expr) -> list[Expr]:
-                return [T.And(value == last, T.cast(i, "uint32") < end) for end in ends]
-
-            return [count <= needed for count in self._counts(early, len(ends))]
-
-        end = T.cast(highest(_INDEX_BITS, 4, few, too_many), "int32")
-        return last, held(T.Select(too_many, end, T.int32(_NOWHERE)), "int32")
-
-    def _counts(self, holds: Holds, number: int) -> list[Expr]:
-        """How many of the row's values each of ``number`` conditions is true of."""
-        counts = registers(number, "int32")
-        for n in range(number):
-            T.buffer_store(counts, T.int32(0), [n])
-
-        def look(i: Expr) -> None:
-            for n, condition in enumerate(holds(self._value(i), i)):
-                T.buffer_store(counts, counts[n] + T.Select(condition, T.int32(1), T.int32(0)), [n])
-
-        self._each(look)
-        return group_counts([counts[n] for n in range(number)], self._thread, THREADS)
-
-    def _sums(self, holds: Holds, number: int) -> list[Expr]:
-        """The sums of those weights, in fixed point."""
-        sums = registers(number, "int64")
-        for n in range(number):
-            T.buffer_store(sums, T.int64(0), [n])
-
-        def look(i: Expr) -> None:
-            value = self._value(i)
-            amount = held(fixed(value, _BITS), "int64")
-            for n, condition in enumerate(holds(value, i)):
-                T.buffer_store(sums, sums[n] + T.Select(condition, amount, T.int64(0)), [n])
-
-        self._each(look)
-        return group_sums_int64([sums[n] for n in range(number)], self._thread, THREADS)
-
-    def _each(self, emit: Callable[[Expr], None]) -> None:
-        self._chunks.each_of_row(self._thread, emit)
-
-    def _value(self, i: Expr) -> Expr:
-        return T.Bind(self._of["out"][(*self._at, i)])
+        limits = RowLimits(self._chunks, self._of, self._of["out"], self._at, self._thread)
+        limits.find(self._highest, lambda i: self._of["logits"][(*self._at, i)])
+        divisor = held(as_float(limits.total(), WEIGHT_BITS), "float32")
+        limits.each(lambda value, i: self._store(value / divisor, i))
 
     def _store(self, value: Expr, i: Expr) -> None:
         T.buffer_store(self._of["out"], value, [*self._at, i])
