@@ -19,7 +19,7 @@ from dspark_compiler.lowering.layout import Form, LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of
 from dspark_compiler.lowering.simt import fusions, sampling
 from dspark_compiler.lowering.simt.attention import Exchange
-from dspark_compiler.schedules.simt.drawn_token import draw_token, row_peaks, weigh_tokens
+from dspark_compiler.schedules.simt.drawn_token import draw_token, row_stats, weigh_tokens
 from dspark_compiler.schedules.simt.sequential_head import HeadShape, sequential_head
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
 
@@ -42,14 +42,13 @@ def token_probs(node: fx.Node, importer: EntryImporter) -> Any:
     if found is None:
         return sampling.token_probs(node, importer, exchange=Exchange.BETWEEN_LAUNCHES)
     (batch, _, vocab), given = shape_of(node), bound_args(node)
-    logits, peaks, handed_on = _logits(node, importer)
-    temperature, top_k, top_p, min_p = (importer.env[given[name]] for name in _KNOBS)
-    how = f"{batch}x{vocab}_{handed_on}"
+    logits, stats, handed_on = _logits(node, importer)
+    knobs, how = [importer.env[given[name]] for name in _KNOBS], f"{batch}x{vocab}_{handed_on}"
     weigh = weigh_tokens(f"weigh_tokens_{how}", batch, vocab, awaits=handed_on)
-    sums, rules, _ = importer.call_many(weigh, [logits, peaks, temperature, top_k, top_p, min_p], _fresh(weigh, 6))
+    sums, rules, _ = importer.call_many(weigh, [logits, stats, *knobs], _fresh(weigh, 2 + len(knobs)))
     numbers = shape_of(found.uniform)[1]
     draw = draw_token(f"draw_token_{how}_{numbers}", batch, vocab, numbers, awaits=handed_on)
-    args = [logits, sums, rules, temperature, min_p, importer.env[found.uniform], _index(found.column)]
+    args = [logits, stats, sums, rules, *knobs, importer.env[found.uniform], _index(found.column)]
     probs, token, drawn = importer.call_many(draw, args, _fresh(draw, len(args)))
     importer.prepared[found.draw] = (token, drawn)
     return importer.reshape(probs, shape_of(node))
@@ -62,20 +61,21 @@ def draw(node: fx.Node, importer: EntryImporter) -> Any:
 
 
 def _logits(node: fx.Node, importer: EntryImporter) -> tuple[Any, Any, bool]:
-    """Logits [B,V] that a distribution is given, the highest of their chunks, and whether they are awaited."""
+    """Logits [B,V] that a distribution is given, what is told of their chunks, and whether they are awaited."""
     head = _head(node, importer.plan)
     if head is not None:
-        return *_sequential(head, importer), True
+        return *_sequential(node, head, importer), True
     batch, _, vocab = shape_of(node)
     # What linears of few rows hand on.
     awaits = batch <= MOST_ROWS
-    kernel = row_peaks(f"row_peaks_{batch}x{vocab}_{awaits}", batch, vocab, awaits=awaits)
-    logits = importer.reshape(importer.env[bound_args(node)["logits"]], (batch, vocab))
-    return logits, importer.call_many(kernel, [logits], _fresh(kernel, 1))[0], awaits
+    kernel = row_stats(f"row_stats_{batch}x{vocab}_{awaits}", batch, vocab, awaits=awaits)
+    given = bound_args(node)
+    logits, temperature = importer.reshape(importer.env[given["logits"]], (batch, vocab)), given["temperature"]
+    return logits, importer.call_many(kernel, [logits, importer.env[temperature]], _fresh(kernel, 2))[0], awaits
 
 
-def _sequential(head: SequentialLogits, importer: EntryImporter) -> tuple[Any, Any]:
-    """Logits and peaks of one launch."""
+def _sequential(node: fx.Node, head: SequentialLogits, importer: EntryImporter) -> tuple[Any, Any]:
+    """Logits and stats of one launch."""
     env, shape = importer.env, _shape(head, importer.plan)
     follows, awaits = head.previous in importer.prepared, shape.batch * shape.block <= MOST_ROWS
     previous = importer.prepared[head.previous][1] if follows else env[head.previous]
@@ -84,9 +84,10 @@ def _sequential(head: SequentialLogits, importer: EntryImporter) -> tuple[Any, A
     kernel = sequential_head(name, shape, follows=follows, awaits=awaits)
     base = importer.reshape(env[head.base], (shape.batch * shape.block, shape.vocab))
     args = [previous, env[head.first], env[head.second.weight], base, _index(head.column)]
-    logits, peaks, embedded = importer.call_many(kernel, args, _fresh(kernel, len(args)))
+    args.append(env[bound_args(node)["temperature"]])
+    logits, stats, embedded = importer.call_many(kernel, args, _fresh(kernel, len(args)))
     env[head.embedded] = embedded
-    return logits, peaks
+    return logits, stats
 
 
 def _head(node: fx.Node, plan: LayoutPlan) -> SequentialLogits | None:

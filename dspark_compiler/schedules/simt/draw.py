@@ -64,36 +64,41 @@ def drawn(chunks: RowChunks, thread: Expr, amount: Amount, chunk_sums: Amount, u
         return T.Bind(T.Select(start + i < chunks.extent, inside, T.int64(0)))
 
     own, found = numbers(each, lambda e: within(thread * each + e)), shared(1, "int32")
-    owner, rest = GroupAmounts(thread, total_of(own)).find(rest)
-    with when(thread == owner):
-        place, _ = walk(own, rest)
+    amounts = GroupAmounts(thread, total_of(own))
+    with when(amounts.holds(rest)):
+        place, _ = walk(own, rest - amounts.before)
         T.buffer_store(found, T.min(start + thread * each + place, chunks.extent - 1), [0])
     barrier()
     return held(found[0], "int32")
 
 
 class GroupAmounts:
-    """An amount of each thread of a work group, int64, the first thread's first; all of it has to get here."""
+    """An amount of each thread of a work group, int64, the first thread's first; all of it has to get here.
+
+    Attributes:
+        before: what the threads before this one have.
+        total: what all have.
+    """
 
     def __init__(self, thread: Expr, own: Expr) -> None:
-        teams = THREADS // TEAM
-        self._threads, of_teams = shared(THREADS, "int64"), shared(teams, "int64")
-        T.buffer_store(self._threads, own, [thread])
+        teams, self._own = THREADS // TEAM, held(own, "int64")
+        of_threads, of_teams = shared(THREADS, "int64"), shared(teams, "int64")
+        T.buffer_store(of_threads, self._own, [thread])
         barrier()
         with when(thread < teams):
-            T.buffer_store(of_teams, total_of(numbers(TEAM, lambda lane: self._threads[thread * TEAM + lane])), [thread])
+            T.buffer_store(of_teams, total_of(numbers(TEAM, lambda lane: of_threads[thread * TEAM + lane])), [thread])
         barrier()
-        self._teams = numbers(teams, lambda i: of_teams[i])
+        # Sums of selected numbers rather than a walk along them: no addition waits for a comparison.
+        team, lane, none = T.Bind(thread // TEAM), T.Bind(thread % TEAM), T.int64(0)
+        sums = numbers(teams, lambda i: of_teams[i])
+        earlier = numbers(teams, lambda i: T.Select(i < team, sums[i], none))
+        beside = numbers(TEAM, lambda i: T.Select(i < lane, of_threads[team * TEAM + i], none))
+        self.total = held(total_of(sums), "int64")
+        self.before = held(total_of(earlier) + total_of(beside), "int64")
 
-    def total(self) -> Expr:
-        """Of all threads."""
-        return total_of(self._teams)
-
-    def find(self, rest: Expr) -> tuple[Expr, Expr]:
-        """The first thread up to which amounts add up to more than ``rest``, and what is left of that before it."""
-        team, rest = walk(self._teams, rest)
-        lane, rest = walk(numbers(TEAM, lambda i: self._threads[team * TEAM + i]), rest)
-        return T.Bind(team * TEAM + lane), rest
+    def holds(self, rest: Expr) -> Expr:
+        """Whether amounts add up to more than ``rest`` with this thread's, and not before."""
+        return T.And(self.before <= rest, rest < self.before + self._own)
 
 
 def numbers(count: int, amount: Callable[[int], Expr]) -> Buffer:

@@ -1,12 +1,13 @@
 """A token drawn from a row of logits by launches that need no barrier between them: what they hand on is awaited.
 
-The first finds the highest logit of each chunk (``row_peaks``, or whoever makes the logits: sequential_head.py), the
-second adds up the weights of chunks, the third turns weights into probabilities and draws: all that is left to tell
-each other are a few numbers a chunk. Weights are made twice from the same logits, rather than stored and awaited.
-Sums are in fixed point. Rules for which all of a row must be known are a single work group's (row_limits.py).
+The first finds the highest logit of each chunk and the sum of its weights (``row_peaks``, or whoever makes the logits:
+sequential_head.py), the last puts these together, turns logits into probabilities and draws. Rows with rules that
+depend on more than a logit take a launch in between, which for others does nothing: it adds up what a least weight
+leaves of each chunk; with top-k and top-p one work group does all (row_limits.py). Weights are made anew from the same
+logits where they are needed, rather than stored and awaited. Sums over chunks are in fixed point.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -17,43 +18,56 @@ from dspark_compiler.schedules.simt.fixed_point import as_float, fixed, share
 from dspark_compiler.schedules.simt.group_counts import group_sums_int64, held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
 from dspark_compiler.schedules.simt.row_limits import LOWEST, WEIGHT_BITS, RowLimits
-from dspark_compiler.schedules.simt.threads import launch, registers
+from dspark_compiler.schedules.simt.threads import barrier, group_sum, launch, registers, shared
 from dspark_compiler.schedules.simt.vocabulary import VocabularyCut, first_highest, highest_of
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
-PEAK = 2  # numbers of a chunk: its highest logit, and which that is
-_SUM = 2  # and of its sum, int64
+STAT = 4  # numbers of a chunk: its highest logit, which that is, the sum of weights by it, and room
+_SUM = 2  # of a sum, int64
 _SUM_BITS = 29  # of each of these two: none has the bits that stand for nothing
-_RULES = 8  # numbers of a row: the highest logit, where it is, a score, a weight, an index, and room
+_RULES = 4  # numbers of a row: a score, a weight, an index, and room
+_NO_RULES = tuple(T.float32(rule) for rule in (LOWEST, -1.0, 0.0, 0.0))
 _KNOBS = ("temperature", "top_k", "top_p", "min_p")
 
 
-def peaks_arg(batch: int, cut: VocabularyCut) -> Arg:
-    """What the first launch hands to the second."""
-    return Arg("peaks", (batch, cut.count, PEAK))
+def stats_arg(batch: int, cut: VocabularyCut) -> Arg:
+    """What the first launch hands to the others."""
+    return Arg("stats", (batch, cut.count, STAT))
 
 
-def publish_peak(peaks: Buffer, at: tuple[Expr, Expr], value: Expr, place: Expr) -> None:
-    """The highest logit of a chunk and its index, which float32 holds exactly."""
-    publish(peaks, [*at, T.int32(0)], value)
-    publish(peaks, [*at, T.int32(1)], T.cast(place, "float32"))
+def publish_stats(
+    cut: VocabularyCut, stats: Buffer, at: tuple[Expr, Expr, Expr], logits: Buffer, temperature: Expr
+) -> None:
+    """Those of a chunk, of which each thread has some ``logits``; ``at`` is row, chunk and thread."""
+    row, chunk, thread = at
+    start = cut.start(chunk, thread)
+    highest, place = highest_of(cut, start, logits, thread)
+    peak, total = held(highest / temperature, "float32"), variable(T.float32(0.0), "float32")
+
+    def add(e: int, _: Expr) -> None:
+        T.buffer_store(total, total[0] + T.exp(held(logits[e] / temperature, "float32") - peak), [0])
+
+    cut.each_inside(start, add)
+    whole = group_sum(total[0], thread, THREADS)
+    with when(thread == 0):
+        # An index is a float32 exactly.
+        for n, value in enumerate((highest, T.cast(place, "float32"), whole, T.float32(0.0))):
+            publish(stats, [row, chunk, T.int32(n)], value)
 
 
 @made_once
-def row_peaks(name: str, batch: int, vocab: int, *, awaits: bool) -> tvm.tirx.PrimFunc:
-    """Kernel for the highest logits of rows, chunk by chunk; arguments logits [B,V], peaks [B,C,2]."""
+def row_stats(name: str, batch: int, vocab: int, *, awaits: bool) -> tvm.tirx.PrimFunc:
+    """Kernel for what is told of chunks; arguments logits [B,V], temperature [B], stats [B,C,4]."""
     cut = VocabularyCut(vocab)
-    args = [Arg("logits", (batch, vocab)), peaks_arg(batch, cut)]
+    args = [Arg("logits", (batch, vocab)), Arg("temperature", (batch,)), stats_arg(batch, cut)]
 
-    def body(logits: Buffer, peaks: Buffer) -> None:
+    def body(logits: Buffer, temperature: Buffer, stats: Buffer) -> None:
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
-            start, own = cut.start(chunk, thread), registers(cut.each)
-            bring(cut.asks(own, start, logits, (row,)), awaits=awaits)
-            value, place = highest_of(cut, start, own, thread)
-            with when(thread == 0):
-                publish_peak(peaks, (row, chunk), value, place)
+            own = registers(cut.each)
+            bring(cut.asks(own, cut.start(chunk, thread), logits, (row,)), awaits=awaits)
+            publish_stats(cut, stats, (row, chunk, thread), own, T.Bind(temperature[row]))
 
-    return hands_on(kernel(name, args, body), args, publishes=["peaks"], awaits=["logits"] if awaits else [])
+    return hands_on(kernel(name, args, body), args, publishes=["stats"], awaits=["logits"] if awaits else [])
 
 
 def bring(asks: list[Ask], *, awaits: bool) -> None:
@@ -67,16 +81,16 @@ def bring(asks: list[Ask], *, awaits: bool) -> None:
 
 @made_once
 def weigh_tokens(name: str, batch: int, vocab: int, *, awaits: bool) -> tvm.tirx.PrimFunc:
-    """Kernel for sums of weights, chunk by chunk, and what the third launch must know of a row.
+    """Kernel for sums of weights, chunk by chunk, of rows with rules, and the rules as they are for one logit.
 
-    Arguments: logits [B,V], peaks [B,C,2], temperature [B], top_k int32 [B], top_p [B], min_p [B], sums [B,C,2],
-    rules [B,8], and room for a row each, scores [B,V] (anything in it). ``awaits``: logits may be yet to come.
+    Arguments: logits [B,V], stats [B,C,4], temperature [B], top_k int32 [B], top_p [B], min_p [B], sums [B,C,2],
+    rules [B,4], and room for a row each, scores [B,V] (anything in it). ``awaits``: logits may be yet to come.
     """
     cut = VocabularyCut(vocab)
     args = [
         Arg("logits", (batch, vocab)),
-        peaks_arg(batch, cut),
-        *(Arg(knob, (batch,), "int32" if knob == "top_k" else "float32") for knob in _KNOBS),
+        stats_arg(batch, cut),
+        *_knobs(batch),
         Arg("sums", (batch, cut.count, _SUM)),
         Arg("rules", (batch, _RULES)),
         Arg("scores", (batch, vocab)),
@@ -85,44 +99,42 @@ def weigh_tokens(name: str, batch: int, vocab: int, *, awaits: bool) -> tvm.tirx
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
-            highest, place = _highest(cut, of["peaks"], row, thread)
-            temperature = T.Bind(of["temperature"][row])
-            top_k, top_p = T.Bind(of["top_k"][row]), T.Bind(of["top_p"][row])
-            limited = T.Or(T.And(top_k > 0, top_k < vocab), top_p < T.float32(1.0))
-            with T.If(T.And(limited, temperature != T.float32(0.0))):
-                with T.Then(), when(chunk == 0):
-                    _weigh_limited(cut, of, row, thread, (highest, place), awaits=awaits)
-                with T.Else():
-                    weights, start = _Weights.free(of, row, highest, place), cut.start(chunk, thread)
-                    own = _weigh(cut, of["logits"], (row, start), weights, awaits=awaits)
-                    total = variable(T.int64(0), "int64")
-                    for e in range(cut.each):
-                        T.buffer_store(total, total[0] + fixed(own[e], WEIGHT_BITS), [0])
-                    (whole,) = group_sums_int64([total[0]], thread, THREADS)
-                    with when(thread == 0):
-                        _publish_sum(of["sums"], (row, chunk), whole)
-                    with when(T.And(chunk == 0, thread == 0)):
-                        weights.publish(of["rules"], row)
+            knobs, start, own = _Knobs(of, row, vocab), cut.start(chunk, thread), registers(cut.each)
+            with when(knobs.ruled):
+                highest, place = _highest(cut, of["stats"], row, thread)
+                with T.If(knobs.limited):
+                    with T.Then(), when(chunk == 0):
+                        _weigh_limited(cut, of, (row, thread), highest, awaits=awaits)
+                    with T.Else():
+                        bring(cut.asks(own, start, of["logits"], (row,)), awaits=awaits)
+                        weights, total = _Weights(knobs, highest, place), variable(T.int64(0), "int64")
+                        for weight in weights.of_all(cut, start, own):
+                            T.buffer_store(total, total[0] + fixed(weight, WEIGHT_BITS), [0])
+                        (whole,) = group_sums_int64([total[0]], thread, THREADS)
+                        with when(thread == 0):
+                            _publish_sum(of["sums"], (row, chunk), whole)
+                        with when(T.And(chunk == 0, thread == 0)):
+                            _publish_rules(of["rules"], row, _NO_RULES)
 
-    awaited = ["peaks", *(["logits"] if awaits else [])]
-    return hands_on(
-        kernel(name, args, body), args, publishes=["sums", "rules"], awaits=awaited, exchanges=["scores"]
-    )
+    awaited = ["stats", *(["logits"] if awaits else [])]
+    return hands_on(kernel(name, args, body), args, publishes=["sums", "rules"], awaits=awaited, exchanges=["scores"])
 
 
 @made_once
 def draw_token(name: str, batch: int, vocab: int, numbers: int, *, awaits: bool) -> tvm.tirx.PrimFunc:
     """Kernel for the distribution of each row, and a token of it.
 
-    Arguments: logits [B,V], sums [B,C,2], rules [B,8], temperature [B], min_p [B], uniform [B,N] in [0, 1), column
-    int32 [1], probs [B,V], token int64 [B], drawn [B], which is the token, to be awaited.
+    Arguments: logits [B,V], stats [B,C,4], sums [B,C,2], rules [B,4], temperature [B], top_k int32 [B], top_p [B],
+    min_p [B], uniform [B,N] in [0, 1), column int32 [1], probs [B,V], token int64 [B], drawn [B], which is the token,
+    to be awaited.
     """
     cut = VocabularyCut(vocab)
     args = [
         Arg("logits", (batch, vocab)),
+        stats_arg(batch, cut),
         Arg("sums", (batch, cut.count, _SUM)),
         Arg("rules", (batch, _RULES)),
-        *(Arg(knob, (batch,)) for knob in ("temperature", "min_p")),
+        *_knobs(batch),
         Arg("uniform", (batch, numbers)),
         Arg("column", (1,), "int32"),
         Arg("probs", (batch, vocab)),
@@ -133,19 +145,42 @@ def draw_token(name: str, batch: int, vocab: int, numbers: int, *, awaits: bool)
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
-            masses = GroupAmounts(thread, _mass(cut, of["sums"], row, thread))
-            total = held(masses.total(), "int64")
-            chosen, rest = masses.find(share(of["uniform"][row, of["column"][0]], total))
-            weights, start = _Weights.of_rules(of, row), cut.start(chunk, thread)
-            own = _weigh(cut, of["logits"], (row, start), weights, awaits=awaits)
-            probs, divisor = registers(cut.each), held(as_float(total, WEIGHT_BITS), "float32")
+            knobs, start, own, stat = _Knobs(of, row, vocab), cut.start(chunk, thread), registers(cut.each), registers(STAT)
+            uniform = held(of["uniform"][row, of["column"][0]], "float32")
+            last = T.Bind(T.min(thread, cut.count - 1))
+            asks = cut.asks(own, start, of["logits"], (row,)) if awaits else []
+            await_numbers([*asks, Ask(stat, (0,), of["stats"], (row, last, T.int32(0)), STAT)])
+            if not awaits:
+                bring(cut.asks(own, start, of["logits"], (row,)), awaits=False)
+            highest, place = first_highest(stat[0], T.cast(stat[1], "int32"), thread)
+            rules, mass = registers(_RULES), variable(T.int64(0), "int64")
+            with T.If(knobs.ruled):
+                with T.Then():
+                    await_numbers([Ask(rules, (0,), of["rules"], (row, T.int32(0)), _RULES)])
+                    with when(thread < cut.count):
+                        T.buffer_store(mass, _sum_of(of["sums"], row, thread), [0])
+                with T.Else():
+                    for n, rule in enumerate(_NO_RULES):
+                        T.buffer_store(rules, rule, [n])
+                    with when(thread < cut.count):
+                        T.buffer_store(mass, knobs.mass(stat, highest, T.truncdiv(place, cut.size) == thread), [0])
+            masses, weights = GroupAmounts(thread, mass[0]), registers(cut.each)
+            for e, weight in enumerate(_Weights(knobs, highest, place, rules).of_all(cut, start, own)):
+                T.buffer_store(weights, weight, [e])
+            probs, divisor = registers(cut.each), held(as_float(masses.total, WEIGHT_BITS), "float32")
             for e in range(cut.each):
-                T.buffer_store(probs, own[e] / divisor, [e])
+                T.buffer_store(probs, weights[e] / divisor, [e])
             cut.store(probs, start, of["probs"], (row,))
-            with when(chunk == chosen):
-                _draw(of, (row, start, thread), own, rest)
+            rest, chosen, left = share(uniform, masses.total), shared(1, "int32"), shared(1, "int64")
+            with when(masses.holds(rest)):
+                T.buffer_store(chosen, thread, [0])
+                T.buffer_store(left, rest - masses.before, [0])
+            barrier()
+            rest, number = held(left[0], "int64"), held(chosen[0], "int32")
+            with when(chunk == number):
+                _draw(of, (row, start, thread), weights, rest)
 
-    awaited = ["sums", "rules", *(["logits"] if awaits else [])]
+    awaited = ["stats", "sums", "rules", *(["logits"] if awaits else [])]
     return hands_on(kernel(name, args, body), args, publishes=["drawn"], awaits=awaited)
 
 
@@ -156,86 +191,76 @@ def _draw(of: dict[str, Buffer], place: tuple[Expr, Expr, Expr], own: Buffer, re
     for e in range(int(own.shape[0])):
         T.buffer_store(amounts, fixed(own[e], WEIGHT_BITS), [e])
     inside = GroupAmounts(thread, total_of(amounts))
-    # Less than the whole in any case, as the walks need it, though another launch has added it up.
-    owner, left = inside.find(held(T.min(rest, inside.total() - T.int64(1)), "int64"))
-    with when(thread == owner):
-        number, _ = walk(amounts, left)
+    # Less than the whole in any case, as the walk needs it, though it was added up another way before.
+    rest = held(T.min(rest, inside.total - T.int64(1)), "int64")
+    with when(inside.holds(rest)):
+        number, _ = walk(amounts, rest - inside.before)
         token = T.Bind(start + number)
         T.buffer_store(of["token"], T.cast(token, "int64"), [row])
         publish(of["drawn"], [row], T.cast(token, "float32"))
 
 
-@dataclass(frozen=True)
+class _Knobs:
+    """What a row's distribution goes by.
+
+    Attributes:
+        limited: whether it has rules for which all of it must be known.
+        ruled: whether it has any for which more than a logit must be.
+    """
+
+    def __init__(self, of: dict[str, Buffer], row: Expr, vocab: int) -> None:
+        self.temperature, self.min_p = (held(of[name][row], "float32") for name in ("temperature", "min_p"))
+        top_k, top_p = held(of["top_k"][row], "int32"), held(of["top_p"][row], "float32")
+        self.greedy = T.Bind(self.temperature == T.float32(0.0))
+        limits = T.Or(T.And(top_k > 0, top_k < vocab), top_p < T.float32(1.0))
+        self.limited = T.Bind(T.And(T.Not(self.greedy), limits))
+        self.ruled = T.Bind(T.And(T.Not(self.greedy), T.Or(limits, self.min_p > T.float32(0.0))))
+
+    def mass(self, stat: Buffer, highest: Expr, has_highest: Expr) -> Expr:
+        """The sum of a chunk's weights by the row's highest logit, in fixed point."""
+        one, peaks = T.float32(1.0), [held(value / self.temperature, "float32") for value in (stat[0], highest)]
+        sampled = held(stat[2] * T.exp(peaks[0] - peaks[1]), "float32")
+        return fixed(T.Select(self.greedy, T.Select(has_highest, one, T.float32(0.0)), sampled), WEIGHT_BITS)
+
+
 class _Weights:
-    """What the weight of a logit goes by."""
+    """Weights of a row's logits, none above 1; ``rules`` are as published."""
 
-    temperature: Expr
-    min_p: Expr
-    highest: Expr
-    place: Expr
-    bound: Expr
-    last: Expr
-    cutoff: Expr
+    def __init__(self, knobs: _Knobs, highest: Expr, place: Expr, rules: Sequence[Expr] | Buffer = _NO_RULES) -> None:
+        self._knobs, self._highest, self._place = knobs, highest, place
+        self._bound, self._last, self._cutoff = rules[0], rules[1], held(T.cast(rules[2], "int32"), "int32")
 
-    @staticmethod
-    def free(of: dict[str, Buffer], row: Expr, highest: Expr, place: Expr) -> "_Weights":
-        """Without rules for which all of the row must be known."""
-        knobs = (T.Bind(of[name][row]) for name in ("temperature", "min_p"))
-        return _Weights(*knobs, highest, place, T.float32(LOWEST), T.float32(-1.0), T.int32(0))
+    def of_all(self, cut: VocabularyCut, start: Expr, logits: Buffer) -> list[Expr]:
+        """Those of a thread's logits, 0 past the row's end."""
+        places = [T.Bind(start + e) for e in range(cut.each)]
+        found = [T.Select(i < cut.vocab, self._of(logits[e], i), T.float32(0.0)) for e, i in enumerate(places)]
+        return [held(weight, "float32") for weight in found]
 
-    @staticmethod
-    def of_rules(of: dict[str, Buffer], row: Expr) -> "_Weights":
-        """As the launch before has found them."""
-        found, half = registers(_RULES), _RULES // 2
-        await_numbers([Ask(found, (at,), of["rules"], (row, T.int32(at)), half) for at in (0, half)])
-        knobs = (T.Bind(of[name][row]) for name in ("temperature", "min_p"))
-        place, cutoff = (held(T.cast(found[at], "int32"), "int32") for at in (1, 4))
-        return _Weights(*knobs, found[0], place, found[2], found[3], cutoff)
-
-    def publish(self, rules: Buffer, row: Expr) -> None:
-        """For ``of_rules``."""
-        place, cutoff = (T.cast(index, "float32") for index in (self.place, self.cutoff))
-        found = (self.highest, place, self.bound, self.last, cutoff)
-        for at in range(_RULES):
-            publish(rules, [row, T.int32(at)], found[at] if at < len(found) else T.float32(0.0))
-
-    def of(self, logit: Expr, i: Expr) -> Expr:
-        """The weight of element i, at most 1."""
-        zero, one = T.float32(0.0), T.float32(1.0)
-        score, peak = (held(value / self.temperature, "float32") for value in (logit, self.highest))
-        weight = held(T.Select(score < self.bound, zero, T.exp(score - peak)), "float32")
-        inside = T.Or(weight > self.last, T.And(weight == self.last, i < self.cutoff))
-        kept = T.Select(T.And(inside, weight >= self.min_p), weight, zero)
-        return held(T.Select(self.temperature == zero, T.Select(i == self.place, one, zero), kept), "float32")
+    def _of(self, logit: Expr, i: Expr) -> Expr:
+        zero, one, knobs = T.float32(0.0), T.float32(1.0), self._knobs
+        score, peak = (held(value / knobs.temperature, "float32") for value in (logit, self._highest))
+        weight = held(T.Select(score < self._bound, zero, T.exp(score - peak)), "float32")
+        inside = T.Or(weight > self._last, T.And(weight == self._last, i < self._cutoff))
+        kept = T.Select(T.And(inside, weight >= knobs.min_p), weight, zero)
+        return T.Select(knobs.greedy, T.Select(i == self._place, one, zero), kept)
 
 
-def _highest(cut: VocabularyCut, peaks: Buffer, row: Expr, thread: Expr) -> tuple[Expr, Expr]:
+def _knobs(batch: int) -> list[Arg]:
+    return [Arg(knob, (batch,), "int32" if knob == "top_k" else "float32") for knob in _KNOBS]
+
+
+def _highest(cut: VocabularyCut, stats: Buffer, row: Expr, thread: Expr) -> tuple[Expr, Expr]:
     """The highest logit of a row and where it is, of all chunks'."""
-    best, place = variable(T.float32(LOWEST), "float32"), variable(T.int32(cut.vocab - 1), "int32")
-    with when(thread < cut.count):
-        pair = registers(PEAK)
-        await_numbers([Ask(pair, (0,), peaks, (row, thread, T.int32(0)), PEAK)])
-        T.buffer_store(best, pair[0], [0])
-        T.buffer_store(place, T.cast(pair[1], "int32"), [0])
-    return first_highest(best[0], place[0], thread)
-
-
-def _weigh(
-    cut: VocabularyCut, logits: Buffer, place: tuple[Expr, Expr], weights: _Weights, *, awaits: bool
-) -> Buffer:
-    """A thread's weights, 0 past the row's end."""
-    (row, start), own, found = place, registers(cut.each), registers(cut.each)
-    bring(cut.asks(own, start, logits, (row,)), awaits=awaits)
-    for e in range(cut.each):
-        i = T.Bind(start + e)
-        T.buffer_store(found, T.Select(i < cut.vocab, weights.of(own[e], i), T.float32(0.0)), [e])
-    return found
+    stat, last = registers(STAT), T.Bind(T.min(thread, cut.count - 1))
+    await_numbers([Ask(stat, (0,), stats, (row, last, T.int32(0)), STAT)])
+    return first_highest(stat[0], T.cast(stat[1], "int32"), thread)
 
 
 def _weigh_limited(
-    cut: VocabularyCut, of: dict[str, Buffer], row: Expr, thread: Expr, peak: tuple[Expr, Expr], *, awaits: bool
+    cut: VocabularyCut, of: dict[str, Buffer], place: tuple[Expr, Expr], highest: Expr, *, awaits: bool
 ) -> None:
     """Sums and rules of a row by a single work group."""
+    row, thread = place
 
     def logit(i: Expr) -> Expr:
         one = registers(1)
@@ -243,7 +268,7 @@ def _weigh_limited(
         return one[0]
 
     limits = RowLimits(RowChunks(cut.vocab), of, of["scores"], (row,), thread)
-    limits.find(peak[0], logit)
+    limits.find(highest, logit)
     with T.serial(0, cut.count) as chunk:
         total = variable(T.int64(0), "int64")
         for e in range(cut.each):
@@ -255,9 +280,13 @@ def _weigh_limited(
         with when(thread == 0):
             _publish_sum(of["sums"], (row, chunk), whole)
     with when(thread == 0):
-        weights = _Weights.free(of, row, *peak)
-        found = replace(weights, bound=limits.bound, last=limits.last, cutoff=T.min(limits.cutoff, cut.vocab))
-        found.publish(of["rules"], row)
+        cutoff = T.cast(T.min(limits.cutoff, cut.vocab), "float32")
+        _publish_rules(of["rules"], row, (limits.bound, limits.last, cutoff, T.float32(0.0)))
+
+
+def _publish_rules(rules: Buffer, row: Expr, found: Sequence[Expr]) -> None:
+    for n, rule in enumerate(found):
+        publish(rules, [row, T.int32(n)], rule)
 
 
 def _publish_sum(sums: Buffer, at: tuple[Expr, Expr], total: Expr) -> None:
@@ -267,12 +296,9 @@ def _publish_sum(sums: Buffer, at: tuple[Expr, Expr], total: Expr) -> None:
         publish(sums, [*at, T.int32(n)], T.reinterpret("float32", T.cast(part, "uint32")))
 
 
-def _mass(cut: VocabularyCut, sums: Buffer, row: Expr, thread: Expr) -> Expr:
-    """The sum of the chunk that has a thread's number."""
-    mass = variable(T.int64(0), "int64")
-    with when(thread < cut.count):
-        pair = registers(_SUM)
-        await_numbers([Ask(pair, (0,), sums, (row, thread, T.int32(0)), _SUM)])
-        low, high = (T.cast(T.reinterpret("uint32", pair[n]), "int64") for n in range(_SUM))
-        T.buffer_store(mass, (high << T.int64(_SUM_BITS)) + low, [0])
-    return mass[0]
+def _sum_of(sums: Buffer, row: Expr, chunk: Expr) -> Expr:
+    """That of a chunk, as it was published."""
+    pair = registers(_SUM)
+    await_numbers([Ask(pair, (0,), sums, (row, chunk, T.int32(0)), _SUM)])
+    low, high = (T.cast(T.reinterpret("uint32", pair[n]), "int64") for n in range(_SUM))
+    return T.Bind((high << T.int64(_SUM_BITS)) + low)

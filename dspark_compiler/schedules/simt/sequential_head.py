@@ -1,7 +1,7 @@
 """A drafted token's logits in one launch: its predecessor's row of one small matrix, by another, on top of its own.
 
 DSpark, eqs. 4 and 5: logits + W2 W1[x_{k-1}], of a rank so small that a thread holds all it needs of W2 while it waits
-for the token. The highest logit of each chunk is found on the way (drawn_token.py).
+for the token. What drawn_token.py has to know of each chunk is found on the way.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on, publish
-from dspark_compiler.schedules.simt.drawn_token import bring, peaks_arg, publish_peak
+from dspark_compiler.schedules.simt.drawn_token import bring, publish_stats, stats_arg
 from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import launch, registers
 from dspark_compiler.schedules.simt.row_chunks import THREADS
-from dspark_compiler.schedules.simt.vocabulary import VocabularyCut, highest_of
+from dspark_compiler.schedules.simt.vocabulary import VocabularyCut
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
@@ -52,7 +52,7 @@ def sequential_head(name: str, shape: HeadShape, *, follows: bool, awaits: bool)
     """Kernel for logits = base[:, column] + W2 W1[previous].
 
     Arguments: previous, with ``follows`` float32 [B] that a launch before has drawn, else int64 [B]; W1, W2
-    (weights.py), base [B g, V], column int32 [1], logits [B,V], peaks [B,C,2], embedded [B,r], which is W1[previous].
+    (weights.py), base [B g, V], column int32 [1], temperature [B], logits [B,V], stats [B,C,4], embedded [B,r], which is W1[previous].
     ``awaits``: base may be yet to come.
     """
     cut, batch, vocab = VocabularyCut(shape.vocab), shape.batch, shape.vocab
@@ -63,8 +63,9 @@ def sequential_head(name: str, shape: HeadShape, *, follows: bool, awaits: bool)
         *shape.form.args(),
         Arg("base", (batch * shape.block, vocab)),
         Arg("column", (1,), "int32"),
+        Arg("temperature", (batch,)),
         Arg("logits", (batch, vocab)),
-        peaks_arg(batch, cut),
+        stats_arg(batch, cut),
         Arg("embedded", (batch, shape.rank)),
     ]
 
@@ -78,15 +79,13 @@ def sequential_head(name: str, shape: HeadShape, *, follows: bool, awaits: bool)
             x = _embedded(shape, first, of, _token(of["previous"], row, vocab, follows=follows))
             logits = second.times(x, base)
             cut.each_inside(start, lambda e, i: publish(of["logits"], [row, i], logits[e]))
-            value, index = highest_of(cut, start, logits, thread)
-            with when(thread == 0):
-                publish_peak(of["peaks"], (row, chunk), value, index)
-                with when(chunk == 0):
-                    for k in range(shape.rank):
-                        T.buffer_store(of["embedded"], x[k], [row, k])
+            publish_stats(cut, of["stats"], (row, chunk, thread), logits, T.Bind(of["temperature"][row]))
+            with when(T.And(chunk == 0, thread == 0)):
+                for k in range(shape.rank):
+                    T.buffer_store(of["embedded"], x[k], [row, k])
 
     awaited = [*(["previous"] if follows else []), *(["base"] if awaits else [])]
-    return hands_on(kernel(name, args, body), args, publishes=["logits", "peaks"], awaits=awaited)
+    return hands_on(kernel(name, args, body), args, publishes=["logits", "stats"], awaits=awaited)
 
 
 class _Second:

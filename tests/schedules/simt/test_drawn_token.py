@@ -8,7 +8,7 @@ import torch
 
 from dspark_compiler.graph import sampling_ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.simt.awaited import NOTHING
-from dspark_compiler.schedules.simt.drawn_token import draw_token, row_peaks, weigh_tokens
+from dspark_compiler.schedules.simt.drawn_token import draw_token, row_stats, weigh_tokens
 from dspark_compiler.schedules.simt.vocabulary import VocabularyCut
 from tests.backends.vulkan.shaders import compiled, shaders_of, validate
 from tests.schedules.test_token_probs import KNOBS
@@ -32,22 +32,22 @@ def nothing(*shape: int) -> np.ndarray:
 def draws(vocab: int, batch: int, *, awaits: bool) -> Any:
     """Logits [B,V], knobs and numbers [B,N] -> probabilities, tokens, and these as they are handed on."""
     functions = (
-        row_peaks("peaks", batch, vocab, awaits=awaits),
+        row_stats("stats", batch, vocab, awaits=awaits),
         weigh_tokens("weigh", batch, vocab, awaits=awaits),
         draw_token("draw", batch, vocab, 3, awaits=awaits),
     )
     for function in functions:
         for shader in shaders_of({"main": function}):
             validate(shader)
-    peaks, weigh, draw = (compiled(function) for function in functions)
+    stats, weigh, draw = (compiled(function) for function in functions)
     count = VocabularyCut(vocab).count
 
     def call(logits: np.ndarray, knobs: list[np.ndarray], uniform: np.ndarray, column: int) -> list[np.ndarray]:
-        found = peaks(logits, nothing(batch, count, 2))[1]
+        found = stats(logits, knobs[0], nothing(batch, count, 4))[2]
         scores = np.full(logits.shape, np.nan, np.float32)
-        *_, sums, rules, _ = weigh(logits, found, *knobs, nothing(batch, count, 2), nothing(batch, 8), scores)
+        *_, sums, rules, _ = weigh(logits, found, *knobs, nothing(batch, count, 2), nothing(batch, 4), scores)
         outs = (np.full_like(logits, -7), np.full(batch, -7, np.int64), nothing(batch))
-        given = (logits, sums, rules, knobs[0], knobs[3], uniform, np.array([column], np.int32))
+        given = (logits, found, sums, rules, *knobs, uniform, np.array([column], np.int32))
         return draw(*given, *outs)[-3:]
 
     return call
