@@ -50,7 +50,7 @@ class Use(Enum):
 
     READS = "r"
     WRITES = "w"
-    EXCHANGES = "x"  # by atomic operations, which its own work groups know the order of
+    EXCHANGES = "x"  # by atomic operations, which its own work groups know the order of; it may do anything else besides
     AWAITS = "a"  # reads it only after it has seen that it is there
     PUBLISHES = "p"  # writes it for launches that await it
     UNSETS = "u"  # before it is published
@@ -65,6 +65,8 @@ class Usage:
     def __str__(self) -> str:
         if self.uses == {Use.AWAITS, Use.READS}:
             return Use.AWAITS.value
+        if Use.EXCHANGES in self.uses and self.uses <= {Use.EXCHANGES, Use.READS, Use.WRITES}:
+            return Use.EXCHANGES.value
         if len(self.uses) == 1:
             return next(iter(self.uses)).value
         return "rw" if self.uses - {Use.READS} else "r"

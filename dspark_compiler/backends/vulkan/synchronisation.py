@@ -77,6 +77,11 @@ def await_numbers(emitter: Emitter, call: Any) -> Value:
     return emitter.load_written(_target(call.args[-1]))
 
 
+def own(emitter: Emitter, call: Any) -> None:
+    """dspark_own(address_of(buffer[i])): nothing; the argument's memory is exchanged, though no operation is atomic."""
+    emitter.pointer(_target(call.args[-1]), Use.EXCHANGES)
+
+
 def atomic_store(use: Use) -> Rule:
     """dspark_atomic_store(address_of(buffer[i]), value): orders nothing else.
 

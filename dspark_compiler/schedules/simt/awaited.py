@@ -101,6 +101,11 @@ def await_numbers(asks: Sequence[Ask]) -> None:
         T.evaluate(T.call_extern("void", "dspark_give_up"))
 
 
+def keep_own(buffer: Buffer) -> None:
+    """Says that what the launch has in this memory is for no other: it is among ``exchanges`` though nothing is."""
+    T.evaluate(T.call_extern("void", "dspark_own", T.address_of(buffer[(T.int32(0),) * len(buffer.shape)])))
+
+
 def unset(name: str, count: int) -> tvm.tirx.PrimFunc:
     """Kernel for y = ``NOTHING``, y uint32 [count]: memory before it is handed on, counters before work groups meet."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on, publish
+from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on, keep_own, publish
 from dspark_compiler.schedules.simt.draw import GroupAmounts, total_of, walk
 from dspark_compiler.schedules.simt.fixed_point import as_float, fixed, share
 from dspark_compiler.schedules.simt.group_counts import group_sums_int64, held, variable
@@ -100,6 +100,7 @@ def weigh_tokens(name: str, batch: int, vocab: int, *, awaits: bool) -> tvm.tirx
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
             knobs, start, own = _Knobs(of, row, vocab), cut.start(chunk, thread), registers(cut.each)
+            keep_own(of["scores"])
             with when(knobs.ruled):
                 highest, place = _highest(cut, of["stats"], row, thread)
                 with T.If(knobs.limited):
