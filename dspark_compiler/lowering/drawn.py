@@ -1,4 +1,4 @@
-"""Distributions from which one token a sequence is drawn at once, and the sequential head their logits may come from."""
+"""Distributions from which a token a sequence is drawn at once, and the sequential head their logits may come from."""
 
 from dataclasses import dataclass
 

@@ -76,6 +76,7 @@ class Speculative:
         if made is None and self._ahead.is_for(active):  # there were not to be drafts
             self._step(active)
             return
+        chained = made is not None
         made = made or self._make(active, None)
         if made.verdict is None:
             accepted = self._decode(active, made.groups, made.numbers[:, -1])
@@ -83,7 +84,7 @@ class Speculative:
             if self._chains(active, made):
                 self._rounds.keep(active, self._make(active, made.verdict.anchors))
             accepted = self._take(active, made, made.verdict)
-        self._stepped(made)
+        self._stepped(made, chained=chained)
         for group in made.groups:
             drafted = made if group in made.drafting else None
             self._settle(Group(group.pace, [s for s in group.sequences if s in active]), drafted, accepted)
@@ -147,10 +148,12 @@ class Speculative:
         room = self._executor.exact_rows(sequence.row, sequence.length + more)
         return self._limit(sequence, more) > 0 and room > self._most
 
-    def _stepped(self, made: PlannedRound) -> None:
+    def _stepped(self, made: PlannedRound, *, chained: bool) -> None:
+        """Tells what a round took; ``chained``: it was made before the host knew how the last one ended."""
         began, self._read = max(made.began, self._read), time.perf_counter()
-        # A plain step that nothing was made ahead of shows what waiting for it takes, too.
-        if self._costs is None or (made.verdict is None and self._executor.draws):
+        # What nothing was made ahead of shows what waiting for it takes, too, where most rounds or steps are.
+        waited = self._executor.draws if made.verdict is None else self._proposer.chains and not chained
+        if self._costs is None or waited:
             return
         width = 1 if made.verdict is None else self._width(made.most)
         # What was drafted in the device's own time was waited for with the step.

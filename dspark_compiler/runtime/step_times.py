@@ -8,7 +8,7 @@ import numpy as np
 
 from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Anchors, Drafts, Step
+from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
 from dspark_compiler.runtime.sampling import SamplingInputs
 
 _LENGTH = 128  # tokens in each sequence, at least
@@ -16,13 +16,14 @@ _WARM, _TIMED = 1, 5
 # A device that was idle is awake when nothing has got faster for so many seconds of work; and it is waited for so long.
 _WAKING, _MOST_WAKING = 1.0, 4.0
 _FASTER = 0.95
-_CHAIN = 16  # plain steps in a row where they are made ahead of each other: of waiting for the last little is left
+_CHAIN = 16  # of a kind in a row where they are made ahead of each other: of waiting for the last little is left
 
 
 def measure(executor: Executor) -> StepTimes:
     """Medians over a few calls each, taken in turns; what sequences the executor holds is overwritten.
 
-    Milliseconds; the times of ``verify`` include accept and commit. The artifact has heads.
+    Milliseconds; the times of ``verify`` include accept and commit. The artifact has heads. Rounds that are made before
+    the host knows how the last one ended are timed so, whole: what they take besides their draft is the verify's.
     """
     timer = _Timer(executor)
     parts: dict[str | int, Callable[[], int]] = {"decode": timer.decode}
@@ -45,8 +46,9 @@ def measure(executor: Executor) -> StepTimes:
         _wake(take_turn, taken["decode"])
     for _ in range(_TIMED):
         take_turn()
-    verify = tuple(StepTime(width, median(taken[width][-_TIMED:])) for width in executor.round_widths)
     draft_ms = median(taken["draft"][-_TIMED:]) if "draft" in taken else 0.0
+    drafted = draft_ms if executor.chains_rounds else 0.0
+    verify = tuple(StepTime(width, median(taken[width][-_TIMED:]) - drafted) for width in executor.round_widths)
     return StepTimes(median(taken["decode"][-_TIMED:]), draft_ms, verify)
 
 
@@ -63,7 +65,7 @@ def _wake(take_turn: Callable[[], None], times: list[float]) -> None:
 class _Timer:
     """Greedy sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer.
 
-    A part returns of how many steps it took the time.
+    A part returns of how many steps it took the time. Where rounds are chained, parts are, and all begin at one length.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -74,6 +76,9 @@ class _Timer:
         self._drafts = Drafts(np.zeros((batch, widest - 1), np.int64), np.full(batch, widest - 1))
         self._start = min(_LENGTH, executor.max_seq_len // 2)
         self._length = executor.max_seq_len
+        # All drafts of a round may stay.
+        room = (executor.max_seq_len - self._start) // widest
+        self._chain = min(_CHAIN, room) if executor.chains_rounds else 1
 
     def make_room(self) -> None:
         """Begins the sequences anew if the longest step does not fit; not timed."""
@@ -87,36 +92,49 @@ class _Timer:
         if not self._executor.draws:
             lengths = self._zeros + self._length
             self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
-            self._length += 1
+            self._grow(1)
             return 1
         step: Step | None = None
         numbers = np.zeros(self._executor.batch, np.float32)
-        for _ in range(_CHAIN):
-            lengths, given = self._zeros + self._length, self._zeros if step is None else step
+        for place in range(_CHAIN):
+            lengths, given = self._zeros + self._length + place, self._zeros if step is None else step
             step = self._executor.step(given, lengths, lengths, self._zeros + 1, numbers, self._sampling)
-            self._length += 1
         assert step is not None
         assert step.following is not None  # waits for it
+        self._grow(_CHAIN)
         return _CHAIN
 
     def draft(self) -> int:
-        """One block a sequence; the following verifies look at it."""
+        """One block a sequence, or the same several times; the following verifies look at it."""
         lengths = self._zeros + self._length
-        uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
-        anchors = Anchors(self._zeros, lengths, lengths)
-        self._drafts = self._executor.draft(anchors, uniforms, self._sampling)
+        for _ in range(self._chain):
+            self._drafts = self._draft(Anchors(self._zeros, lengths, lengths))
         assert self._drafts.tokens is not None  # waits for them
-        return 1
+        return self._chain
 
     def verify(self, width: int) -> int:
-        """Looks at width - 1 drafts a sequence."""
+        """Looks at width - 1 drafts a sequence, or takes several rounds that do."""
         lengths = self._zeros + self._length
-        # No draft stays with a number of 1, so that the length is known without a look.
-        uniforms = np.ones((self._executor.batch, self._drafts.tokens.shape[1] + 1), np.float32)
+        anchors, counts = Anchors(self._zeros, lengths, lengths), self._zeros + width - 1
+        # No draft stays with a number of 1 unless it is sure to.
+        uniforms = np.ones((self._executor.batch, self._drafts.counts.max() + 1), np.float32)
         uniforms[:, -1] = 0
-        counts = self._zeros + width - 1
-        anchors = Anchors(self._zeros, lengths, lengths)
-        verdict = self._executor.speculate(anchors, self._drafts, counts, uniforms, self._sampling)
+        verdict: Verdict | None = None
+        for _ in range(self._chain):
+            with self._executor.together():
+                drafts = self._draft(anchors) if self._executor.chains_rounds else self._drafts
+                verdict = self._executor.speculate(anchors, drafts, counts, uniforms, self._sampling)
+            anchors = verdict.anchors
+        assert verdict is not None
         assert verdict.accepted is not None  # waits for it
-        self._length += 1
-        return 1
+        self._grow(1)
+        return self._chain
+
+    def _draft(self, anchors: Anchors) -> Drafts:
+        uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
+        return self._executor.draft(anchors, uniforms, self._sampling)
+
+    def _grow(self, tokens: int) -> None:
+        # What an executor keeps account of has to go on where it ended; others read no further than they are told.
+        if not self._executor.chains_rounds:
+            self._length += tokens

@@ -50,7 +50,9 @@ class Use(Enum):
 
     READS = "r"
     WRITES = "w"
-    EXCHANGES = "x"  # by atomic operations, which its own work groups know the order of; it may do anything else besides
+    EXCHANGES = (
+        "x"  # by atomic operations, which its own work groups know the order of; it may do anything else besides
+    )
     AWAITS = "a"  # reads it only after it has seen that it is there
     PUBLISHES = "p"  # writes it for launches that await it
     UNSETS = "u"  # before it is published

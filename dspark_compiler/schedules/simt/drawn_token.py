@@ -146,7 +146,12 @@ def draw_token(name: str, batch: int, vocab: int, numbers: int, *, awaits: bool)
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
-            knobs, start, own, stat = _Knobs(of, row, vocab), cut.start(chunk, thread), registers(cut.each), registers(STAT)
+            knobs, start, own, stat = (
+                _Knobs(of, row, vocab),
+                cut.start(chunk, thread),
+                registers(cut.each),
+                registers(STAT),
+            )
             uniform = held(of["uniform"][row, of["column"][0]], "float32")
             last = T.Bind(T.min(thread, cut.count - 1))
             asks = cut.asks(own, start, of["logits"], (row,)) if awaits else []

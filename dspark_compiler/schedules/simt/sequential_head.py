@@ -11,9 +11,9 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on, publish
 from dspark_compiler.schedules.simt.drawn_token import bring, publish_stats, stats_arg
+from dspark_compiler.schedules.simt.row_chunks import THREADS
 from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import launch, registers
-from dspark_compiler.schedules.simt.row_chunks import THREADS
 from dspark_compiler.schedules.simt.vocabulary import VocabularyCut
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
@@ -52,7 +52,8 @@ def sequential_head(name: str, shape: HeadShape, *, follows: bool, awaits: bool)
     """Kernel for logits = base[:, column] + W2 W1[previous].
 
     Arguments: previous, with ``follows`` float32 [B] that a launch before has drawn, else int64 [B]; W1, W2
-    (weights.py), base [B g, V], column int32 [1], temperature [B], logits [B,V], stats [B,C,4], embedded [B,r], which is W1[previous].
+    (weights.py), base [B g, V], column int32 [1], temperature [B], logits [B,V], stats [B,C,4], embedded [B,r],
+    which is W1[previous].
     ``awaits``: base may be yet to come.
     """
     cut, batch, vocab = VocabularyCut(shape.vocab), shape.batch, shape.vocab
