@@ -105,8 +105,9 @@ def _head(node: fx.Node, plan: LayoutPlan) -> SequentialLogits | None:
 def _shape(head: SequentialLogits, plan: LayoutPlan) -> HeadShape:
     batch, block, vocab = shape_of(head.base)
     first, second = head.first.meta["ref"], head.second.weight.meta["ref"]
-    types = (plan.params[ref].dtype for ref in (first, second))
-    return HeadShape(batch, block, vocab, shape_of(head.embedded)[-1], *types, plan.forms[first] is Form.PACKED)
+    packed = plan.forms.get(first) is Form.PACKED
+    rank, stored = shape_of(head.embedded)[-1], (plan.params[first].dtype, plan.params[second].dtype)
+    return HeadShape(batch, block, vocab, rank, *stored, packed=packed)
 
 
 def _fresh(kernel: Any, given: int) -> list[PhysicalTensor]:
