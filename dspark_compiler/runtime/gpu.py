@@ -1,5 +1,6 @@
 """What running on a GPU asks of an interface to it: memory, one stream, marks on it, recordings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,15 @@ class Rows:
 
     address: int
     pitch: int
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """So many bytes from one address to another."""
+
+    to: int
+    source: int
+    size: int
 
 
 class GpuRuntime(Protocol):
@@ -36,6 +46,9 @@ class GpuRuntime(Protocol):
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         """Copies bytes, whichever side each address is on."""
+
+    def copy_all(self, copies: Sequence[Transfer], stream: int) -> None:
+        """Several copies, none of which reads or writes what another one writes."""
 
     def copy_rows(self, to: Rows, source: Rows, row: int, rows: int, stream: int) -> None:
         """Copies so many rows of ``row`` bytes."""

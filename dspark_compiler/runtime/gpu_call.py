@@ -9,7 +9,7 @@ from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.cpu_device import named_results
 from dspark_compiler.runtime.dlpack import Wrapping
-from dspark_compiler.runtime.gpu import GpuRuntime, Rows
+from dspark_compiler.runtime.gpu import GpuRuntime, Rows, Transfer
 from dspark_compiler.runtime.gpu_context import GpuContext
 from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.launches import Captured, Launch
@@ -148,9 +148,11 @@ class GpuCall:
 
     def _put(self, arguments: list[Any]) -> None:
         """Puts all of a run on the stream, and copies of its results to where they stay until the next."""
-        for name, tensor in self._run(arguments).items():
-            size = tensor.numel() * tensor.dtype.bits // 8
-            self._cuda.copy(self._results.tensors[name].data_ptr(), tensor.data_ptr(), size, self._context.stream)
+        made = self._run(arguments)
+        sizes = {name: tensor.numel() * tensor.dtype.bits // 8 for name, tensor in made.items()}
+        kept = self._results.tensors
+        copies = [Transfer(kept[name].data_ptr(), each.data_ptr(), sizes[name]) for name, each in made.items()]
+        self._cuda.copy_all(copies, self._context.stream)
 
     def _run(self, arguments: list[Any]) -> dict[str, Any]:
         try:

@@ -12,7 +12,7 @@ from dspark_compiler.artifact import Artifact, EntrySpec
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.calls import Call, Fetched
 from dspark_compiler.runtime.cuda import CudaRuntime
-from dspark_compiler.runtime.gpu import GpuRuntime
+from dspark_compiler.runtime.gpu import GpuRuntime, Transfer
 from dspark_compiler.runtime.gpu_call import GpuCall
 from dspark_compiler.runtime.gpu_context import FIRST_GPU, GpuContext
 from dspark_compiler.runtime.gpu_memory import ALIGNMENT, Described, Slab, slab_bytes, upload
@@ -77,8 +77,8 @@ class GpuDevice(GpuContext):
         place = self._place(offsets[-1])
 
         def put() -> None:
-            for (address, size), offset in zip(pieces, offsets, strict=False):
-                self.cuda.copy(place.address + offset, address, size, self.stream)
+            copies = [Transfer(place.address + to, *piece) for piece, to in zip(pieces, offsets, strict=False)]
+            self.cuda.copy_all(copies, self.stream)
             self.cuda.record(place.filled, self.stream)
 
         self.launches.after(put)

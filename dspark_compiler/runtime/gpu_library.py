@@ -6,7 +6,7 @@ streams, events and graphs are integers. Everything asynchronous goes in the ord
 
 import ctypes
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.gpu import Rows
+from dspark_compiler.runtime.gpu import Rows, Transfer
 
 Signatures = Mapping[str, tuple[Any, ...]]
 
@@ -106,6 +106,11 @@ class GpuLibrary:
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         """Copies bytes, whichever side each address is on."""
         self._check("MemcpyAsync", to, source, size, _COPY_BY_ADDRESS, stream)
+
+    def copy_all(self, copies: Sequence[Transfer], stream: int) -> None:
+        """See GpuRuntime."""
+        for each in copies:
+            self.copy(each.to, each.source, each.size, stream)
 
     def copy_rows(self, to: Rows, source: Rows, row: int, rows: int, stream: int) -> None:
         """Copies so many rows of ``row`` bytes."""

@@ -5,14 +5,14 @@ A device has one stream, whatever number is given for it, and its events are val
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.gpu import Rows
+from dspark_compiler.runtime.gpu import Rows, Transfer
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 _STREAM = 0
@@ -34,6 +34,7 @@ class VulkanRuntime:
         self._release = self._function("release")
         self._allocate_host = self._function("allocate_host")
         self._copy = self._function("copy")
+        self._copy_all = self._function("copy_all")
         self._copy_rows = self._function("copy_rows")
         self._zero = self._function("zero")
         self._mark = self._function("mark")
@@ -48,7 +49,7 @@ class VulkanRuntime:
         """One of the library's, on this device."""
         function, index = import_tvm_ffi().get_global_func(f"dspark.vulkan.{name}"), self._index
 
-        def call(*arguments: int) -> Any:
+        def call(*arguments: Any) -> Any:
             try:
                 return function(index, *arguments)
             except RuntimeError as error:
@@ -89,6 +90,10 @@ class VulkanRuntime:
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         """See GpuRuntime."""
         self._copy(to, source, size)
+
+    def copy_all(self, copies: Sequence[Transfer], stream: int) -> None:
+        """See GpuRuntime."""
+        self._copy_all([number for each in copies for number in (each.to, each.source, each.size)])
 
     def copy_rows(self, to: Rows, source: Rows, row: int, rows: int, stream: int) -> None:
         """See GpuRuntime."""

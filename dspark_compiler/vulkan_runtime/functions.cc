@@ -40,6 +40,21 @@ void Copy(int64_t index, int64_t to, int64_t from, int64_t size) {
   device.stream->Copy(target, 0, source, 0, size, 1);
 }
 
+/// The same of several that have nothing to do with each other; numbers are to, from, size of each.
+void CopyAll(int64_t index, ffi::Array<int64_t> numbers) {
+  Device& device = At(index);
+  std::lock_guard<std::mutex> lock(device.mutex);
+  std::vector<Transfer> transfers;
+  for (size_t i = 0; i + 2 < numbers.size(); i += 3) {
+    const Transfer each{device.memory->FindAnywhere(numbers[i]), device.memory->FindAnywhere(numbers[i + 1]),
+                        static_cast<VkDeviceSize>(numbers[i + 2])};
+    CheckRoom(device, each.to, each.size);
+    CheckRoom(device, each.from, each.size);
+    transfers.push_back(each);
+  }
+  device.stream->CopyAll(transfers);
+}
+
 void CopyRows(int64_t index, int64_t to, int64_t to_pitch, int64_t from, int64_t from_pitch, int64_t row,
               int64_t rows) {
   Device& device = At(index);
@@ -154,6 +169,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("dspark.vulkan.allocate_host",
            [](int64_t device, int64_t size) { return Allocate(device, size, MemoryKind::kHost); })
       .def("dspark.vulkan.copy", Copy)
+      .def("dspark.vulkan.copy_all", CopyAll)
       .def("dspark.vulkan.copy_rows", CopyRows)
       .def("dspark.vulkan.zero", Zero)
       .def("dspark.vulkan.mark", OnStream(&Stream::Mark))

@@ -123,12 +123,34 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
   for (uint32_t i = 0; i < rows; ++i) regions[i] = {from.offset + i * from_pitch, to.offset + i * to_pitch, row};
   const DeviceFunctions& vk = device_.functions;
   vk.CmdCopyBuffer(commands.buffer, from.buffer, to.buffer, rows, regions.data());
-  if (!to.mapped) return;
+  if (to.mapped) ShowHost(commands.buffer);
+}
+
+void Stream::CopyAll(const std::vector<Transfer>& transfers) {
+  std::vector<Use> uses;
+  for (const Transfer& each : transfers) {
+    uses.push_back({each.to.piece, each.to.piece, Access::kWrite});
+    uses.push_back({each.from.piece, each.from.piece, Access::kRead});
+  }
+  Commands& commands = Open();
+  Await(uses.data(), uses.size());
+  bool shown = false;
+  for (const Transfer& each : transfers) {
+    if (each.size == 0) continue;
+    const VkBufferCopy region{each.from.offset, each.to.offset, each.size};
+    device_.functions.CmdCopyBuffer(commands.buffer, each.from.buffer, each.to.buffer, 1, &region);
+    shown |= each.to.mapped;
+  }
+  if (shown) ShowHost(commands.buffer);
+}
+
+void Stream::ShowHost(VkCommandBuffer buffer) {
   VkMemoryBarrier barrier{VK_STRUCTURE_TYPE_MEMORY_BARRIER};
   barrier.srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_SHADER_WRITE_BIT;  // the word of waits given up, too
   barrier.dstAccessMask = VK_ACCESS_HOST_READ_BIT;
   constexpr VkPipelineStageFlags kStages = VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
-  vk.CmdPipelineBarrier(commands.buffer, kStages, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, nullptr, 0, nullptr);
+  device_.functions.CmdPipelineBarrier(buffer, kStages, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, nullptr, 0,
+                                       nullptr);
 }
 
 void Stream::Zero(const Place& to, VkDeviceSize size) {

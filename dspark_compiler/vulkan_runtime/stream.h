@@ -25,6 +25,13 @@ struct Commands {
   VkDeviceSize arguments_used = 0;
 };
 
+/// So many bytes from one place to another.
+struct Transfer {
+  Place to;
+  Place from;
+  VkDeviceSize size;
+};
+
 /// Commands of one submission; all are over when the timeline has come to ``value``.
 struct Batch {
   std::vector<VkCommandBuffer> order;
@@ -47,6 +54,9 @@ class Stream {
   /// Copies ``rows`` pieces of ``row`` bytes, so many bytes apart on each side.
   void Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkDeviceSize from_pitch, VkDeviceSize row,
             uint32_t rows);
+
+  /// Copies whole pieces, none of which another one of them touches where it writes: nothing stands between them.
+  void CopyAll(const std::vector<Transfer>& transfers);
 
   /// Zeroes ``size`` bytes, rounded up to a multiple of 4.
   void Zero(const Place& to, VkDeviceSize size);
@@ -100,6 +110,7 @@ class Stream {
   void Begin(Commands* commands, VkCommandBufferUsageFlags flags);
   void Await(const Use* uses, size_t count);
   void Barrier(VkCommandBuffer buffer);
+  void ShowHost(VkCommandBuffer buffer);
   VkDeviceAddress PutArguments(Commands* commands, const void* block, uint32_t bytes);
   void Recycle(Commands* commands);
 

@@ -5,7 +5,7 @@ and puts the work on the stream.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dspark_compiler.artifact import EntrySpec, aligned_zeros
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cpu_device import named_results, to_array
 from dspark_compiler.runtime.dlpack import Wrapping
-from dspark_compiler.runtime.gpu import Rows
+from dspark_compiler.runtime.gpu import Rows, Transfer
 from dspark_compiler.runtime.gpu_device import Fill, GpuDevice
 from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
@@ -63,6 +63,10 @@ class FakeCuda:
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         self.put(lambda: ctypes.memmove(to, source, size))
+
+    def copy_all(self, copies: Sequence[Transfer], stream: int) -> None:
+        for each in copies:
+            self.copy(each.to, each.source, each.size, stream)
 
     def copy_rows(self, to: Rows, source: Rows, row: int, rows: int, stream: int) -> None:
         for i in range(rows):

@@ -115,3 +115,16 @@ def test_marks_and_copies_through_mapped_memory(kernel: Any) -> None:
     function("forget")(0, recording)
     for place in host:
         function("release")(0, place)
+
+
+def test_several_copies_arrive_behind_one_kernel(kernel: Any) -> None:
+    x = np.arange(SIZE, dtype=np.float32)
+    a, b, to = on_device(x), on_device(np.ones_like(x)), on_device(np.full_like(x, -1))
+    run(kernel, a, b, 1.0)
+    size, third = x.nbytes, x.nbytes // 12 * 4
+    pieces = [(0, third), (third, third), (2 * third, size - 2 * third)]
+    numbers = [n for at, length in pieces for n in (to.data_ptr() + at, b.data_ptr() + at, length)]
+    function("copy_all")(0, numbers)
+    np.testing.assert_array_equal(to.numpy(), x + 1)
+    with pytest.raises(RuntimeError, match="bytes"):
+        function("copy_all")(0, [to.data_ptr(), a.data_ptr(), size, to.data_ptr(), a.data_ptr(), 1 << 30])
