@@ -4,11 +4,11 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.accept import arguments
-from dspark_compiler.schedules.simt.draw import BITS, Workspace, chunk_sum, drawn
+from dspark_compiler.schedules.simt.draw import BITS, Workspace, chunk_sum, drawn, numbers, total_of
 from dspark_compiler.schedules.simt.fixed_point import as_float, fixed
 from dspark_compiler.schedules.simt.group_counts import held, variable
 from dspark_compiler.schedules.simt.row_chunks import THREADS, RowChunks
-from dspark_compiler.schedules.simt.threads import launch, registers
+from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 
@@ -27,27 +27,34 @@ def accept(name: str, batch: int, width: int, vocab: int, *, drafts: int) -> tup
     ) -> None:
         *drafted, accepted, following, next_position, next_length, sums = rest
         q = drafted[0] if drafted else None
-        with launch((chunks.count, batch), THREADS) as (chunk, row, thread):
+        ways = width + 1  # of ending: behind so many drafts, or behind those that are sure with all of the target
+        with launch((chunks.count, ways, batch), THREADS) as (chunk, way, row, thread):
             ends = _Ends(tokens, probs, count, uniform, q, row)
-            with T.serial(0, width) as i, when(ends.possible(i)):
-                total = chunk_sum(chunks, chunk, thread, lambda token: ends.amount(i, token))
-                with when(thread == 0):
-                    T.buffer_store(sums, total, [i, row, chunk])
-            total = chunk_sum(chunks, chunk, thread, lambda token: ends.target(ends.sure, token))
-            with when(thread == 0):
-                T.buffer_store(sums, total, [width, row, chunk])
+            with T.If(way == width):
+                with T.Then():
+                    total = chunk_sum(chunks, chunk, thread, lambda token: ends.target(ends.sure, token))
+                    with when(thread == 0):
+                        T.buffer_store(sums, total, [width, row, chunk])
+                with T.Else(), when(ends.possible(way)):
+                    total = chunk_sum(chunks, chunk, thread, lambda token: ends.amount(way, token))
+                    with when(thread == 0):
+                        T.buffer_store(sums, total, [way, row, chunk])
         with launch((batch,), THREADS) as (row, thread):
             ends = _Ends(tokens, probs, count, uniform, q, row)
+            totals = shared(width, "int64")
+            # Of ends that are not possible there are no sums, and nobody asks for them.
+            assert width <= THREADS, "a verify of more tokens than a work group has threads"
+            with when(thread < width):
+                T.buffer_store(totals, total_of(numbers(chunks.count, lambda part: sums[thread, row, part])), [thread])
+            barrier()
             place, found, some = (variable(T.int32(0), "int32") for _ in range(3))
             with T.serial(0, width) as turn:
                 i = T.Bind(width - 1 - turn)
                 with when(T.And(found[0] == 0, ends.possible(i))):
-                    total = variable(T.int64(0), "int64")
-                    for part in range(chunks.count):
-                        T.buffer_store(total, total[0] + sums[i, row, part], [0])
+                    total = held(totals[i], "int64")
                     T.buffer_store(place, i, [0])
-                    T.buffer_store(some, T.cast(total[0] > T.int64(0), "int32"), [0])
-                    T.buffer_store(found, T.cast(ends.here(i, as_float(total[0], BITS)), "int32"), [0])
+                    T.buffer_store(some, T.cast(total > T.int64(0), "int32"), [0])
+                    T.buffer_store(found, T.cast(ends.here(i, as_float(total, BITS)), "int32"), [0])
             kept = T.Bind(place[0])
             # Rounding alone can end at what is sure, where p equals q; then the target's own distribution decides.
             which = held(T.Select(some[0] == 1, kept, T.int32(width)), "int32")
@@ -81,15 +88,31 @@ class _Ends:
         self._looked = T.Bind(T.max(T.min(count[row], self._width - 1), 0))
         self._reach, sure = registers(self._width), variable(T.int32(0), "int32")
         T.buffer_store(self._reach, T.float32(1.0), [0])
-        with T.serial(0, self._width - 1) as i, when(i < self._looked):
-            token = T.Bind(T.cast(tokens[row, i + 1], "int32"))
-            reached, drafted = probs[row, i, token] * self._reach[i], T.float32(1.0) if q is None else q[row, i, token]
-            # Nothing is drafted that has no probability.
-            r = T.Select(drafted > T.float32(0.0), T.min(reached / drafted, T.float32(1.0)), self._reach[i])
-            T.buffer_store(self._reach, r, [i + 1])
-            with when(self._reach[i + 1] >= T.float32(1.0)):
-                T.buffer_store(sure, i + 1, [0])
+        targets, drafts = self._of_drafts()
+        for i in range(self._width - 1):
+            with when(i < self._looked):
+                reached, drafted = targets[i] * self._reach[i], drafts[i]
+                # Nothing is drafted that has no probability.
+                r = T.Select(drafted > T.float32(0.0), T.min(reached / drafted, T.float32(1.0)), self._reach[i])
+                T.buffer_store(self._reach, r, [i + 1])
+                with when(self._reach[i + 1] >= T.float32(1.0)):
+                    T.buffer_store(sure, T.int32(i + 1), [0])
         self.sure = T.Bind(sure[0])
+
+    def _of_drafts(self) -> tuple[Buffer, Buffer]:
+        """What drafts have in the target's distribution and in their own, all on their way at the same time."""
+        count = self._width - 1
+        places, targets, drafts = (registers(max(1, count), dtype) for dtype in ("int32", "float32", "float32"))
+        for i in range(count):
+            token = T.cast(self._tokens[self._row, i + 1], "int32")
+            T.buffer_store(places, T.max(T.min(token, int(self._probs.shape[2]) - 1), 0), [i])
+        for i in range(count):
+            T.buffer_store(targets, self._probs[self._row, i, places[i]], [i])
+            # Where fewer are drafted than a verify takes, the rest is not looked at.
+            row = min(i, int(self._q.shape[1]) - 1) if self._q is not None else 0
+            own = T.float32(1.0) if self._q is None else self._q[self._row, row, places[i]]
+            T.buffer_store(drafts, own, [i])
+        return targets, drafts
 
     def _number(self, i: Expr) -> Expr:
         """The random number of x_i; of the anchor any."""

@@ -87,6 +87,16 @@ def test_accepts(extra: int | None) -> None:
     assert len(seen) > 3 - certain
 
 
+def test_without_drafts_the_target_decides() -> None:
+    probs, count = distributions(3, 5000, sparse=False)[:, None], np.zeros(3, np.int32)
+    uniform = np.array([[0.1], [0.5], [0.9]], np.float32)
+    arrays = [np.array([[7], [8], [9]]), probs, count, uniform, *places(3)]
+    function, workspace = accept("main", 3, 1, 5000, drafts=0)
+    found = compiled(function)(*arrays, *verdict(3), anything(workspace))[len(arrays) : -1]
+    for mine, right in zip(found, expected("accept", arrays), strict=True):
+        np.testing.assert_array_equal(mine, right.numpy())
+
+
 def test_where_rounding_alone_rejects_the_target_decides() -> None:
     target = np.array([[[0.5, 0.25, 0.125], [1, 0, 0]]], np.float32)
     draft = np.array([[[0.75, 0.25, 0.125]]], np.float32)
