@@ -12,6 +12,7 @@ from dspark_compiler.lowering.simt.fusions import find_fusions
 from dspark_compiler.lowering.simt.linear import linear, lower_epilogue
 from dspark_compiler.lowering.simt.sampling import accept, draw, token_probs
 from dspark_compiler.lowering.simt.scoring import attention_mass
+from dspark_compiler.lowering.simt.tables import cos, select, sin
 from dspark_compiler.schedules.simt.kernels import simt_kernels
 from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.simt.stored import STORED
@@ -23,6 +24,9 @@ def simt_lowering(dtype: str, exchange: Exchange = Exchange.NONE) -> TargetLower
     ``exchange``: as far as the code generator knows the functions for it.
     """
     own: dict[str, Converter] = {
+        "cos.default": cos,
+        "sin.default": sin,
+        "select.int": select,
         "linear.default": linear,
         "quantized_linear.default": linear,
         "append_attention.default": partial(append_attention, exchange=exchange),

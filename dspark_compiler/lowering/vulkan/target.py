@@ -6,6 +6,7 @@ from typing import Any
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.lowering.vulkan.beside import cat
 from dspark_compiler.schedules.vulkan.embedding import packed_embedding, row_embedding
 from dspark_compiler.schedules.vulkan.stream_linear import stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
@@ -19,4 +20,5 @@ def vulkan_lowering(dtype: str) -> TargetLowering:
     common = simt_lowering(dtype, Exchange.BETWEEN_LAUNCHES)
     own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, stream_linear)}
     own |= {} if dtype == "float32" else {"tile_linear": tile_linear}
-    return dataclasses.replace(common, kernels={**common.kernels, **own})
+    converters = {**common.converters, "cat.default": cat}
+    return dataclasses.replace(common, converters=converters, kernels={**common.kernels, **own})
