@@ -47,7 +47,7 @@ def _linear(
         return _plain(importer, call, residual)
     *lead, features = shape_of(node)
     rows, depth, env = math.prod(lead), shape_of(call.x)[-1], importer.env
-    norm = absorbed_norm(call.x, importer.fusions)
+    norm = absorbed_norm(call)
     x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
     eps = None if norm is None else args_of(norm)[2]
     options = dataclasses.replace(options, bias=call.bias is not None, norm_eps=eps)
