@@ -1,5 +1,6 @@
 """What the operators of speculative rounds become on any target: its kernel templates with this node's sizes."""
 
+import dataclasses
 from typing import Any
 
 from torch import fx
@@ -50,14 +51,24 @@ def read_ring(node: fx.Node, importer: EntryImporter) -> Any:
 
 def block_attention(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.block_attention(q, k, v, k_ring, v_ring, length, spare, scale)."""
+    shape, scale = block_shape(node), bound_args(node)["scale"]
+    kernel = importer.template("block_attention", block_name("block_attention", shape, scale), shape, scale)
+    return importer.call(kernel, _tensors(importer, node), _output(node))
+
+
+def block_shape(node: fx.Node) -> BlockShape:
+    """Sizes of a block_attention."""
     given = bound_args(node)
     batch, heads, width, dim = shape_of(given["q"])
     _, kv_heads, fresh, value_dim = shape_of(given["v"])
-    places, spare, scale = shape_of(given["k_ring"])[2], given["spare"], given["scale"]
-    shape = BlockShape(batch, heads, kv_heads, width, fresh, dim, value_dim, places, spare)
-    sizes = (batch, heads, kv_heads, width, fresh, dim, value_dim, places, spare)
-    kernel = importer.template("block_attention", _name("block_attention", *sizes, repr(scale)), shape, scale)
-    return importer.call(kernel, _tensors(importer, node), _output(node))
+    return BlockShape(
+        batch, heads, kv_heads, width, fresh, dim, value_dim, shape_of(given["k_ring"])[2], given["spare"]
+    )
+
+
+def block_name(kind: str, shape: BlockShape, scale: float) -> str:
+    """What a kernel of that kind is called."""
+    return _name(kind, *dataclasses.astuple(shape), repr(scale))
 
 
 def token_probs(node: fx.Node, importer: EntryImporter) -> Any:

@@ -72,13 +72,14 @@ class AttachDecodeHeads(Pass):
         config = drafter.config
         plan = RingPlan(self.batch, min(config.context_window, self.slots), self.verify_width)
         program.states |= plan.states(drafter)
-        own = {f"heads.{name}": tensor.detach() for name, tensor in _tensors(drafter).items()}
-        program.params |= own
+        places = _places(program, drafter)
+        tensors = {f"heads.{name}": tensor.detach() for name, tensor in _tensors(drafter).items()}
+        program.params |= {ref: tensor for ref, tensor in tensors.items() if places[ref] == ref}
         feeding = [entry for entry in program.entries.values() if entry.kind in _FEEDING]
         tapped = {entry.name: tap(entry) for entry in feeding}
         verify = next(entry for entry in feeding if entry.kind is EntryKind.VERIFY)
         shared = share(verify, tapped[verify.name])
-        join = _Join(program, drafter, shared, plan, self.slots)
+        join = _Join(program, drafter, places, shared, plan, self.slots)
         for entry in feeding:
             join.feed(entry, tapped[entry.name])
         program.entries["draft"] = join.draft()
@@ -95,10 +96,14 @@ class AttachDecodeHeads(Pass):
 
 @dataclass(frozen=True)
 class _Join:
-    """Traces one drafter into entry points of a program; a sequence has at most ``slots`` tokens."""
+    """Traces one drafter into entry points of a program; a sequence has at most ``slots`` tokens.
+
+    ``places`` says of each of the drafter's tensors which param has its value.
+    """
 
     program: Program
     drafter: Drafter
+    places: Mapping[str, str]
     shared: Shared
     plan: RingPlan
     slots: int
@@ -134,12 +139,11 @@ class _Join:
         given: Mapping[str, fx.Node],
         inputs: Mapping[str, fx.Node],
     ) -> tuple[fx.Node, ...]:
-        own = [f"heads.{name}" for name in _tensors(self.drafter)]
         rings = self.plan.states(self.drafter)
         nodes = {**given, **inputs}
-        for ref in (*own, *self.shared.refs):
-            param = self.program.params[ref]
-            nodes[ref] = entry.add_placeholder(Role.PARAM, ref, TensorSpec(tuple(param.shape), param.dtype))
+        for ref, place in {**self.places, **{ref: ref for ref in self.shared.refs}}.items():
+            param = self.program.params[place]
+            nodes[ref] = entry.add_placeholder(Role.PARAM, place, TensorSpec(tuple(param.shape), param.dtype))
         for ref, spec in rings.items():
             nodes[ref] = entry.add_placeholder(Role.STATE, ref, spec)
         names = list(nodes)
@@ -150,7 +154,7 @@ class _Join:
                 self.drafter.rings(), {r: value[r] for r in rings}, {r: value[r] for r in inputs}, self.plan.spare
             )
             target = self.shared.bind(value)
-            weights = {f"drafter.{ref.removeprefix('heads.')}": value[ref] for ref in own}
+            weights = {f"drafter.{ref.removeprefix('heads.')}": value[ref] for ref in self.places}
             return functional_call(module, weights, (value, target, memory))
 
         try:
@@ -202,6 +206,20 @@ class _DraftBlock(_Traced):
 def _results(entry: EntryPoint) -> tuple[fx.Node, ...]:
     results: tuple[fx.Node, ...] = tuple(output_of(entry).args[0])  # type: ignore[arg-type]
     return results
+
+
+def _places(program: Program, drafter: Drafter) -> dict[str, str]:
+    """Where the program has each of a drafter's tensors; the values of buffers, such as frequencies, may be there."""
+    buffers = dict(drafter.named_buffers())
+    places = {f"heads.{name}": f"heads.{name}" for name in _tensors(drafter)}
+    for name, tensor in buffers.items():
+        same = (
+            ref
+            for ref, param in program.params.items()
+            if param.dtype == tensor.dtype and param.shape == tensor.shape and torch.equal(param, tensor)
+        )
+        places[f"heads.{name}"] = next(same, f"heads.{name}")
+    return places
 
 
 def _tensors(drafter: Drafter) -> dict[str, Tensor]:

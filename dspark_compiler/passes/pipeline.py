@@ -37,7 +37,7 @@ _WEIGHT_FORMATS: dict[Quantization, WeightFormat] = {
     "fp8": WeightFormat("float8_e4m3"),
 }
 
-_DRAWING: tuple[Target, ...] = ("cuda", "rocm", "vulkan")
+_GPUS: tuple[Target, ...] = ("cuda", "rocm", "vulkan")
 
 
 def default_pipeline(
@@ -67,9 +67,9 @@ def default_pipeline(
         *([] if stored is None else [QuantizeKVCache(stored)]),  # needs the cache, and nothing that comes later
         *_pruning(config),  # sizes what the cache has by now; needs attention as it was inserted
         *_drafting(config, heads),  # after the cache, which gives the inputs, and before the head moves to the last row
-        *([DrawTokens()] if config.target in _DRAWING else []),  # where reading logits costs more than drawing
+        *([DrawTokens()] if config.target in _GPUS else []),  # where reading logits costs more than drawing
         LastPositionLogits(),  # uses the count of real tokens that the cache brought
-        FuseProjections(HEADS if config.target == "cuda" else None),  # late: sees which weights nothing else uses
+        FuseProjections(HEADS if config.target in _GPUS else None),  # late: sees which weights nothing else uses
         *_quantizing(config, weights),  # after what makes weights of others
         EliminateDeadCode(),  # last: sweeps up what all the others left
     )

@@ -1,11 +1,37 @@
 """Kernels on a drafter's rings [B,G,W,D]: the rows of new tokens go in, the last confirmed token's row comes out."""
 
+from dataclasses import dataclass
+
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.isa import VectorIsa
 from dspark_compiler.schedules.slot_rows import RowShape, copy_row, fill_ring
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, vector, when, widest_vector
+
+
+@dataclass(frozen=True)
+class RingRows:
+    """Keys and values of confirmed or verified tokens, of a drafter's layers side by side, and the rings they go to.
+
+    ``shape`` is that of a layer's keys and ring; of each of ``layers`` the keys come before the values.
+    """
+
+    shape: RowShape
+    value_dim: int
+    layers: int
+    sequence: bool
+    count: bool
+
+    @property
+    def columns(self) -> int:
+        """A layer's in the projection."""
+        return self.shape.heads * (self.shape.dim + self.value_dim)
+
+    @property
+    def control(self) -> tuple[str, ...]:
+        """Names of the int32 inputs [b] that say where rows go."""
+        return ("length", *(["sequence"] if self.sequence else []), *(["count"] if self.count else []))
 
 
 def write_ring(

@@ -95,9 +95,7 @@ def _store_projected(
     name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
     kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
     stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
-    *lead, columns = shape_of(found.source)
-    x = importer.reshape(importer.env[found.source], (math.prod(lead), columns))
-    args = [x, *(importer.env[operand] for operand in found.operands)]
+    args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
     # The operator's order of what it writes to and is told, which is the kernel's.
     written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
     args += [importer.env[tensors[name]] for name in stored]
@@ -120,31 +118,35 @@ def _step(
     dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
     name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}")
     kernel, workspace = step_attention(name, shape, scoring, work, dtype, form, awaits=awaits)
-    *lead, columns = shape_of(found.source)
-    args = [importer.reshape(importer.env[found.source], (math.prod(lead), columns))]
-    args += [importer.env[operand] for operand in found.operands]
+    args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
     stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
     written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
     args += [importer.env[tensors[name]] for name in stored]
     args += [importer.env[tensors["sinks"]]] if scoring.sinks else []
     written.append(len(args))
-    args.append(_unset(importer, counters(shape)) if awaits else _arrived(importer, counters(shape)))
+    args.append(meeting_counters(importer, counters(shape), own=awaits))
     outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "uint32"))
     return importer.call_inplace(kernel, args, written, *outs)
 
 
-def _arrived(importer: EntryImporter, count: int) -> Any:
-    """Counters that are zero whenever no attention is under way."""
+def projection_rows(source: fx.Node, importer: EntryImporter) -> Any:
+    """A projection [b,S,T] as [b S, T]."""
+    *lead, columns = shape_of(source)
+    return importer.reshape(importer.env[source], (math.prod(lead), columns))
+
+
+def meeting_counters(importer: EntryImporter, count: int, *, own: bool) -> Any:
+    """Counters that are zero whenever no attention is under way, or ``NOTHING`` and a call's ``own``.
+
+    Launches that overlap cannot share them.
+    """
+    if own:
+        name = f"unset_{count}_{len(importer.scratch)}"  # of its own, for equal calls would be made one
+        importer.scratch[name] = importer.call(unset(name, count), [], PhysicalTensor((count,), "uint32"))
+        return importer.scratch[name]
     name = f"arrived_{count}"
     if name not in importer.scratch:
         importer.scratch[name] = importer.call(zeros(f"zeros_{count}", count), [], PhysicalTensor((count,), "uint32"))
-    return importer.scratch[name]
-
-
-def _unset(importer: EntryImporter, count: int) -> Any:
-    """Counters of a call's own, since launches that overlap cannot share them."""
-    name = f"unset_{count}_{len(importer.scratch)}"  # of its own, for equal calls would be made one
-    importer.scratch[name] = importer.call(unset(name, count), [], PhysicalTensor((count,), "uint32"))
     return importer.scratch[name]
 
 

@@ -24,18 +24,20 @@ def find_fusions(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:
     return found
 
 
-def absorbed_norm(x: fx.Node, found: Epilogues) -> fx.Node | None:
-    """The norm whose result ``x`` is, if whoever reads it has to do it."""
-    return x if x.target is _RMS_NORM and x in found.absorbed else None
+def absorbed_norm(call: LinearCall) -> fx.Node | None:
+    """The norm whose result a linear with a packed weight reads, if it does it itself, whoever else reads that."""
+    return call.x if call.bias is not call.x and _can_be_streamed(call.x) else None
 
 
 def _is_read_by_streams(norm: fx.Node, plan: LayoutPlan) -> bool:
-    _, weight, _ = args_of(norm)
-    if weight is None or math.prod(shape_of(norm)[:-1]) > FEW_ROWS:
-        return False
-    return bool(norm.users) and all(_streams(user, norm, plan) for user in norm.users)
+    return _can_be_streamed(norm) and bool(norm.users) and all(_streams(user, norm, plan) for user in norm.users)
+
+
+def _can_be_streamed(node: fx.Node) -> bool:
+    is_norm = node.target is _RMS_NORM and args_of(node)[1] is not None
+    return is_norm and math.prod(shape_of(node)[:-1]) <= FEW_ROWS
 
 
 def _streams(user: fx.Node, norm: fx.Node, plan: LayoutPlan) -> bool:
     call = LinearCall.of(user)
-    return call is not None and call.x is norm and call.bias is not norm and plan.is_packed(call.weight)
+    return call is not None and absorbed_norm(call) is norm and plan.is_packed(call.weight)

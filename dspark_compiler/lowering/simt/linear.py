@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
 from torch import fx
 from tvm import relax
 
@@ -16,6 +17,8 @@ from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_output import Options
+
+_SELECT = torch.ops.aten.select.int
 
 
 def linear(node: fx.Node, importer: EntryImporter) -> Any:
@@ -44,7 +47,7 @@ def _linear(
         return _plain(importer, call, residual)
     *lead, features = shape_of(node)
     rows, depth, env = math.prod(lead), shape_of(call.x)[-1], importer.env
-    norm = absorbed_norm(call.x, importer.fusions)
+    norm = absorbed_norm(call)
     x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
     eps = None if norm is None else args_of(norm)[2]
     options = dataclasses.replace(options, bias=call.bias is not None, norm_eps=eps)
@@ -53,9 +56,12 @@ def _linear(
     args = [importer.reshape(env[x], (rows, depth)), *(env[part] for part in (call.weight, *call.factors))]
     args += [env[weight] for weight in norm_weight]
     args += [] if call.bias is None else [env[call.bias]]
-    args += [] if residual is None else [importer.reshape(env[residual], (rows, features))]
-    name, schedule = _name(work, features, options), importer.linear_schedule(work)
+    schedule = importer.linear_schedule(work)
     assert isinstance(schedule, RowSchedule)
+    if residual is not None:
+        added, options = _read_in_place(residual, options) if schedule.splits else (residual, options)
+        args.append(importer.reshape(env[added], (rows * options.residual_step, features)))
+    name = _name(work, features, options)
     if schedule.splits == 0:
         kernel = importer.template("tile_linear", name, work, options)
     else:
@@ -65,6 +71,17 @@ def _linear(
     outs = [PhysicalTensor(tuple(map(int, type_.shape)), str(type_.dtype.dtype)) for type_ in types]
     value = importer.call(kernel, args, *outs) if len(outs) == 1 else importer.call_many(kernel, args, outs)[0]
     return importer.reshape(value, shape_of(node))
+
+
+def _read_in_place(residual: fx.Node, options: Options) -> tuple[fx.Node, Options]:
+    """Where the residual lies: one row of each of [b,S,K], if it is such a piece."""
+    if residual.target is not _SELECT:
+        return residual, options
+    source, axis, index = args_of(residual)
+    if axis != 1 or len(shape_of(source)) != 3:
+        return residual, options
+    step = shape_of(source)[1]
+    return source, dataclasses.replace(options, residual_row=index % step, residual_step=step)
 
 
 def _stored(call: LinearCall, plan: LayoutPlan) -> tuple[str, str]:
@@ -89,4 +106,5 @@ def _name(work: LinearWorkload, features: int, options: Options) -> str:
     parts += [options.activation] if options.activation else []
     parts += [] if options.norm_eps is None else [f"norm_{options.norm_eps:.3e}"]
     parts += [name for name in ("bias", "residual") if getattr(options, name)]
+    parts += [f"row_{options.residual_row}_of_{options.residual_step}"] if options.residual_step > 1 else []
     return identifier("_".join(parts))

@@ -6,8 +6,10 @@ from typing import Any
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.lowering.vulkan.beside import cat
 from dspark_compiler.lowering.vulkan.drawing import draw, find_fusions, token_probs
 from dspark_compiler.schedules.vulkan.embedding import packed_embedding, row_embedding
+from dspark_compiler.schedules.vulkan.norm import rms_norm
 from dspark_compiler.schedules.vulkan.stream_linear import stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
 
@@ -18,8 +20,8 @@ def vulkan_lowering(dtype: str) -> TargetLowering:
     With float32 these do not: its promise is eager's tokens, and cooperative matrices round to float16.
     """
     common = simt_lowering(dtype, Exchange.BETWEEN_LAUNCHES)
-    own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, stream_linear)}
+    own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, stream_linear, rms_norm)}
     own |= {} if dtype == "float32" else {"tile_linear": tile_linear}
-    converters = {**common.converters, "token_probs.default": token_probs, "draw.default": draw}
-    kernels = {**common.kernels, **own}
+    drawing = {"token_probs.default": token_probs, "draw.default": draw}
+    converters, kernels = {**common.converters, "cat.default": cat, **drawing}, {**common.kernels, **own}
     return dataclasses.replace(common, converters=converters, find_fusions=find_fusions, kernels=kernels)

@@ -61,9 +61,11 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor) -> Angles:
         """Positions int64 [b,S] -> cos and sin [b,1,S,D]."""
-        half = positions[:, None, :, None].float() * self.inv_freq
+        # Step by step as transformers writes it, so that tables which are the target's, too, are made once.
+        half = positions[:, :, None].float() * self.inv_freq
         angles = torch.cat([half, half], dim=-1)
-        return angles.cos() * self.scaling, angles.sin() * self.scaling
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        return cos[:, None], sin[:, None]
 
 
 def _frequencies(config: DrafterConfig) -> tuple[Tensor, float]:
@@ -72,7 +74,7 @@ def _frequencies(config: DrafterConfig) -> tuple[Tensor, float]:
     size = config.head_dim
     if kind == "default":
         exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-        return rope["rope_theta"] ** -exponents, 1.0
+        return 1.0 / rope["rope_theta"] ** exponents, 1.0
     # Built as transformers builds the target's, so that the drafter rotates alike.
     settings = PretrainedConfig(
         head_dim=size,

@@ -4,7 +4,6 @@ As in qkv_prologue.py a warp takes one head of one token; here all that is writt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -16,7 +15,7 @@ from dspark_compiler.schedules.cuda.dependent_launch import await_previous, rele
 from dspark_compiler.schedules.cuda.memory import load_int, store_pair
 from dspark_compiler.schedules.cuda.qkv_prologue import Head, HeadShape, Prologue
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch
-from dspark_compiler.schedules.slot_rows import RowShape
+from dspark_compiler.schedules.ring import RingRows
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
 _WARPS = 4
@@ -60,20 +59,6 @@ def block_prologue(name: str, shape: BlockShape, work: Prologue) -> tvm.tirx.Pri
     return kernel(name, args, body)
 
 
-@dataclass(frozen=True)
-class RingRows:
-    """Keys and values of confirmed or verified tokens, of a drafter's layers side by side, and the rings they go to.
-
-    ``shape`` is that of a layer's keys and ring; ``layers`` say of each whether its ``keys`` come before its values.
-    """
-
-    shape: RowShape
-    value_dim: int
-    layers: int
-    sequence: bool
-    count: bool
-
-
 def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFunc:
     """Kernel that puts keys, normed and rotated, and values to rings as write_ring does (ring.py).
 
@@ -81,18 +66,21 @@ def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFun
     rope], k_ring.0, v_ring.0, … float32 [B,G,W,D or Dv], length, [sequence], [count] int32 [b].
     """
     shape, layers = rows.shape, range(rows.layers)
-    columns = shape.heads * (shape.dim + rows.value_dim)
-    control = ["length", *(["sequence"] if rows.sequence else []), *(["count"] if rows.count else [])]
     args = [
         *_reading(
-            shape.rows, shape.width, columns * rows.layers, work, shape.dim, [f"k{layer}_weight" for layer in layers]
+            shape.rows,
+            shape.width,
+            rows.columns * rows.layers,
+            work,
+            shape.dim,
+            [f"k{layer}_weight" for layer in layers],
         ),
         *(
             Arg(f"{part}{layer}_ring", (shape.batch, shape.heads, shape.places, dim))
             for layer in layers
             for part, dim in (("k", shape.dim), ("v", rows.value_dim))
         ),
-        *(Arg(each, (shape.rows,), "int32") for each in control),
+        *(Arg(each, (shape.rows,), "int32") for each in rows.control),
     ]
 
     def body(*buffers: Buffer) -> None:
@@ -103,7 +91,7 @@ def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFun
             release_next()
             number, lane = T.Bind(group * _WARPS + thread // WARP), T.Bind(thread % WARP)
             head = Head(HeadShape(shape.width, shape.dim, rows.value_dim), work, tensors, (row, token), lane)
-            told = {each: T.Bind(load_int(address(tensors[each], row))) for each in control}
+            told = {each: T.Bind(load_int(address(tensors[each], row))) for each in rows.control}
             real = T.Bind(T.min(told["count"], shape.width)) if rows.count else shape.width
             place = T.Bind((told["length"] + token) % shape.places)
             ring = told.get("sequence", row)
@@ -118,7 +106,7 @@ def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFun
 
                     inside = T.And(mine >= 0, mine < shape.heads)
                     with when(T.And(inside, T.And(token < real, token >= real - shape.places))):
-                        start = layer * columns + half * shape.heads * shape.dim + mine * dim
+                        start = layer * rows.columns + half * shape.heads * shape.dim + mine * dim
                         _each(head.rotate(f"k{layer}", start) if part == "k" else head.load(start), put)
 
     return kernel(name, args, body)

@@ -66,9 +66,17 @@ class Place:
         group = self.problem.shape.group
         return T.Bind(m // group), T.Bind(self.head * group + m % group)
 
+    def limit(self, i: int) -> Expr:
+        """Slots from here on a row does not see."""
+        if not self.problem.causal:
+            return self.span.end
+        return T.min(self.span.used + self.query(i)[0] + 1, self.span.end)
+
     def bounds(self) -> tuple[Expr, Expr]:
         """Slots that any of the rows may see: from the first, a multiple of ``TURN``, up to before the second."""
         span, shape, scoring = self.span, self.problem.shape, self.problem.scoring
+        if not self.problem.causal:
+            return T.int32(0), span.end
         tokens = T.Bind((self.first + self.count - 1) // shape.group)
         stop = T.Bind(T.min(span.end, span.used + T.min(tokens, shape.width - 1) + 1))
         if not scoring.window or self.problem.form.slot_position:
@@ -152,8 +160,7 @@ class Block:
                 T.buffer_store(self._sums, T.float32(0.0), [i, number])
             T.buffer_store(self._peak, T.float32(MASKED), [i])
             T.buffer_store(self._total, T.float32(0.0), [i])
-            limit = T.min(self._span.used + self._place.query(i)[0] + 1, self._span.end)
-            T.buffer_store(self._limit, limit, [i])
+            T.buffer_store(self._limit, self._place.limit(i), [i])
 
     def ask(self, begin: Expr, stop: Expr) -> None:
         """Has the first turn's slots on their way, as far as they are there; then comes ``take`` of the same."""

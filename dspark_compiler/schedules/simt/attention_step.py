@@ -5,7 +5,8 @@ have them. The one with the first of those slots writes them to the cache, where
 arrive of those that share rows adds up the parts.
 """
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import tvm
 from tvm import DataType
@@ -26,23 +27,22 @@ from dspark_compiler.schedules.simt.attention_parts import (
     put_total,
 )
 from dspark_compiler.schedules.simt.attention_totals import THREADS
-from dspark_compiler.schedules.simt.awaited import Ask, hands_on
+from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
-    NewSlot,
     Problem,
+    Span,
     Tensors,
     cache_args,
     form_args,
     scratch_args,
     span_of,
 )
-from dspark_compiler.schedules.simt.projected_heads import Task, make_heads
-from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue, projection_args
-from dspark_compiler.schedules.simt.stored import copy, copy_line, narrow
-from dspark_compiler.schedules.simt.threads import barrier, launch, registers, shared
-from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when, widest_vector
+from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
+from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
+from dspark_compiler.schedules.simt.stored import copy
+from dspark_compiler.schedules.simt.threads import launch
+from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
-_VECTOR = 4  # numbers of the projection that a thread reads at once
 _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
 
 
@@ -91,7 +91,8 @@ def step_attention(
     ]
 
     def body(*buffers: Buffer) -> None:
-        _emit(problem, work, Tensors(dict(zip((arg.name for arg in args), buffers, strict=True))))
+        tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
+        emit_step(problem, tensors, partial(span_of, problem, tensors), lambda place: _CacheRows(place, work, tensors))
 
     function = kernel(name, args, body)
     if awaits:
@@ -100,21 +101,30 @@ def step_attention(
     return function, workspace
 
 
-def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
+def emit_step(
+    problem: Problem,
+    tensors: Tensors,
+    span_in: Callable[[Expr], Span],
+    rows_of: Callable[[Place], ProjectedRows],
+    *,
+    writes: bool = True,
+) -> None:
+    """The launch: over the slots of row r that ``span_in(r)`` says; who comes first of new ones ``writes`` them."""
     shape, count, chunks = problem.shape, rows_together(problem), chunks_of(problem)
     blocks = -(-problem.rows // count)
     with launch((chunks, shape.kv_heads * blocks, shape.rows), THREADS) as (chunk, number, row, thread):
-        span = span_of(problem, tensors, row)
+        span = span_in(row)
         head, first = T.Bind(number // blocks), T.Bind(number % blocks * count)
         place = Place(problem, span, row, head, first, count, thread)
         parts = chunk_range(place)
-        new, meeting = _Projected(place, work, tensors), Meeting()
+        new, meeting = rows_of(place), Meeting()
         block = Block(place, tensors, new)
         with when(is_in(chunk, parts)):
             bounds, size = chunk_bounds(place, chunk), chunk_size(problem)
             block.ask(*bounds)
             has_new = T.Bind((chunk + 1) * size > span.used)
-            new.prepare(has_new, T.Bind(T.And(T.And(has_new, chunk * size <= span.used), first == 0)))
+            is_writer = T.And(T.And(has_new, chunk * size <= span.used), first == 0)
+            new.prepare(has_new, T.Bind(is_writer) if writes else None)
             block.begin()
             block.take(*bounds)
             totals = block.put_together()
@@ -129,97 +139,11 @@ def _emit(problem: Problem, work: Prologue, tensors: Tensors) -> None:
                         shares.write_out(place, *parts)
 
 
-class _Projected:
-    """See Rows: queries, new keys and values out of the projection, in shared memory; the others live."""
-
-    keeps_new = True
-
-    def __init__(self, place: Place, work: Prologue, tensors: Tensors) -> None:
-        self._place, self._work, self._tensors = place, work, tensors
-        shape, dtype = place.problem.shape, place.problem.dtype
-        self._q = shared((place.count, shape.head_dim))
-        self._new = {
-            "k": shared((shape.width, shape.head_dim), dtype),
-            "v": shared((shape.width, shape.value_dim), dtype),
-        }
-
-    def prepare(self, has_new: Expr, writes: Expr) -> None:
-        """Brings the work group's queries and, where its slots may be new, new keys and values; one ``writes`` them."""
-        place, dtype = self._place, self._place.problem.dtype
-        values = _NewValues(place, self._tensors)
-
-        def store(task: Task, head: Head) -> None:
-            with when(task.is_query):
-                head.for_lines(lambda d, line: head.copy_to(self._q, (task.task, d), line))
-            with when(T.And(has_new, task.is_key)):
-                keys, slot = head.narrowed(dtype), NewSlot(place.problem, self._tensors, place.row, task.token)
-                head.for_lines(lambda d, line: copy_line(self._new["k"], (task.token, d), keys, line))
-                with when(T.And(writes, slot.fits)):
-                    head.for_lines(lambda d, line: slot.copy("k", place.head, d, keys, line))
-
-        make_heads(place, self._work, self._tensors, store, values.asks)
-        with when(has_new):
-            values.store(self._new["v"], writes)
-        barrier()
-
-    def query(self, i: int, element: Expr) -> Expr:
-        """See Rows."""
-        return self._q[i, element]
+class _CacheRows(ProjectedRows):
+    """See ProjectedRows: the others are live slots of the cache."""
 
     def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
-        place, span = self._place, self._place.span
-        live = self._tensors[f"{name}_cache"]
+        span, live = self.place.span, self.tensors[f"{name}_cache"]
         stored = T.max(T.min(slot, span.used - 1), 0)  # what is read of new slots is replaced
-        copy(target, at, live, (span.sequence, place.head, stored, element), count)
-
-    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """See Rows."""
-        used = self._place.span.used
-        with when(slot >= used):
-            copy(target, at, self._new[name], (slot - used, element), count)
-
-    def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
-        """See Rows; caches that have scales are written by a launch of their own."""
-        raise AssertionError("a step reads no quantized cache")
-
-
-class _NewValues:
-    """New values of the work group's head, some elements in a row a thread."""
-
-    def __init__(self, place: Place, tensors: Tensors) -> None:
-        self._place, self._tensors, shape = place, tensors, place.problem.shape
-        self._each = widest_vector(math.gcd(shape.head_dim, shape.value_dim), _VECTOR)
-        self._pieces = shape.width * shape.value_dim // self._each
-        self._turns = -(-self._pieces // THREADS)
-        self._found = registers((self._turns, self._each))
-        start = (shape.heads + shape.kv_heads) * shape.head_dim + place.head * shape.value_dim
-        self.asks = []
-        for turn in range(self._turns):
-            token, d = self._element(T.min(self._piece(turn), self._pieces - 1))
-            index = (T.Bind(place.row * shape.width + token), T.Bind(start + d))
-            self.asks.append(Ask(self._found, (turn, 0), tensors["x"], index, self._each))
-
-    def store(self, target: Buffer, writes: Expr) -> None:
-        """target[token, element], and where ``writes`` in the cache."""
-        place, dtype = self._place, self._place.problem.dtype
-        stored = registers((self._turns, self._each), dtype)
-        for turn in range(self._turns):
-            piece = T.Bind(self._piece(turn))
-            with when(piece < self._pieces):
-                token, d = self._element(piece)
-                for e in range(self._each):
-                    T.buffer_store(stored, narrow(self._found[turn, e], dtype), [turn, e])
-                copy_line(target, (token, d), stored, turn)
-                slot = NewSlot(place.problem, self._tensors, place.row, token)
-                with when(T.And(writes, slot.fits)):
-                    slot.copy("v", place.head, d, stored, turn)
-                    slot.store_position(place.head, d == 0)
-
-    def _piece(self, turn: int) -> Expr:
-        return turn * THREADS + self._place.thread
-
-    def _element(self, piece: Expr) -> tuple[Expr, Expr]:
-        """Token and first element of a piece."""
-        each = self._place.problem.shape.value_dim // self._each
-        return T.Bind(piece // each), T.Bind(piece % each * self._each)
+        copy(target, at, live, (span.sequence, self.place.head, stored, element), count)

@@ -25,6 +25,7 @@ class Problem:
     form: CacheForm
     dtype: str
     awaits: bool = False  # whether the projection may be yet to come, and "out" is waited for
+    causal: bool = True  # whether a token sees no new token behind it
 
     @property
     def rows(self) -> int:

@@ -13,7 +13,7 @@ from dspark_compiler.schedules.simt.attention_block import Place
 from dspark_compiler.schedules.simt.attention_totals import TEAMS
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
 from dspark_compiler.schedules.simt.cache_rows import Tensors
-from dspark_compiler.schedules.simt.qkv_prologue import Head, Prologue
+from dspark_compiler.schedules.simt.qkv_prologue import Head, HeadPlace, Prologue
 from dspark_compiler.schedules.tir import Expr
 
 
@@ -38,7 +38,8 @@ def make_heads(
     shape = place.problem.shape
     for turn in range(-(-(place.count + shape.width) // TEAMS)):
         task = _task(place, turn)
-        head = Head(shape, work, tensors, (place.row, task.token, task.number), T.Bind(place.lane))
+        which = HeadPlace.of(shape, place.row, task.token, task.number)
+        head = Head(shape.head_dim, work, tensors, which, T.Bind(place.lane))
         wanted = [*head.asks, *(asks if turn == 0 else ())]
         if place.problem.awaits:
             head.load_factors()

@@ -3,7 +3,7 @@
 A team takes one head of one token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ def qkv_prologue(name: str, shape: AttentionShape, work: Prologue, dtype: str, f
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
         with launch((-(-heads // _TEAMS), shape.width, shape.rows), _THREADS) as (group, token, row, thread):
             number, lane = T.Bind(group * _TEAMS + thread // TEAM), T.Bind(thread % TEAM)
-            head = Head(shape, work, tensors, (row, token, number), lane)
+            head = Head(shape.head_dim, work, tensors, HeadPlace.of(shape, row, token, number), lane)
             slot = NewSlot(problem, tensors, row, token)
             kv_head = T.Bind(number - shape.heads)
             value_head = T.Bind(kv_head - shape.kv_heads)
@@ -124,29 +124,37 @@ def inverse_root(squares: Expr, dim: int, eps: float) -> Expr:
     return T.Bind(T.float32(1.0) / T.sqrt(mean))
 
 
-class Head:
-    """A team's head of a token: number of the call's row, of the token and of the head among queries and keys.
+@dataclass(frozen=True)
+class HeadPlace:
+    """A head of token ``token`` of the call's row ``row``: columns from ``start`` on of row ``line`` of the projection.
 
-    Of values, which neither norm nor rotation changes, it has numbers that nobody stores.
+    ``norms`` are the names of the norm weights that it may have: the first whose condition holds, else the last.
     """
 
-    def __init__(
-        self,
-        shape: AttentionShape,
-        work: Prologue,
-        tensors: Tensors,
-        which: tuple[Expr, Expr, Expr],
-        lane: Expr,
-    ) -> None:
-        self._shape, self._work, self._tensors, self._lane = shape, work, tensors, lane
-        self._row, self._token, number = which
-        self._is_query = number < shape.heads
-        self._half, self._halves = shape.head_dim // 2, Halves(shape.head_dim)
-        self._each, self._lines = self._halves.each, range(2 * self._halves.turns)
-        row = T.Bind(self._row * shape.width + self._token)
+    row: Expr
+    token: Expr
+    line: Expr
+    start: Expr
+    norms: Sequence[tuple[Expr, str]]
+
+    @staticmethod
+    def of(shape: AttentionShape, row: Expr, token: Expr, number: Expr) -> "HeadPlace":
+        """That of a number among queries and keys; of values, which are not normed, one that nobody stores."""
+        line = T.Bind(row * shape.width + token)
         start = T.Bind(T.min(number, shape.heads + shape.kv_heads - 1) * shape.head_dim)
+        is_query = number < shape.heads
+        return HeadPlace(row, token, line, start, [(is_query, "q_weight"), (T.Not(is_query), "k_weight")])
+
+
+class Head:
+    """A team's head of a token, ``dim`` numbers of it, which are normed and rotated."""
+
+    def __init__(self, dim: int, work: Prologue, tensors: Tensors, place: HeadPlace, lane: Expr) -> None:
+        self._dim, self._work, self._tensors, self._place, self._lane = dim, work, tensors, place, lane
+        self._half, self._halves = dim // 2, Halves(dim)
+        self._each, self._lines = self._halves.each, range(2 * self._halves.turns)
         self._values = self._registers()
-        self.asks = [self._ask(self._values, line, "x", row, base=start) for line in self._lines]
+        self.asks = [self._ask(self._values, line, "x", place.line, base=place.start) for line in self._lines]
         """For its numbers, of which there are none before."""
         self._weights = self._registers() if work.eps is not None else None
         self._tables = {name: self._registers() for name in ("cos", "sin")} if work.rope else {}
@@ -160,13 +168,9 @@ class Head:
     def load_factors(self) -> None:
         """What its numbers are multiplied by."""
         if self._weights is not None:
-            with T.If(self._is_query):
-                with T.Then():
-                    self._load(self._weights, "q_weight")
-                with T.Else():
-                    self._load(self._weights, "k_weight")
+            self._load_norm(self._weights, self._place.norms)
         for name, table in self._tables.items():
-            self._load(table, name, self._row, T.int32(0), self._token)
+            self._load(table, name, self._place.row, T.int32(0), self._place.token)
 
     def rotate(self) -> None:
         """Norm and rotation; all of a subgroup get here."""
@@ -207,6 +211,17 @@ class Head:
     def _registers(self) -> Buffer:
         return registers((len(self._lines), self._each))
 
+    def _load_norm(self, target: Buffer, norms: Sequence[tuple[Expr, str]]) -> None:
+        (condition, name), *others = norms
+        if not others:
+            self._load(target, name)
+            return
+        with T.If(condition):
+            with T.Then():
+                self._load(target, name)
+            with T.Else():
+                self._load_norm(target, others)
+
     def _load(self, target: Buffer, name: str, *outer: Expr) -> None:
         for line in self._lines:
             self._ask(target, line, name, *outer).load()
@@ -227,4 +242,4 @@ class Head:
                 if self._half % TEAM:
                     square = T.Select(inside, square, T.float32(0.0))
                 T.buffer_store(total, total[0] + square, [0])
-        return inverse_root(total[0], self._shape.head_dim, self._work.eps)
+        return inverse_root(total[0], self._dim, self._work.eps)

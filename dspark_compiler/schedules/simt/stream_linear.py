@@ -70,7 +70,8 @@ def stream_linear(
 def stream_args(work: LinearWorkload, options: Options) -> list[Arg]:
     """What it takes: x float32 [rows, depth], a weight (weights.py), [norm [depth]], [bias [features]], [residual], y.
 
-    Residual and y are float32 [rows, features], of gated ones [rows, features / 2].
+    Residual and y are float32 [rows, features], of gated ones [rows, features / 2]; a residual of ``residual_step``
+    has so many rows for each of x.
     """
     features = work.features // 2 if options.activation else work.features
     return [
@@ -78,7 +79,7 @@ def stream_args(work: LinearWorkload, options: Options) -> list[Arg]:
         *form_of(work).args(),
         *([Arg("norm", (work.depth,))] if options.norm_eps is not None else []),
         *([Arg("bias", (features,))] if options.bias else []),
-        *([Arg("residual", (work.rows, features))] if options.residual else []),
+        *([Arg("residual", (work.rows * options.residual_step, features))] if options.residual else []),
         Arg("y", (work.rows, features)),
     ]
 

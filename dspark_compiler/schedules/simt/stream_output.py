@@ -18,10 +18,16 @@ from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 @dataclass(frozen=True)
 class Options:
-    """What a linear does besides its product."""
+    """What a linear does besides its product.
+
+    ``residual_row``, ``residual_step``: row m of x is given row residual_row + m * residual_step of the residual.
+    Products of few rows know how.
+    """
 
     bias: bool = False
     residual: bool = False
+    residual_row: int = 0
+    residual_step: int = 1
     activation: str | None = None  # of the first half of the features, which gates the second
     norm_eps: float | None = None  # of the root-mean-square norm of x, whose weight is an argument
 
@@ -125,7 +131,7 @@ class StreamOutput:
         for turn in range(self._turns):
             m, place = self._unit(turn, thread)
             feature = T.min(group * self._cut.features + place, self._features - 1)
-            places.append((T.Bind(self._cut.first + T.min(m, self._cut.count - 1)), T.Bind(feature)))
+            places.append((T.Bind(self._residual_row(T.min(m, self._cut.count - 1))), T.Bind(feature)))
         source = self._of["residual"]
         await_numbers([Ask(self._residual, (turn,), source, place) for turn, place in enumerate(places)])
 
@@ -148,10 +154,9 @@ class StreamOutput:
 
     def _finished(self, sums: Sums, which: tuple[Expr, Expr, Expr], feature: Expr, residual: Expr | None) -> Expr:
         options, (own, m, output) = self._options, which
-        row = self._cut.first + m
         # On its way while sums are added up.
         if options.residual and residual is None:
-            residual = _read_early(self._of["residual"][row, feature])
+            residual = _read_early(self._of["residual"][self._residual_row(m), feature])
         bias = _read_early(self._of["bias"][feature]) if options.bias else None
         inverse = self._inverse_root(sums, own, m)
         value = self._total(sums, which, feature, inverse)
@@ -161,6 +166,10 @@ class StreamOutput:
             value = ACTIVATIONS[options.activation](value) * up
         value = value if bias is None else value + bias
         return value if residual is None else value + residual
+
+    def _residual_row(self, m: Expr) -> Expr:
+        """The residual's for row m of the launch's."""
+        return self._options.residual_row + (self._cut.first + m) * self._options.residual_step
 
     def _total(self, sums: Sums, which: tuple[Expr, Expr, Expr], row: Expr, inverse: Expr | None) -> Expr:
         """The product of a row of x with a row of the weight."""

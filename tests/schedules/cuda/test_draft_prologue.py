@@ -8,8 +8,9 @@ import torch
 
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.block_attention import BlockShape
-from dspark_compiler.schedules.cuda.draft_prologue import RingRows, block_prologue, ring_prologue
+from dspark_compiler.schedules.cuda.draft_prologue import block_prologue, ring_prologue
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue
+from dspark_compiler.schedules.ring import RingRows
 from dspark_compiler.schedules.slot_rows import RowShape
 from tests.schedules.cuda.gpu import call, compile_for, gpu, report_of
 

@@ -37,6 +37,7 @@ CASES = [
     Case(1, 48, 256, "float16", splits=2),
     Case(1, 41, 36),
     Case(3, 50, 50, "bfloat16", Options(bias=True, residual=True)),
+    Case(3, 24, 64, "float16", Options(residual=True, residual_row=1, residual_step=4), splits=2),
     Case(8, 32, 256, "float16", Options(norm_eps=1e-6), splits=2),
     Case(11, 32, 40, "float32", Options(activation="silu", norm_eps=1e-5)),
     Case(17, 50, 50, "bfloat16", Options(bias=True, residual=True)),
@@ -65,10 +66,12 @@ def operands(case: Case) -> tuple[list[np.ndarray], np.ndarray]:
         gate, up = exact[:, :features], exact[:, features:]
         inner = np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3) if options.activation == "gelu_tanh" else gate
         exact = gate / (1 + np.exp(-np.clip(inner, -500, None))) * up
-    for present, shape in ((options.bias, (features,)), (options.residual, (case.rows, features))):
-        if present:
-            arrays.append(random.standard_normal(shape).astype(np.float32))
-            exact = exact + arrays[-1]
+    if options.bias:
+        arrays.append(random.standard_normal(features).astype(np.float32))
+        exact = exact + arrays[-1]
+    if options.residual:
+        arrays.append(random.standard_normal((case.rows * options.residual_step, features)).astype(np.float32))
+        exact = exact + arrays[-1][options.residual_row :: options.residual_step]
     return arrays, exact
 
 

@@ -18,6 +18,7 @@ from tests.vulkan.device import need_vulkan
 _CASES = {
     "a norm, gated": (64, 128, Options(norm_eps=1e-6, activation="silu")),
     "a residual and a bias, a depth that ends within a step": (48, 2256, Options(residual=True, bias=True)),
+    "one row in three of a residual": (32, 128, Options(residual=True, residual_row=2, residual_step=3)),
     "more steps than are held": (16, 8192, Options()),
 }
 
@@ -43,7 +44,8 @@ def _expected(given: dict[str, np.ndarray], options: Options) -> np.ndarray:
     if options.activation:
         gate, up = np.split(y, 2, 1)
         y = gate / (1 + np.exp(-gate)) * up
-    return y + given.get("bias", 0.0) + given.get("residual", 0.0)
+    residual = given["residual"][options.residual_row :: options.residual_step] if options.residual else 0.0
+    return y + given.get("bias", 0.0) + residual
 
 
 @pytest.mark.parametrize("name", _CASES)
@@ -60,7 +62,8 @@ def test_products_and_their_bits(name: str) -> None:
         with backend.target:
             built = tvm.compile(tvm.IRModule({"main": function}), backend.target, tir_pipeline=register_pipeline())
         shared = given | {"w": pack_tiles(given["w"])}
-        mine = {n: a[:rows] if n in ("x", "residual", "y") else a for n, a in shared.items()}
+        of_rows = {"x": rows, "residual": rows * options.residual_step, "y": rows}
+        mine = {n: a[: of_rows.get(n, len(a))] for n, a in shared.items()}
         tensors = [tvm.runtime.tensor(array, device) for array in mine.values()]
         built["main"](*tensors)
         found[rows] = tensors[-1].numpy()

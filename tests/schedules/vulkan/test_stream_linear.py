@@ -17,6 +17,11 @@ from tests.vulkan.device import need_vulkan
 _CASES = {
     "a norm, gated": (LinearWorkload(1, 192, 136, "float16", True), Options(norm_eps=1e-6, activation="silu"), 2),
     "a residual and a bias": (LinearWorkload(1, 72, 264, "uint16"), Options(residual=True, bias=True), 4),
+    "a row in three of a residual": (
+        LinearWorkload(1, 72, 64, "float16"),
+        Options(residual=True, residual_row=1, residual_step=3),
+        2,
+    ),
     "too long to be kept": (LinearWorkload(1, 16, 9600, "float32"), Options(residual=True), 16),
 }
 
