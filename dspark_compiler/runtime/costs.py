@@ -6,8 +6,6 @@ R: sequences, g: drafts of one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dspark_compiler.artifact import StepTimes
 from dspark_compiler.runtime.scheduler import Survival
 
@@ -45,9 +43,7 @@ class RoundCosts:
         Between two widths times are interpolated: a draft costs its share of the next width, though the step will take
         the whole, for what a width has to spare is then used by more drafts.
         """
-        widths = [1, *(time.tokens for time in self.times.verify)]
-        step = np.interp(tokens / sequences, widths, [self._step_ms(width) for width in widths])
-        return 1 / (self.times.draft_ms + float(step))
+        return 1 / (self.times.draft_ms + self._between(tokens / sequences))
 
     def best_width(self, survivals: Sequence[Survival]) -> int:
         """The width at which drafts of these survivals bring the most tokens a millisecond; 1: better not to draft."""
@@ -57,6 +53,15 @@ class RoundCosts:
             if (rate := tokens / self.round_ms(time.tokens)) > best:
                 best, found = rate, time.tokens
         return found
+
+    def _between(self, tokens: float) -> float:
+        """A step of so many tokens on average, by lines from width to width; asked for too often for numpy."""
+        width, ms = 1, self.decode_ms
+        for time in self.times.verify:
+            if tokens < time.tokens:
+                return ms + (time.ms - ms) * max(0.0, tokens - width) / (time.tokens - width)
+            width, ms = time.tokens, time.ms
+        return ms
 
     def _step_ms(self, width: int) -> float:
         return self.decode_ms if width == 1 else next(t.ms for t in self.times.verify if t.tokens == width)

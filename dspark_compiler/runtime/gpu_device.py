@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -36,6 +38,7 @@ class GpuDevice(GpuContext):
         self.tensor_type: type = import_tvm_ffi().Tensor
         self._fill = fill
         self._places: list[_Place] = []  # that nobody fetches into
+        self._fetches: dict[tuple[int, ...], _Fetch] = {}  # by the ids of tensors, which these keep
         self._slabs: list[Slab] = []
 
     def tensors(self, artifact: Artifact) -> dict[str, Any]:
@@ -72,24 +75,18 @@ class GpuDevice(GpuContext):
 
     def fetch(self, *tensors: Any) -> Fetched:
         """See Device; copies, so that calls made later do not change them."""
-        pieces = _pieces([(tensor.data_ptr(), tensor.numel() * (tensor.dtype.bits // 8)) for tensor in tensors])
-        offsets = list(accumulate((size for _, size in pieces), initial=0))
-        place = self._place(offsets[-1])
+        key = tuple(map(id, tensors))
+        plan = self._fetches.get(key)
+        if plan is None:
+            plan = self._fetches[key] = _Fetch.of(tensors)
+        place = self._place(plan.size)
+        self.launches.after(partial(self._put, plan, place))
+        return Fetched(_Arrival(self, plan, place, self._places.append))
 
-        def put() -> None:
-            copies = [Transfer(place.address + to, *piece) for piece, to in zip(pieces, offsets, strict=False)]
-            self.cuda.copy_all(copies, self.stream)
-            self.cuda.record(place.filled, self.stream)
-
-        self.launches.after(put)
-
-        def view(tensor: Any) -> NDArray[Any]:
-            begin, size = tensor.data_ptr(), tensor.numel() * (tensor.dtype.bits // 8)
-            number = next(i for i, (address, length) in enumerate(pieces) if address <= begin < address + length)
-            at = offsets[number] + begin - pieces[number][0]
-            return place.memory[at : at + size].view(str(tensor.dtype)).reshape(tensor.shape)
-
-        return Fetched(_Arrival(self, place, [view(tensor) for tensor in tensors], self._places.append))
+    def _put(self, plan: "_Fetch", place: "_Place") -> None:
+        copies = [Transfer(place.address + offset, address, size) for offset, address, size in plan.copies]
+        self.cuda.copy_all(copies, self.stream)
+        self.cuda.record(place.filled, self.stream)
 
     def _place(self, size: int) -> "_Place":
         found = next((place for place in self._places if place.memory.size >= size), None)
@@ -123,15 +120,46 @@ class _Place:
         self.filled = cuda.event()
 
 
+@dataclass(frozen=True)
+class _Fetch:
+    """How some tensors are fetched, which are the same step by step.
+
+    Attributes:
+        copies: offset in a place, address and size of each.
+        size: bytes of all.
+        views: where each tensor lies in a place, from and to, its type and shape.
+    """
+
+    tensors: tuple[Any, ...]
+    copies: list[tuple[int, int, int]]
+    size: int
+    views: list[tuple[int, int, str, tuple[int, ...]]]
+
+    @staticmethod
+    def of(tensors: tuple[Any, ...]) -> "_Fetch":
+        ranges = [(tensor.data_ptr(), tensor.numel() * (tensor.dtype.bits // 8)) for tensor in tensors]
+        pieces = _pieces(ranges)
+        offsets = list(accumulate((size for _, size in pieces), initial=0))
+        views = []
+        for tensor, (begin, size) in zip(tensors, ranges, strict=True):
+            number = next(i for i, (address, length) in enumerate(pieces) if address <= begin < address + length)
+            at = offsets[number] + begin - pieces[number][0]
+            views.append((at, at + size, str(tensor.dtype), tuple(tensor.shape)))
+        copies = [(offset, address, size) for offset, (address, size) in zip(offsets, pieces, strict=False)]
+        return _Fetch(tensors, copies, offsets[-1], views)
+
+    def read(self, memory: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+        """The tensors, out of a place they have come to."""
+        return tuple(memory[begin:end].view(dtype).reshape(shape).copy() for begin, end, dtype, shape in self.views)
+
+
 class _Arrival:
     """Waits for what was fetched; its place can be used again when it was read, or nobody is going to."""
 
-    def __init__(
-        self, context: GpuContext, place: _Place, views: list[NDArray[Any]], give_back: Callable[[_Place], None]
-    ) -> None:
+    def __init__(self, context: GpuContext, plan: _Fetch, place: _Place, give_back: Callable[[_Place], None]) -> None:
         self._context = context
+        self._plan = plan
         self._place = place
-        self._views = views
         self._give_back = give_back
         self._arrays: tuple[NDArray[Any], ...] | None = None
 
@@ -139,7 +167,7 @@ class _Arrival:
         if self._arrays is None:
             self._context.launches.flush()
             self._context.cuda.wait(self._place.filled)
-            self._arrays = tuple(np.array(view) for view in self._views)
+            self._arrays = self._plan.read(self._place.memory)
             self._give_back(self._place)
         return self._arrays
 
