@@ -63,7 +63,7 @@ def test_every_entry_point_is_launched_as_hip_wants_it(artifact: Path, machine: 
 def test_kernels_take_no_more_than_there_is(artifact: Path, tmp_path: Path) -> None:
     made = kernels_in(artifact / "lib/model.so")
     fits(made, "gfx942")
-    for kind in ("block_attention", "write_ring", "attention_mass", "select_slots", "token_probs", "draw", "accept"):
+    for kind in ("block_step", "ring_prologue", "attention_mass", "select_slots", "token_probs", "draw", "accept"):
         assert any(name.startswith(kind) for name in made.kernels), kind
     wide = next(name for name in made.kernels if name.startswith("linear_20x32x"))
     assert any(line.startswith("v_mfma") for line in made.instructions(tmp_path, wide))

@@ -49,7 +49,7 @@ def _scaled_channels(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     ("arch", "make", "kinds"),
     [
         ("gfx90a", _kept_codes, ("int4", "select_slots")),
-        ("gfx1201", _scaled_channels, ("select_slots", "block_attention")),
+        ("gfx1201", _scaled_channels, ("select_slots", "block_step")),
     ],
     ids=["keep-pyramid-kvzap-rnn", "awq-keydiff-rnn"],
 )
