@@ -71,7 +71,8 @@ def _logits(node: fx.Node, importer: EntryImporter) -> tuple[Any, Any, bool]:
     kernel = row_stats(f"row_stats_{batch}x{vocab}_{awaits}", batch, vocab, awaits=awaits)
     given = bound_args(node)
     logits, temperature = importer.reshape(importer.env[given["logits"]], (batch, vocab)), given["temperature"]
-    return logits, importer.call_many(kernel, [logits, importer.env[temperature]], _fresh(kernel, 2))[0], awaits
+    (stats,) = _fresh(kernel, 2)
+    return logits, importer.call(kernel, [logits, importer.env[temperature]], stats), awaits
 
 
 def _sequential(node: fx.Node, head: SequentialLogits, importer: EntryImporter) -> tuple[Any, Any]:
