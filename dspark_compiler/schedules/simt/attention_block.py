@@ -8,6 +8,7 @@ same from decode and verify.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,8 @@ from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, sha
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _PEAKS = TEAMS // TEAM  # maxima that each of a team's lanes reads
-AT_ONCE = 4  # slots a team has under way
+AT_ONCE = 4  # slots that a team takes in a turn
+_AHEAD = 2  # turns under way where a work group has one row: several take all registers there are
 TURN = TEAMS * AT_ONCE  # slots that a work group takes in a turn
 MASKED = -1e30  # the maximum of nothing: finite, for its difference to itself is taken
 _UNSEEN = -3e38  # a score whose weight is nothing beside any maximum
@@ -134,15 +136,17 @@ class Block:
         self._lane, self._team = T.Bind(place.lane), T.Bind(place.team)
         self._pieces = {"k": Pieces.of(shape.head_dim, dtype), "v": Pieces.of(shape.value_dim, dtype)}
         self._own_keys, self._own_values = shape.head_dim // TEAM, shape.value_dim // TEAM
-        self._under_way = {
-            "k": registers((AT_ONCE, self._own_keys), dtype),
-            "v": registers((AT_ONCE, self._own_values), dtype),
-        }
-        self._scales = {name: registers(AT_ONCE) for name in ("kv" if self._problem.form.storage.scaled else "")}
+        self._ahead = _AHEAD if place.count == 1 else 1
+        self._under_way = [
+            {"k": registers((AT_ONCE, self._own_keys), dtype), "v": registers((AT_ONCE, self._own_values), dtype)}
+            for _ in range(self._ahead)
+        ]
+        scaled = "kv" if self._problem.form.storage.scaled else ""
+        self._scales = [{name: registers(AT_ONCE) for name in scaled} for _ in range(self._ahead)]
         self._q = registers((place.count, self._own_keys))
         self._sums = registers((place.count, self._own_values))
         self._peak, self._total = registers(place.count), registers(place.count)
-        self._slots = registers((AT_ONCE, 2), "int32")
+        self._slots = [registers((AT_ONCE, 2), "int32") for _ in range(self._ahead)]
         self._limit = registers(place.count, "int32")  # slots from here on a row does not see
         self._totals = Totals(
             shared((PAIRS, place.count, shape.value_dim)),
@@ -163,54 +167,62 @@ class Block:
             T.buffer_store(self._limit, self._place.limit(i), [i])
 
     def ask(self, begin: Expr, stop: Expr) -> None:
-        """Has the first turn's slots on their way, as far as they are there; then comes ``take`` of the same."""
-        self._place_slots(begin, stop)
-        self._fetch_stored()
+        """Has the first turns' slots on their way, as far as they are there; then comes ``take`` of the same."""
+        for place in range(self._ahead):
+            with when(begin + place * TURN < stop) if place else nullcontext():
+                self._ask_turn(place, begin + place * TURN, stop)
 
     def take(self, begin: Expr, stop: Expr) -> None:
         """All slots from ``begin`` on, a multiple of ``TURN``, up to before ``stop``."""
-        turns = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0))
-        with T.serial(0, turns) as turn:
-            if self._rows.keeps_new:
-                with when(begin + (turn + 1) * TURN > self._span.used):
-                    self._fetch(self._rows.fetch_new)
-            self._add([self._slots[u, 0] for u in range(AT_ONCE)])
-            with when(turn + 1 < turns):
-                self._place_slots(begin + (turn + 1) * TURN, stop)
-                self._fetch_stored()
+        turns, ahead = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0)), self._ahead
+        with T.serial(0, (turns + (ahead - 1)) // ahead) as several:
+            for place in range(ahead):
+                turn = T.Bind(several * ahead + place)
+                with when(turn < turns) if place else nullcontext():
+                    self._take_turn(place, begin + (turn + 1) * TURN)
+                    with when(turn + ahead < turns):
+                        self._ask_turn(place, begin + (turn + ahead) * TURN, stop)
 
-    def _place_slots(self, begin: Expr, stop: Expr) -> None:
-        """The slots of a turn that are the team's, and for each one that can be read."""
+    def _ask_turn(self, place: int, begin: Expr, stop: Expr) -> None:
+        """The slots of a turn that are the team's, for each one that can be read, and what is stored of these."""
+        slots = self._slots[place]
         for u in range(AT_ONCE):
-            T.buffer_store(self._slots, begin + u * TEAMS + self._team, [u, 0])
-            T.buffer_store(self._slots, T.max(T.min(self._slots[u, 0], stop - 1), 0), [u, 1])
-
-    def _fetch_stored(self) -> None:
-        self._fetch(self._rows.fetch)
-        for name, scales in self._scales.items():
+            T.buffer_store(slots, begin + u * TEAMS + self._team, [u, 0])
+            T.buffer_store(slots, T.max(T.min(slots[u, 0], stop - 1), 0), [u, 1])
+        self._fetch(place, self._rows.fetch)
+        for name, scales in self._scales[place].items():
             for u in range(AT_ONCE):
-                self._rows.fetch_scale(name, scales, u, self._slots[u, 1])
+                self._rows.fetch_scale(name, scales, u, slots[u, 1])
 
-    def _fetch(self, fetch: Callable[..., None]) -> None:
+    def _take_turn(self, place: int, end: Expr) -> None:
+        """A turn of slots up to before ``end``."""
+        if self._rows.keeps_new:
+            with when(end > self._span.used):
+                self._fetch(place, self._rows.fetch_new)
+        self._add(place)
+
+    def _fetch(self, place: int, fetch: Callable[..., None]) -> None:
+        slots, under_way = self._slots[place], self._under_way[place]
         for name, pieces in self._pieces.items():
             for u in range(AT_ONCE):
                 for piece in range(pieces.count):
                     number = piece * pieces.each
                     element = pieces.element(self._lane, number)
-                    fetch(name, self._under_way[name], (u, number), self._slots[u, 1], element, pieces.each)
+                    fetch(name, under_way[name], (u, number), slots[u, 1], element, pieces.each)
 
-    def _add(self, slots: list[Expr]) -> None:
+    def _add(self, place: int) -> None:
         """What a turn's slots add to each row."""
+        under_way, slots = self._under_way[place], self._slots[place]
         for i in range(self._place.count):
             weights, peak, decay = registers(AT_ONCE), registers(1), registers(1)
             T.buffer_store(peak, self._peak[i], [0])
-            for u, slot in enumerate(slots):
+            for u in range(AT_ONCE):
                 T.buffer_store(weights, T.float32(0.0), [u])
                 for number in range(self._own_keys):
-                    key = self._problem.wide(self._under_way["k"][u, number])
+                    key = self._problem.wide(under_way["k"][u, number])
                     T.buffer_store(weights, T.fma(self._q[i, number], key, weights[u]), [u])
-                T.buffer_store(weights, self._capped(self._scaled("k", u, team_sum(weights[u]))), [u])
-                T.buffer_store(weights, T.Select(self._sees(i, slot), weights[u], T.float32(_UNSEEN)), [u])
+                T.buffer_store(weights, self._capped(self._scaled(place, "k", u, team_sum(weights[u]))), [u])
+                T.buffer_store(weights, T.Select(self._sees(i, slots[u, 0]), weights[u], T.float32(_UNSEEN)), [u])
                 T.buffer_store(peak, T.max(peak[0], weights[u]), [0])
             T.buffer_store(decay, T.exp(self._peak[i] - peak[0]), [0])
             T.buffer_store(self._peak, peak[0], [i])
@@ -218,12 +230,11 @@ class Block:
             for u in range(AT_ONCE):
                 T.buffer_store(weights, T.exp(weights[u] - peak[0]), [u])
                 T.buffer_store(self._total, self._total[i] + weights[u], [i])
-                if self._scales:
-                    T.buffer_store(weights, self._scaled("v", u, weights[u]), [u])
+                T.buffer_store(weights, self._scaled(place, "v", u, weights[u]), [u])
             for number in range(self._own_values):
                 T.buffer_store(self._sums, self._sums[i, number] * decay[0], [i, number])
                 for u in range(AT_ONCE):
-                    value = self._problem.wide(self._under_way["v"][u, number])
+                    value = self._problem.wide(under_way["v"][u, number])
                     T.buffer_store(self._sums, T.fma(weights[u], value, self._sums[i, number]), [i, number])
 
     def put_together(self) -> Totals:
@@ -271,9 +282,9 @@ class Block:
             at = [self._team % PAIRS, i, self._pieces["v"].element(self._lane, number)]
             T.buffer_store(self._totals.sums, self._sums[i, number], at)
 
-    def _scaled(self, name: str, u: int, value: Expr) -> Expr:
+    def _scaled(self, place: int, name: str, u: int, value: Expr) -> Expr:
         """A product with what is stored of a slot, made one with its key, or a weight of its value."""
-        return value * self._scales[name][u] if self._scales else value
+        return value * self._scales[place][name][u] if self._scales[place] else value
 
     def _capped(self, score: Expr) -> Expr:
         if not self._problem.scoring.softcap:
