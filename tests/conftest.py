@@ -52,8 +52,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     from tests.traces import shared_traces
 
-    monkeypatch.setattr(capture, "_export", shared_traces().export)
-    monkeypatch.setattr(capture, "retrace", shared_traces().retrace)
+    monkeypatch.setattr(capture, "model_graph", shared_traces().trace)
 
 
 @pytest.fixture

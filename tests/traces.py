@@ -6,16 +6,14 @@ traces are equal, and nothing after the front end writes to them.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, fx
-from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
 from dspark_compiler.frontend import capture
+from dspark_compiler.frontend.tracing import Traced
 
 _TINY = 1 << 20  # parameters; what is larger is not kept in memory
 # What a model's config and modules say of where they come from.
@@ -23,31 +21,23 @@ _UNTRACED = frozenset({"architectures", "dtype", "transformers_version", "name_o
 
 
 class SharedTraces:
-    """Stands in for the two dear steps of ``frontend.capture`` and remembers what they gave."""
+    """Stands in for the dear step of ``frontend.capture`` and remembers what it gave."""
 
     def __init__(self) -> None:
-        self._export, self._retrace = capture._export, capture.retrace
-        self._exported: dict[object, ExportedProgram] = {}
-        self._retraced: dict[object, fx.GraphModule] = {}
+        self._trace = capture.model_graph
+        self._traced: dict[object, Traced] = {}
 
-    def export(self, model: PreTrainedModel, batch: int, width: int, *, open_lengths: bool) -> capture._Captured:
-        """See ``capture._export``."""
+    def trace(self, model: PreTrainedModel, batch: int, width: int) -> Traced:
+        """See ``model_graph``."""
         if sum(parameter.numel() for parameter in model.parameters()) > _TINY:
-            return self._export(model, batch, width, open_lengths=open_lengths)
-        key = (batch, width, open_lengths, _identity(model))
-        if key not in self._exported:
-            self._exported[key] = self._export(model, batch, width, open_lengths=open_lengths).exported
-        exported = self._exported[key]
-        return capture._Captured(exported, capture._refs(model, exported))
-
-    def retrace(self, exported: ExportedProgram, arguments: Sequence[Tensor]) -> fx.GraphModule:
-        """See ``retrace.retrace``."""
-        if not any(exported is known for known in self._exported.values()):
-            return self._retrace(exported, arguments)
-        key = (id(exported), *(argument.shape for argument in arguments))
-        if key not in self._retraced:
-            self._retraced[key] = self._retrace(exported, arguments)
-        return self._retraced[key]
+            return self._trace(model, batch, width)
+        key = (batch, width, _identity(model))
+        if key not in self._traced:
+            self._traced[key] = self._trace(model, batch, width)
+        traced = self._traced[key]
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        refs = ((name, own[name].detach() if name in own else tensor) for name, tensor in traced.refs)
+        return Traced(traced.graph, tuple(refs))
 
 
 def one_process(name: str) -> pytest.MarkDecorator:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.errors import UnsupportedModelError
-from dspark_compiler.frontend.retrace import Traced
+from dspark_compiler.frontend.tracing import Traced
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role
 
 INPUTS = ("input_ids", "positions")

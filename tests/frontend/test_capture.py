@@ -229,6 +229,23 @@ def test_a_forward_pass_that_writes_to_a_buffer_is_refused():
     refused(model, r"forward pass writes to model\.layers\.0\.mlp\.calls")
 
 
+class Patching(nn.Module):
+    def forward(self, hidden):
+        patched = hidden * torch.tensor([0.5])
+        patched[..., :2] = 1.0
+        return patched
+
+
+def test_tensors_made_of_numbers_and_written_in_parts_are_captured():
+    model = TINY["llama"]()
+    model.model.layers[1].mlp = Patching()
+    program = capture(model, CONFIG)
+    for entry in program.entries.values():
+        ids, positions = inputs(entry)
+        got = logits_of(entry, program, ids, positions)
+        assert relative_error(got, model(input_ids=ids, position_ids=positions).logits) <= 1e-5, entry.name
+
+
 def test_a_model_in_training_mode_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)).train()
     with pytest.raises(UnsupportedModelError, match="LlamaAttention of layer 0: asks for dropout"):

@@ -22,7 +22,7 @@ from dspark_compiler.frontend.onnx.rotations import share_tables
 from dspark_compiler.frontend.onnx.tables import keep_whole_tables
 from dspark_compiler.frontend.onnx.ties import tie_heads
 from dspark_compiler.frontend.onnx.tracing import Tracing
-from dspark_compiler.frontend.retrace import Traced
+from dspark_compiler.frontend.tracing import Traced
 from dspark_compiler.quantization.weight import QuantizedWeight
 
 # Operators that are rewritten before anything is run.

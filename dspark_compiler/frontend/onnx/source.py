@@ -18,8 +18,8 @@ from dspark_compiler.frontend.onnx.config import folder_of, settings_of
 from dspark_compiler.frontend.onnx.file import read_model
 from dspark_compiler.frontend.onnx.model import Decoder, decoder_of
 from dspark_compiler.frontend.quiet import quiet
-from dspark_compiler.frontend.retrace import Traced
 from dspark_compiler.frontend.tokenizer_files import write_tokenizer
+from dspark_compiler.frontend.tracing import Traced
 from dspark_compiler.graph.program import Program
 from dspark_compiler.quantization.weight import QuantizedWeight
 

@@ -11,7 +11,7 @@ from dspark_compiler.frontend.entries import INPUTS
 from dspark_compiler.frontend.onnx.evaluate import Values, call, needed, plain, require
 from dspark_compiler.frontend.onnx.operators import Operator
 from dspark_compiler.frontend.onnx.types import read
-from dspark_compiler.frontend.retrace import Traced, trace
+from dspark_compiler.frontend.tracing import Traced, trace
 
 
 class Tracing:
