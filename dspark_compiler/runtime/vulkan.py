@@ -47,7 +47,9 @@ class VulkanRuntime:
 
     def _function(self, name: str) -> Callable[..., Any]:
         """One of the library's, on this device."""
-        function, index = import_tvm_ffi().get_global_func(f"dspark.vulkan.{name}"), self._index
+        function, index = import_tvm_ffi().get_global_func(f"dspark.vulkan.{name}", allow_missing=True), self._index
+        if function is None:
+            raise DeviceError(f"the artifact's Vulkan library is of an older version, without {name}; compile again")
 
         def call(*arguments: Any) -> Any:
             try:
