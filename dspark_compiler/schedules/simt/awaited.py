@@ -26,6 +26,7 @@ _NAN = 0x7FFFFFFF  # is published in its place
 # Seconds of asking, after which a kernel goes on with NaNs, and the runtime is told: no device hangs on what a kernel
 # has failed to publish.
 _MOST_TIMES = 1 << 22
+_WORDS = 4  # that a thread unsets: a step has a million of them
 
 # Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in (``NOTHING``
 # before and after), and what they exchange, with anything in it.
@@ -108,11 +109,15 @@ def keep_own(buffer: Buffer) -> None:
 
 def unset(name: str, count: int) -> tvm.tirx.PrimFunc:
     """Kernel for y = ``NOTHING``, y uint32 [count]: memory before it is handed on, counters before work groups meet."""
+    quarter = -(-count // _WORDS)
 
     def body(y: Buffer) -> None:
         def clear(i: Expr) -> None:
-            T.evaluate(T.call_extern("void", "dspark_unset", T.address_of(y[i]), T.uint32(NOTHING)))
+            for turn in range(_WORDS):  # neighbours' words lie beside each other, a thread's apart
+                place = T.Bind(turn * quarter + i)
+                with when(place < count):
+                    T.evaluate(T.call_extern("void", "dspark_unset", T.address_of(y[place]), T.uint32(NOTHING)))
 
-        each((count,), clear)
+        each((quarter,), clear)
 
     return kernel(name, [Arg("y", (count,), "uint32")], body, block=True).with_attr(UNSETS, name)
