@@ -43,7 +43,8 @@ def test_a_drafter_takes_a_launch_a_kind(model: str) -> None:
     assert layers > 1
     draft = launches(program, "draft")
     assert draft["block_step"] == layers
-    assert draft["rope_tables"] == draft["columns"] == 1
+    assert draft["rope_tables"] == 1
+    assert not draft["columns"]  # draws read the numbers where they lie
     assert not draft["block_attention"] + draft["rope"]
     for entry in ("prefill_4", "decode", "verify_4"):
         found = launches(program, entry)
