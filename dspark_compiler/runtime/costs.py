@@ -6,7 +6,7 @@ R: sequences, g: drafts of one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dspark_compiler.artifact import StepTimes
+from dspark_compiler.artifact import StepTime, StepTimes
 from dspark_compiler.runtime.scheduler import Survival
 
 # Weight of a time just measured, and how many times the usual one it may be: whoever took the processor gives it back.
@@ -80,11 +80,12 @@ class LiveCosts(RoundCosts):
 
     def stepped(self, width: int, ms: float) -> None:
         """A step of this width took so long; 1 is a plain one."""
+        times = self.times
         if width == 1:
-            self.times = replace(self.times, decode_ms=_blend(self.times.decode_ms, ms))
+            self.times = StepTimes(_blend(times.decode_ms, ms), times.draft_ms, times.verify)
             return
-        verify = (replace(t, ms=_blend(t.ms, ms)) if t.tokens == width else t for t in self.times.verify)
-        self.times = replace(self.times, verify=tuple(verify))
+        verify = (StepTime(width, _blend(t.ms, ms)) if t.tokens == width else t for t in times.verify)
+        self.times = StepTimes(times.decode_ms, times.draft_ms, tuple(verify))
 
 
 def _blend(usual: float, ms: float) -> float:

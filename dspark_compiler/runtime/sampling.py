@@ -15,6 +15,7 @@ from dspark_compiler.errors import InputError
 
 _FIRST_CANDIDATES = 256  # the nucleus is usually smaller
 _GROUP = 32  # values whose maximum stands for them
+_MOST = 2**31 - 1  # of an int32
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class SamplingInputs:
     def put(self, row: int, params: SamplingParams) -> None:
         """Gives sequence ``row`` these settings."""
         self.temperature[row] = params.temperature
-        self.top_k[row] = min(params.top_k, np.iinfo(np.int32).max)
+        self.top_k[row] = min(params.top_k, _MOST)
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
 

@@ -66,10 +66,15 @@ def admit_top(survivals: Sequence[Survival], capacity: int) -> list[int]:
 
 def capacity(survivals: Sequence[Survival], rate: Rate) -> int:
     """How many drafts, the likeliest first, promise the most: the best of all, so only for survivals of past rounds."""
-    values = [value for _, value in _descending(survivals)]
-    expected = len(survivals) + np.cumsum([0.0, *values])
-    rates = [rate(len(survivals) + count) for count in range(len(values) + 1)]
-    return int(np.argmax(expected * rates))
+    # Of one sequence, asked every round, they fall from draft to draft.
+    values = survivals[0].tolist() if len(survivals) == 1 else [value for _, value in _descending(survivals)]
+    best, found, expected = len(survivals) * rate(len(survivals)), 0, float(len(survivals))
+    for count, value in enumerate(values, start=1):
+        expected += value
+        throughput = expected * rate(len(survivals) + count)
+        if throughput > best:
+            best, found = throughput, count
+    return found
 
 
 def _descending(survivals: Sequence[Survival]) -> Iterator[tuple[int, float]]:

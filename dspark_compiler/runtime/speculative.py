@@ -69,6 +69,7 @@ class Speculative:
         self._ahead: Ahead[Step] = Ahead()
         self._rounds: Ahead[PlannedRound] = Ahead()
         self._read = 0.0  # when the last verdict was
+        self._sampled: tuple[tuple[SequenceState, ...], SamplingInputs] | None = None
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
@@ -113,7 +114,7 @@ class Speculative:
         drafting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
         counts = np.full(self._executor.batch, -1)
         counts[[sequence.row for sequence in active]] = 0
-        drafts, sampling = None, _sampling(self._executor.batch, active)
+        drafts, sampling = None, self._sampling(active)
         if drafting:
             sequences = [sequence for group in drafting for sequence in group.sequences]
             drafts = self._proposer.propose(sequences, anchors, numbers[:, : self._block_size], sampling)
@@ -184,6 +185,16 @@ class Speculative:
             else:
                 groups.append(Group(self._own.setdefault(sequence, self._make_pace()), [sequence]))
         return [*groups, Group(self._shared, shared)] if shared else groups
+
+    def _sampling(self, active: Sequence[SequenceState]) -> SamplingInputs:
+        """The settings of these, which are those of the round before if they are."""
+        sequences = tuple(active)
+        if self._sampled is None or self._sampled[0] != sequences:
+            sampling = SamplingInputs.greedy(self._executor.batch)
+            for sequence in active:
+                sampling.put(sequence.row, sequence.params)
+            self._sampled = sequences, sampling
+        return self._sampled[1]
 
     def _numbers(self, active: Sequence[SequenceState]) -> NDArray[np.float32]:
         """Random numbers [B,2g+1]: one to draw each draft, one to judge it, and one for the token that follows."""
@@ -274,13 +285,6 @@ def _lengths(group: Group, available: list[int], drafts: Drafts) -> list[int]:
     if group.pace is None or not any(available):
         return available
     return group.pace.lengths(available, drafts.confidences(group.rows))
-
-
-def _sampling(batch: int, active: Sequence[SequenceState]) -> SamplingInputs:
-    sampling = SamplingInputs.greedy(batch)
-    for sequence in active:
-        sampling.put(sequence.row, sequence.params)
-    return sampling
 
 
 def _draw(sequence: SequenceState, logits: Logits, number: float) -> int:
