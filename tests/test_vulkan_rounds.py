@@ -71,6 +71,16 @@ def test_drafted_tokens_are_those_of_eager(tmp_path: Path) -> None:
     assert together == [_tokens(unpaced, [prompt], params)[0] for prompt in prompts]
 
 
+def test_sampled_tokens_with_drafts_are_those_of_the_cpu(tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    write_heads(heads, make_heads(TINY["qwen3"](), "gated", head_dim=16))
+    engines = [Engine(_compiled("qwen3", tmp_path, t, heads=heads), paced=False) for t in ("vulkan", "cpu")]
+    for rules in ({}, {"top_k": 30, "top_p": 0.9}, {"min_p": 0.1}):
+        params = SamplingParams(max_new_tokens=25, ignore_eos=True, temperature=1.0, seed=3, **rules)  # type: ignore[arg-type]
+        mine, right = (_tokens(engine, _prompts(13, 6), params) for engine in engines)
+        assert mine == right
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
