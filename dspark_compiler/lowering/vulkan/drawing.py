@@ -19,7 +19,8 @@ from dspark_compiler.lowering.layout import Form, LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of
 from dspark_compiler.lowering.simt import fusions, sampling
 from dspark_compiler.lowering.simt.attention import Exchange
-from dspark_compiler.schedules.simt.drawn_token import draw_token, row_stats, weigh_tokens
+from dspark_compiler.schedules.simt.chunk_stats import row_stats
+from dspark_compiler.schedules.simt.drawn_token import draw_token, weigh_tokens
 from dspark_compiler.schedules.simt.sequential_head import HeadShape, sequential_head
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
 

@@ -10,7 +10,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on, publish
-from dspark_compiler.schedules.simt.drawn_token import bring, publish_stats, stats_arg
+from dspark_compiler.schedules.simt.chunk_stats import bring, publish_stats, stats_arg
 from dspark_compiler.schedules.simt.row_chunks import THREADS
 from dspark_compiler.schedules.simt.stored import copy, elements_at_once, widen
 from dspark_compiler.schedules.simt.threads import launch, registers

@@ -8,7 +8,8 @@ import torch
 
 from dspark_compiler.graph import sampling_ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.simt.awaited import NOTHING
-from dspark_compiler.schedules.simt.drawn_token import draw_token, row_stats, weigh_tokens
+from dspark_compiler.schedules.simt.chunk_stats import row_stats
+from dspark_compiler.schedules.simt.drawn_token import draw_token, weigh_tokens
 from dspark_compiler.schedules.simt.vocabulary import VocabularyCut
 from tests.backends.vulkan.shaders import compiled, shaders_of, validate
 from tests.schedules.test_token_probs import KNOBS
