@@ -7,6 +7,8 @@ leaves of each chunk; with top-k and top-p one work group does all (row_limits.p
 logits where they are needed, rather than stored and awaited. Sums over chunks are in fixed point.
 """
 
+from collections.abc import Callable
+
 import tvm
 from tvm.tirx.script.builder import ir as T
 
@@ -93,31 +95,18 @@ def draw_token(name: str, batch: int, vocab: int, numbers: int, *, awaits: bool)
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
         with launch((cut.count, batch), THREADS) as (chunk, row, thread):
-            knobs, start, own, stat = (
-                Knobs(of, row, vocab),
-                cut.start(chunk, thread),
-                registers(cut.each),
-                registers(STAT),
-            )
+            knobs, start = Knobs(of, row, vocab), cut.start(chunk, thread)
             uniform = held(of["uniform"][row, of["column"][0]], "float32")
-            last = T.Bind(T.min(thread, cut.count - 1))
-            asks = cut.asks(own, start, of["logits"], (row,)) if awaits else []
-            await_numbers([*asks, Ask(stat, (0,), of["stats"], (row, last, T.int32(0)), STAT)])
+            own, stat = registers(cut.each), registers(STAT)
+            asks, last = cut.asks(own, start, of["logits"], (row,)), T.Bind(T.min(thread, cut.count - 1))
             if not awaits:
-                bring(cut.asks(own, start, of["logits"], (row,)), awaits=False)
+                bring(asks, awaits=False)
+                asks = []
+            await_numbers([*asks, Ask(stat, (0,), of["stats"], (row, last, T.int32(0)), STAT)])
             highest, place = first_highest(stat[0], T.cast(stat[1], "int32"), thread)
-            rules, mass = registers(RULES), variable(T.int64(0), "int64")
-            with T.If(knobs.ruled):
-                with T.Then():
-                    await_numbers([Ask(rules, (0,), of["rules"], (row, T.int32(0)), RULES)])
-                    with when(thread < cut.count):
-                        T.buffer_store(mass, _sum_of(of["sums"], row, thread), [0])
-                with T.Else():
-                    for n, rule in enumerate(NO_RULES):
-                        T.buffer_store(rules, rule, [n])
-                    with when(thread < cut.count):
-                        T.buffer_store(mass, knobs.mass(stat, highest, T.truncdiv(place, cut.size) == thread), [0])
-            masses, weights = GroupAmounts(thread, mass[0]), registers(cut.each)
+            has_highest = T.truncdiv(place, cut.size) == thread
+            rules, mass = _rules_and_mass(cut, of, (row, thread), knobs, lambda: knobs.mass(stat, highest, has_highest))
+            masses, weights = GroupAmounts(thread, mass), registers(cut.each)
             for e, weight in enumerate(Weights(knobs, highest, place, rules).of_all(cut, start, own)):
                 T.buffer_store(weights, weight, [e])
             probs, divisor = registers(cut.each), held(as_float(masses.total, WEIGHT_BITS), "float32")
@@ -135,6 +124,25 @@ def draw_token(name: str, batch: int, vocab: int, numbers: int, *, awaits: bool)
 
     awaited = ["stats", "sums", "rules", *(["logits"] if awaits else [])]
     return hands_on(kernel(name, args, body), args, publishes=["drawn"], awaits=awaited)
+
+
+def _rules_and_mass(
+    cut: VocabularyCut, of: dict[str, Buffer], place: tuple[Expr, Expr], knobs: Knobs, free: Callable[[], Expr]
+) -> tuple[Buffer, Expr]:
+    """A row's rules, and the sum of the chunk that has a thread's number: ``free`` makes that of rows without any."""
+    row, thread = place
+    rules, mass = registers(RULES), variable(T.int64(0), "int64")
+    with T.If(knobs.ruled):
+        with T.Then():
+            await_numbers([Ask(rules, (0,), of["rules"], (row, T.int32(0)), RULES)])
+            with when(thread < cut.count):
+                T.buffer_store(mass, _sum_of(of["sums"], row, thread), [0])
+        with T.Else():
+            for n, rule in enumerate(NO_RULES):
+                T.buffer_store(rules, rule, [n])
+            with when(thread < cut.count):
+                T.buffer_store(mass, free(), [0])
+    return rules, mass[0]
 
 
 def _draw(of: dict[str, Buffer], place: tuple[Expr, Expr, Expr], own: Buffer, rest: Expr) -> None:
