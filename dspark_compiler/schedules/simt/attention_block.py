@@ -1,125 +1,45 @@
 """A work group's share of attention: some query rows over some slots, with a running softmax a team.
 
 Running softmax after Milakov & Gimelshein 2018 (arXiv 1805.02867). Teams take slots in turn, a few at once so that they
-are on their way together, and put their sums together at the end: half of the teams add those of the other half to
-their own, then a thread adds up an element of these. A slot goes to the same team, at the same turn, whatever the
-number of query rows, and one that is masked for a row leaves its sums as they are: a token's output is bit for bit the
-same from decode and verify.
+are on their way together, and put their sums side by side at the end, where a thread adds up an element of these. A
+slot goes to the same team, at the same turn, whatever the number of query rows, and one that is masked for a row
+leaves its sums as they are: a token's output is bit for bit the same from decode and verify. New tokens are no more
+than teams, so a team has one new slot at most; no row sees those behind it in its turn, where it comes last.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_totals import PAIRS, TEAMS, Totals
-from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
-from dspark_compiler.schedules.simt.stored import copy, elements_at_once
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_max, team_sum
+from dspark_compiler.schedules.simt.attention_held import Held
+from dspark_compiler.schedules.simt.attention_place import AT_ONCE, TURN, Pieces, Place
+from dspark_compiler.schedules.simt.attention_seen import NewSlot, Seen
+from dspark_compiler.schedules.simt.attention_totals import TEAMS, Totals
+from dspark_compiler.schedules.simt.cache_rows import Tensors
+from dspark_compiler.schedules.simt.group_counts import held
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
-_PEAKS = TEAMS // TEAM  # maxima that each of a team's lanes reads
-AT_ONCE = 4  # slots that a team takes in a turn
-_AHEAD = 2  # turns under way where a work group has one row: several take all registers there are
-TURN = TEAMS * AT_ONCE  # slots that a work group takes in a turn
 MASKED = -1e30  # the maximum of nothing: finite, for its difference to itself is taken
+
+_AHEAD = 2  # turns under way where a work group has one row: several take all registers there are
 _UNSEEN = -3e38  # a score whose weight is nothing beside any maximum
-
-_MOST_REGISTERS = 64  # floats of queries and of sums that a thread holds
-_MOST_ROWS = 4  # query rows written out one after the other
-_FEW_GROUPS = 32  # work groups that leave a device so idle that each takes a row
-
-
-def rows_together(problem: Problem) -> int:
-    """Query rows a work group holds at a time."""
-    shape = problem.shape
-    if shape.rows * shape.kv_heads * problem.rows <= _FEW_GROUPS:
-        return 1
-    return max(1, min(problem.rows, _MOST_ROWS, _MOST_REGISTERS * TEAM // (shape.head_dim + shape.value_dim)))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Query rows first..first+count of key/value head ``head`` in the call's row ``row``, and who asks."""
-
-    problem: Problem
-    span: Span
-    row: Expr
-    head: Expr
-    first: Expr
-    count: int
-    thread: Expr
-
-    @property
-    def lane(self) -> Expr:
-        """Of the team."""
-        return self.thread % TEAM
-
-    @property
-    def team(self) -> Expr:
-        """Of the work group."""
-        return self.thread // TEAM
-
-    def query(self, i: int | Expr) -> tuple[Expr, Expr]:
-        """Token and query head of a row; of rows there are not those of the last."""
-        m = T.Bind(T.min(self.first + i, self.problem.rows - 1))
-        group = self.problem.shape.group
-        return T.Bind(m // group), T.Bind(self.head * group + m % group)
-
-    def limit(self, i: int) -> Expr:
-        """Slots from here on a row does not see."""
-        if not self.problem.causal:
-            return self.span.end
-        return T.min(self.span.used + self.query(i)[0] + 1, self.span.end)
-
-    def bounds(self) -> tuple[Expr, Expr]:
-        """Slots that any of the rows may see: from the first, a multiple of ``TURN``, up to before the second."""
-        span, shape, scoring = self.span, self.problem.shape, self.problem.scoring
-        if not self.problem.causal:
-            return T.int32(0), span.end
-        tokens = T.Bind((self.first + self.count - 1) // shape.group)
-        stop = T.Bind(T.min(span.end, span.used + T.min(tokens, shape.width - 1) + 1))
-        if not scoring.window or self.problem.form.slot_position:
-            return T.int32(0), stop
-        seen = T.max(span.used + self.first // shape.group + (1 - scoring.window), 0)
-        return T.Bind(seen // TURN * TURN), stop
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """How a team's lanes share a row of a head: ``count`` accesses of ``each`` elements a lane, side by side."""
-
-    each: int
-    count: int
-
-    @staticmethod
-    def of(dim: int, dtype: str) -> "Pieces":
-        """Those of a row of ``dim`` elements stored as ``dtype``."""
-        own = dim // TEAM
-        each = min(elements_at_once(dtype), own & -own)
-        return Pieces(each, own // each)
-
-    def element(self, lane: Expr, number: int) -> Expr:
-        """The element of the row that is number ``number`` of a lane's."""
-        piece, offset = divmod(number, self.each)
-        return (piece * TEAM + lane) * self.each + offset
 
 
 class Rows(Protocol):
     """Where a work group finds queries, keys and values."""
 
-    keeps_new: bool  # whether ``fetch`` leaves new slots to ``fetch_new``
+    first_new: Expr | None  # slots from here on are new, and only ``fetch_new`` has them; None: all are stored
 
-    def query(self, i: int, element: Expr) -> Expr:
-        """An element of query row number ``i`` of the work group's, unscaled."""
+    def query(self, i: int, target: Buffer, at: tuple[int, int], element: Expr, count: int) -> None:
+        """target[at] and behind it = elements of query row number ``i`` of the work group's, unscaled."""
 
-    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """target[at : at+count] = what lies in "k" or "v" of a slot, as it is stored; anything if it is new."""
+    def fetch(self, name: str, held: Held, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+        """held[at] and behind it = what lies in "k" or "v" of a slot, as it is stored; any number if it is new."""
 
-    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
-        """The same of new slots, and of no other."""
+    def fetch_new(self, name: str, held: Held, at: tuple[int, int], token: Expr, element: Expr, count: int) -> None:
+        """The same of a new token."""
 
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """target[at] = what the elements of "k" or "v" of a slot are multiples of, where they are."""
@@ -129,42 +49,40 @@ class Block:
     """The running softmax of a work group's query rows. Made at the top of a kernel."""
 
     def __init__(self, place: Place, tensors: Tensors, rows: Rows) -> None:
-        self._place, self._tensors, self._rows = place, tensors, rows
-        self._problem, self._span = place.problem, place.span
-        shape = self._problem.shape
-        dtype = self._problem.dtype
+        self._rows, self._problem, self._count = rows, place.problem, range(place.count)
+        shape, dtype = self._problem.shape, self._problem.dtype
         self._lane, self._team = T.Bind(place.lane), T.Bind(place.team)
-        self._pieces = {"k": Pieces.of(shape.head_dim, dtype), "v": Pieces.of(shape.value_dim, dtype)}
-        self._own_keys, self._own_values = shape.head_dim // TEAM, shape.value_dim // TEAM
+        dims = {"k": shape.head_dim, "v": shape.value_dim}
+        self._pieces = {name: Pieces.of(dim, dtype) for name, dim in dims.items()}
+        self._own_keys, self._own_values = (dim // TEAM for dim in dims.values())
         self._ahead = _AHEAD if place.count == 1 else 1
-        self._under_way = [
-            {"k": registers((AT_ONCE, self._own_keys), dtype), "v": registers((AT_ONCE, self._own_values), dtype)}
-            for _ in range(self._ahead)
-        ]
+        self._under_way = [self._held(AT_ONCE) for _ in range(self._ahead)]
         scaled = "kv" if self._problem.form.storage.scaled else ""
         self._scales = [{name: registers(AT_ONCE) for name in scaled} for _ in range(self._ahead)]
         self._q = registers((place.count, self._own_keys))
         self._sums = registers((place.count, self._own_values))
         self._peak, self._total = registers(place.count), registers(place.count)
         self._slots = [registers((AT_ONCE, 2), "int32") for _ in range(self._ahead)]
-        self._limit = registers(place.count, "int32")  # slots from here on a row does not see
+        self._seen = Seen(place, tensors)
+        self._new = None if rows.first_new is None else NewSlot(rows.first_new, self._team)
         self._totals = Totals(
-            shared((PAIRS, place.count, shape.value_dim)),
+            shared((TEAMS, place.count, shape.value_dim)),
             shared((place.count, TEAMS)),
             shared((place.count, TEAMS)),
         )
 
     def begin(self) -> None:
         """Queries, scaled, and empty sums."""
-        for i in range(self._place.count):
+        for i in self._count:
+            for number, element, count in self._pieces["k"].all(self._lane):
+                self._rows.query(i, self._q, (i, number), element, count)
             for number in range(self._own_keys):
-                value = self._rows.query(i, self._pieces["k"].element(self._lane, number))
-                T.buffer_store(self._q, value * T.float32(self._problem.scoring.scale), [i, number])
+                T.buffer_store(self._q, self._q[i, number] * T.float32(self._problem.scoring.scale), [i, number])
             for number in range(self._own_values):
                 T.buffer_store(self._sums, T.float32(0.0), [i, number])
             T.buffer_store(self._peak, T.float32(MASKED), [i])
             T.buffer_store(self._total, T.float32(0.0), [i])
-            T.buffer_store(self._limit, self._place.limit(i), [i])
+            self._seen.begin(i)
 
     def ask(self, begin: Expr, stop: Expr) -> None:
         """Has the first turns' slots on their way, as far as they are there; then comes ``take`` of the same."""
@@ -179,9 +97,27 @@ class Block:
             for place in range(ahead):
                 turn = T.Bind(several * ahead + place)
                 with when(turn < turns) if place else nullcontext():
-                    self._take_turn(place, begin + (turn + 1) * TURN)
+                    self._take_turn(place, T.Bind(begin + turn * TURN))
                     with when(turn + ahead < turns):
                         self._ask_turn(place, begin + (turn + ahead) * TURN, stop)
+
+    def put_together(self) -> Totals:
+        """The teams' parts in shared memory, for all threads to read."""
+        totals = self._totals
+        for i in self._count:
+            with when(self._lane == 0):
+                T.buffer_store(totals.peaks, self._peak[i], [i, self._team])
+                T.buffer_store(totals.weights, self._total[i], [i, self._team])
+            for number, element, count in self._pieces["v"].all(self._lane):
+                for e in range(count):
+                    T.buffer_store(totals.sums, self._sums[i, number + e], [self._team, i, element + e])
+        barrier()
+        return totals
+
+    def _held(self, slots: int) -> dict[str, Held]:
+        """Room for keys and values of some slots."""
+        own = {"k": self._own_keys, "v": self._own_values}
+        return {name: Held(slots, own[name], self._pieces[name].each, self._problem.dtype) for name in own}
 
     def _ask_turn(self, place: int, begin: Expr, stop: Expr) -> None:
         """The slots of a turn that are the team's, for each one that can be read, and what is stored of these."""
@@ -189,98 +125,111 @@ class Block:
         for u in range(AT_ONCE):
             T.buffer_store(slots, begin + u * TEAMS + self._team, [u, 0])
             T.buffer_store(slots, T.max(T.min(slots[u, 0], stop - 1), 0), [u, 1])
-        self._fetch(place, self._rows.fetch)
+        with when(begin < self._new.first) if self._new else nullcontext():
+            for u in range(AT_ONCE):
+                for name, under_way in self._under_way[place].items():
+                    for number, element, count in self._pieces[name].all(self._lane):
+                        self._rows.fetch(name, under_way, (u, number), slots[u, 1], element, count)
         for name, scales in self._scales[place].items():
             for u in range(AT_ONCE):
                 self._rows.fetch_scale(name, scales, u, slots[u, 1])
 
-    def _take_turn(self, place: int, end: Expr) -> None:
-        """A turn of slots up to before ``end``."""
-        if self._rows.keeps_new:
-            with when(end > self._span.used):
-                self._fetch(place, self._rows.fetch_new)
-        self._add(place)
-
-    def _fetch(self, place: int, fetch: Callable[..., None]) -> None:
-        slots, under_way = self._slots[place], self._under_way[place]
-        for name, pieces in self._pieces.items():
+    def _take_turn(self, place: int, begin: Expr) -> None:
+        """What a turn of slots from ``begin`` on adds to each row: its weights, then its values."""
+        weights = registers((len(self._count), AT_ONCE))
+        for i in self._count:
             for u in range(AT_ONCE):
-                for piece in range(pieces.count):
-                    number = piece * pieces.each
-                    element = pieces.element(self._lane, number)
-                    fetch(name, under_way[name], (u, number), slots[u, 1], element, pieces.each)
-
-    def _add(self, place: int) -> None:
-        """What a turn's slots add to each row."""
-        under_way, slots = self._under_way[place], self._slots[place]
-        for i in range(self._place.count):
-            weights, peak, decay = registers(AT_ONCE), registers(1), registers(1)
-            T.buffer_store(peak, self._peak[i], [0])
+                T.buffer_store(weights, T.float32(0.0), [i, u])
+        with when(begin < self._new.first) if self._new else nullcontext():
             for u in range(AT_ONCE):
-                T.buffer_store(weights, T.float32(0.0), [u])
-                for number in range(self._own_keys):
-                    key = self._problem.wide(under_way["k"][u, number])
-                    T.buffer_store(weights, T.fma(self._q[i, number], key, weights[u]), [u])
-                T.buffer_store(weights, self._capped(self._scaled(place, "k", u, team_sum(weights[u]))), [u])
-                T.buffer_store(weights, T.Select(self._sees(i, slots[u, 0]), weights[u], T.float32(_UNSEEN)), [u])
-                T.buffer_store(peak, T.max(peak[0], weights[u]), [0])
-            T.buffer_store(decay, T.exp(self._peak[i] - peak[0]), [0])
-            T.buffer_store(self._peak, peak[0], [i])
-            T.buffer_store(self._total, self._total[i] * decay[0], [i])
+                products = self._products(self._under_way[place]["k"], u)
+                for i in self._count:
+                    T.buffer_store(weights, products[i], [i, u])
+        if self._new:
+            with when(begin + TURN > self._new.first):
+                self._score_new(self._new, place, weights)
+        for i in self._count:
+            self._weigh(place, i, weights)
+        with when(begin < self._new.first) if self._new else nullcontext():
             for u in range(AT_ONCE):
-                T.buffer_store(weights, T.exp(weights[u] - peak[0]), [u])
-                T.buffer_store(self._total, self._total[i] + weights[u], [i])
-                T.buffer_store(weights, self._scaled(place, "v", u, weights[u]), [u])
-            for number in range(self._own_values):
-                T.buffer_store(self._sums, self._sums[i, number] * decay[0], [i, number])
-                for u in range(AT_ONCE):
-                    value = self._problem.wide(under_way["v"][u, number])
-                    T.buffer_store(self._sums, T.fma(weights[u], value, self._sums[i, number]), [i, number])
+                self._add(
+                    self._under_way[place]["v"], u, [self._of_stored(place, u, weights[i, u]) for i in self._count]
+                )
+        if self._new:
+            with when(begin + TURN > self._new.first):
+                self._add_new(self._new, place, weights)
 
-    def put_together(self) -> Totals:
-        """The teams' parts in shared memory, for all threads to read."""
-        for i in range(self._place.count):
-            with when(self._lane == 0):
-                T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
-                T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
-            with when(self._team >= PAIRS):
-                self._store_sums(i)
-        barrier()
-        for i in range(self._place.count):
-            self._add_pair(i)
-        barrier()
-        for i in range(self._place.count):
-            with when(self._team < PAIRS):
-                self._store_sums(i)
-                with when(self._lane == 0):
-                    T.buffer_store(self._totals.weights, self._total[i], [i, self._team])
-                    T.buffer_store(self._totals.peaks, self._peak[i], [i, self._team])
-        barrier()
-        return self._totals
+    def _score_new(self, new: NewSlot, place: int, products: Buffer) -> None:
+        """The product with the new slot's key in its place among a turn's."""
+        product = self._products(self._fetch_new(new, "k"), 0)
+        for u in range(AT_ONCE):
+            for i in self._count:
+                chosen = T.Select(new.is_at(self._slots[place][u, 0]), product[i], products[i, u])
+                T.buffer_store(products, chosen, [i, u])
 
-    def _add_pair(self, i: int) -> None:
-        """A row's sums of two teams, relative to the maximum of all, in the first one's registers."""
-        totals, other = self._totals, T.Bind((self._team + PAIRS) % TEAMS)
-        peak, own, more = registers(1), registers(1), registers(1)
-        some = registers(_PEAKS)
-        copy(some, (0,), totals.peaks, (i, self._lane * _PEAKS), _PEAKS)
-        T.buffer_store(peak, some[0], [0])
-        for team in range(1, _PEAKS):
-            T.buffer_store(peak, T.max(peak[0], some[team]), [0])
-        T.buffer_store(peak, team_max(peak[0]), [0])
-        T.buffer_store(own, T.exp(self._peak[i] - peak[0]), [0])
-        T.buffer_store(more, T.exp(totals.peaks[i, other] - peak[0]), [0])
+    def _add_new(self, new: NewSlot, place: int, weights: Buffer) -> None:
+        """Adds the new slot's value, 0 times where it is not in the turn."""
+        own = []
+        for i in self._count:
+            weight: Expr = T.float32(0.0)
+            for u in range(AT_ONCE):
+                weight = T.Select(new.is_at(self._slots[place][u, 0]), weights[i, u], weight)
+            own.append(weight)
+        self._add(self._fetch_new(new, "v"), 0, own)
+
+    def _products(self, keys: Held, u: int) -> Buffer:
+        """The key of a slot by the query of each row."""
+        products = registers(len(self._count))
+        for i in self._count:
+            T.buffer_store(products, T.float32(0.0), [i])
+        for number in range(self._own_keys):
+            key = self._wide(keys.element(u, number))
+            for i in self._count:
+                T.buffer_store(products, T.fma(self._q[i, number], key, products[i]), [i])
+        for i in self._count:
+            T.buffer_store(products, team_sum(products[i]), [i])
+        return products
+
+    def _weigh(self, place: int, i: int, weights: Buffer) -> None:
+        """weights[i] = those of a turn's values, from its products; sums become relative to the new maximum."""
+        slots, peak, decay = self._slots[place], registers(1), registers(1)
+        T.buffer_store(peak, self._peak[i], [0])
+        for u in range(AT_ONCE):
+            score = self._capped(self._scaled(place, "k", u, weights[i, u]))
+            T.buffer_store(weights, T.Select(self._seen.sees(i, slots[u, 0]), score, T.float32(_UNSEEN)), [i, u])
+            T.buffer_store(peak, T.max(peak[0], weights[i, u]), [0])
+        T.buffer_store(decay, T.exp(self._peak[i] - peak[0]), [0])
         T.buffer_store(self._peak, peak[0], [i])
-        T.buffer_store(self._total, T.fma(totals.weights[i, other], more[0], self._total[i] * own[0]), [i])
+        T.buffer_store(self._total, self._total[i] * decay[0], [i])
+        for u in range(AT_ONCE):
+            T.buffer_store(weights, T.exp(weights[i, u] - peak[0]), [i, u])
+            T.buffer_store(self._total, self._total[i] + weights[i, u], [i])
+            T.buffer_store(weights, self._scaled(place, "v", u, weights[i, u]), [i, u])
         for number in range(self._own_values):
-            theirs = totals.sums[self._team % PAIRS, i, self._pieces["v"].element(self._lane, number)]
-            T.buffer_store(self._sums, T.fma(theirs, more[0], self._sums[i, number] * own[0]), [i, number])
+            T.buffer_store(self._sums, self._sums[i, number] * decay[0], [i, number])
 
-    def _store_sums(self, i: int) -> None:
-        """Puts a team's sums of a row where those of its pair lie."""
+    def _add(self, values: Held, u: int, weights: list[Expr]) -> None:
+        """Adds the value of a slot to the sums of each row, ``weights`` times."""
+        kept = [held(weight, "float32") for weight in weights]
         for number in range(self._own_values):
-            at = [self._team % PAIRS, i, self._pieces["v"].element(self._lane, number)]
-            T.buffer_store(self._totals.sums, self._sums[i, number], at)
+            value = self._wide(values.element(u, number))
+            for i in self._count:
+                T.buffer_store(self._sums, T.fma(kept[i], value, self._sums[i, number]), [i, number])
+
+    def _fetch_new(self, new: NewSlot, name: str) -> Held:
+        """The key or value of the team's new token; of another where it has none."""
+        own, token = self._held(1)[name], T.Bind(T.min(new.token, self._problem.shape.width - 1))
+        for number, element, count in self._pieces[name].all(self._lane):
+            self._rows.fetch_new(name, own, (0, number), token, element, count)
+        return own
+
+    def _of_stored(self, place: int, u: int, weight: Expr) -> Expr:
+        """A slot's weight, 0 where what is under way is not its value."""
+        return T.Select(self._slots[place][u, 0] < self._new.first, weight, T.float32(0.0)) if self._new else weight
+
+    def _wide(self, element: Expr) -> Expr:
+        """An element as float32, made once for all rows."""
+        return held(self._problem.wide(element), "float32")
 
     def _scaled(self, place: int, name: str, u: int, value: Expr) -> Expr:
         """A product with what is stored of a slot, made one with its key, or a weight of its value."""
@@ -291,21 +240,3 @@ class Block:
             return score
         cap = T.float32(self._problem.scoring.softcap)
         return T.tanh(score / cap) * cap
-
-    def _sees(self, i: int, slot: Expr) -> Expr:
-        """Whether a query row sees a slot."""
-        span, window = self._span, self._problem.scoring.window
-        seen = slot < self._limit[i]
-        if not window:
-            return seen
-        token = self._place.query(i)[0]
-        if not self._problem.form.slot_position:
-            return T.And(seen, slot > span.used + token - window)
-        return T.And(seen, self._position(slot) > span.length + token - window)
-
-    def _position(self, slot: Expr) -> Expr:
-        """Position of the token in ``slot``, where slots keep theirs."""
-        span, slots = self._span, self._problem.shape.slots
-        valid = T.max(T.min(slot, T.min(span.used, slots) - 1), 0)
-        known = self._tensors["slot_position"][span.sequence, self._place.head, valid]
-        return T.Select(slot < span.used, known, span.length + slot - span.used)

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import MASKED, TURN, Place
+from dspark_compiler.schedules.simt.attention_block import MASKED
+from dspark_compiler.schedules.simt.attention_place import TURN, Place
 from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
 from dspark_compiler.schedules.simt.awaited import NOTHING, publish
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors

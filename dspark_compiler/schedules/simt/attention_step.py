@@ -13,9 +13,9 @@ from tvm import DataType
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.simt.attention_block import Block, Place, rows_together
+from dspark_compiler.schedules.simt.attention_block import Block
+from dspark_compiler.schedules.simt.attention_held import Held
 from dspark_compiler.schedules.simt.attention_parts import (
-    FEW_TOKENS,
     Meeting,
     Parts,
     chunk_bounds,
@@ -26,7 +26,8 @@ from dspark_compiler.schedules.simt.attention_parts import (
     partial_size,
     put_total,
 )
-from dspark_compiler.schedules.simt.attention_totals import THREADS
+from dspark_compiler.schedules.simt.attention_place import Place, rows_together
+from dspark_compiler.schedules.simt.attention_totals import TEAMS, THREADS
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
     Problem,
@@ -39,7 +40,6 @@ from dspark_compiler.schedules.simt.cache_rows import (
 )
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
-from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import launch
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
@@ -47,9 +47,9 @@ _MOST_NEW = 8 << 10  # bytes of new keys and values that a work group keeps
 
 
 def is_step(shape: AttentionShape, dtype: str) -> bool:
-    """Whether a call's new tokens are few enough for every work group to keep them."""
+    """Whether a call's new tokens are few enough for every work group to keep them, and a team to have one at most."""
     size = shape.width * (shape.head_dim + shape.value_dim) * int(DataType(dtype).bits) // 8
-    return shape.width <= FEW_TOKENS and size <= _MOST_NEW
+    return shape.width <= TEAMS and size <= _MOST_NEW
 
 
 def counters(shape: AttentionShape) -> int:
@@ -142,8 +142,8 @@ def emit_step(
 class _CacheRows(ProjectedRows):
     """See ProjectedRows: the others are live slots of the cache."""
 
-    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch(self, name: str, held: Held, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         span, live = self.place.span, self.tensors[f"{name}_cache"]
         stored = T.max(T.min(slot, span.used - 1), 0)  # what is read of new slots is replaced
-        copy(target, at, live, (span.sequence, self.place.head, stored, element), count)
+        held.copy(at, live, (span.sequence, self.place.head, stored, element), count)

@@ -2,8 +2,10 @@
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import Block, Place, rows_together
+from dspark_compiler.schedules.simt.attention_block import Block
+from dspark_compiler.schedules.simt.attention_held import Held
 from dspark_compiler.schedules.simt.attention_parts import Parts, chunk_bounds, chunk_range, chunks_of, is_in, put_total
+from dspark_compiler.schedules.simt.attention_place import Place, rows_together
 from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors, scale_name, span_of
 from dspark_compiler.schedules.simt.stored import copy
@@ -39,31 +41,31 @@ def combine(problem: Problem, tensors: Tensors) -> None:
 class _Stored:
     """See Rows: the call's queries, live slots and scratch."""
 
-    keeps_new = False
+    first_new = None
 
     def __init__(self, place: Place, tensors: Tensors) -> None:
         self._place, self._tensors = place, tensors
 
-    def query(self, i: int, element: Expr) -> Expr:
+    def query(self, i: int, target: Buffer, at: tuple[int, int], element: Expr, count: int) -> None:
         """See Rows."""
         token, head = self._place.query(i)
-        return self._tensors["q"][self._place.row, head, token, element]
+        copy(target, at, self._tensors["q"], (self._place.row, head, token, element), count)
 
-    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch(self, name: str, held: Held, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         place, span = self._place, self._place.span
         live = self._tensors[f"{name}_cache"]
         if not place.problem.shape.scratch:
-            copy(target, at, live, (span.sequence, place.head, slot, element), count)
+            held.copy(at, live, (span.sequence, place.head, slot, element), count)
             return
         with T.If(slot < span.used):
             with T.Then():
-                copy(target, at, live, (span.sequence, place.head, slot, element), count)
+                held.copy(at, live, (span.sequence, place.head, slot, element), count)
             with T.Else():
                 row = (span.sequence, place.head, slot - span.used, element)
-                copy(target, at, self._tensors[f"{name}_scratch"], row, count)
+                held.copy(at, self._tensors[f"{name}_scratch"], row, count)
 
-    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch_new(self, name: str, held: Held, at: tuple[int, int], token: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         raise AssertionError("all slots are stored")
 

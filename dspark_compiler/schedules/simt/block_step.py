@@ -8,14 +8,14 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.block_attention import BlockShape
-from dspark_compiler.schedules.simt.attention_block import Place
+from dspark_compiler.schedules.simt.attention_held import Held
 from dspark_compiler.schedules.simt.attention_parts import partial_size
+from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_step import counters, emit_step, is_step
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
-from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.threads import TEAM
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once
 
@@ -95,9 +95,9 @@ def block_step(
 class _RingRows(ProjectedRows):
     """See ProjectedRows: the others are the last places of a ring, the oldest first."""
 
-    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch(self, name: str, held: Held, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
         span, ring = self.place.span, self.tensors[f"{name}_ring"]
         stored = T.max(T.min(slot, span.used - 1), 0)  # what is read of new slots is replaced
         place = T.Bind((span.length - span.used + stored) % int(ring.shape[2]))
-        copy(target, at, ring, (span.sequence, self.place.head, place, element), count)
+        held.copy(at, ring, (span.sequence, self.place.head, place, element), count)

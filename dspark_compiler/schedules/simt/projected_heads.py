@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import Place
+from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_totals import TEAMS
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
 from dspark_compiler.schedules.simt.cache_rows import Tensors

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.attention_block import Place
+from dspark_compiler.schedules.simt.attention_held import Held
+from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_totals import THREADS
 from dspark_compiler.schedules.simt.awaited import Ask
 from dspark_compiler.schedules.simt.cache_rows import NewSlot, Tensors
@@ -21,10 +22,9 @@ _VECTOR = 4  # numbers of the projection that a thread reads at once
 class ProjectedRows(ABC):
     """See Rows: queries, new keys and values in shared memory; where the others live is for a subclass to say."""
 
-    keeps_new = True
-
     def __init__(self, place: Place, work: Prologue, tensors: Tensors) -> None:
         self.place, self._work, self.tensors = place, work, tensors
+        self.first_new: Expr | None = place.span.used
         shape, dtype = place.problem.shape, place.problem.dtype
         self._q = shared((place.count, shape.head_dim))
         self._new = {
@@ -53,19 +53,17 @@ class ProjectedRows(ABC):
             values.store(self._new["v"], writes)
         barrier()
 
-    def query(self, i: int, element: Expr) -> Expr:
+    def query(self, i: int, target: Buffer, at: tuple[int, int], element: Expr, count: int) -> None:
         """See Rows."""
-        return self._q[i, element]
+        copy(target, at, self._q, (i, element), count)
 
     @abstractmethod
-    def fetch(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch(self, name: str, held: Held, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
         """See Rows."""
 
-    def fetch_new(self, name: str, target: Buffer, at: tuple[int, int], slot: Expr, element: Expr, count: int) -> None:
+    def fetch_new(self, name: str, held: Held, at: tuple[int, int], token: Expr, element: Expr, count: int) -> None:
         """See Rows."""
-        used = self.place.span.used
-        with when(slot >= used):
-            copy(target, at, self._new[name], (slot - used, element), count)
+        held.copy(at, self._new[name], (token, element), count)
 
     def fetch_scale(self, name: str, target: Buffer, at: int, slot: Expr) -> None:
         """See Rows; caches that have scales are written by a launch of their own."""

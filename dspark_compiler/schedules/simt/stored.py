@@ -67,6 +67,16 @@ def copy(target: Buffer, at: tuple[Expr, ...], source: Buffer, index: tuple[Expr
         T.buffer_store(target, source[(*outer, last + lane)], [*place, first + lane])
 
 
+def copy_words(target: Buffer, at: tuple[Expr, ...], source: Buffer, index: tuple[Expr, ...], count: int) -> None:
+    """The words of 32 bits at target[at] and behind it = ``count`` narrower elements of ``source``, which fill them."""
+    words, (*outer, first), (*place, word) = count * int(DataType(source.dtype).bits) // 32, index, at
+    narrow_ones = source[(*outer, T.ramp(first, 1, count))]
+    if words == 1:
+        T.buffer_store(target, T.reinterpret("uint32", narrow_ones), [*place, word])
+    else:
+        T.buffer_store(target, T.reinterpret(f"uint32x{words}", narrow_ones), [*place, T.ramp(word, 1, words)])
+
+
 def copy_line(target: Buffer, at: tuple[Expr, ...], source: Buffer, line: int) -> None:
     """target[at] and behind it = a line of ``source``, a matrix."""
     copy(target, at, source, (line, T.int32(0)), int(source.shape[-1]))
