@@ -18,12 +18,12 @@ from dspark_compiler.schedules.simt.attention_seen import NewSlot, Seen
 from dspark_compiler.schedules.simt.attention_totals import TEAMS, Totals
 from dspark_compiler.schedules.simt.cache_rows import Tensors
 from dspark_compiler.schedules.simt.group_counts import held
-from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared, team_sum
+from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, team_sum
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 MASKED = -1e30  # the maximum of nothing: finite, for its difference to itself is taken
 
-_AHEAD = 2  # turns under way where a work group has one row: several take all registers there are
+_AHEAD = 2  # turns under way: what more of them take of registers the launches beside this one lack
 _UNSEEN = -3e38  # a score whose weight is nothing beside any maximum
 
 
@@ -51,25 +51,20 @@ class Block:
     def __init__(self, place: Place, tensors: Tensors, rows: Rows) -> None:
         self._rows, self._problem, self._count = rows, place.problem, range(place.count)
         shape, dtype = self._problem.shape, self._problem.dtype
-        self._lane, self._team = T.Bind(place.lane), T.Bind(place.team)
+        self._thread, self._lane, self._team = place.thread, T.Bind(place.lane), T.Bind(place.team)
         dims = {"k": shape.head_dim, "v": shape.value_dim}
         self._pieces = {name: Pieces.of(dim, dtype) for name, dim in dims.items()}
         self._own_keys, self._own_values = (dim // TEAM for dim in dims.values())
-        self._ahead = _AHEAD if place.count == 1 else 1
-        self._under_way = [self._held(AT_ONCE) for _ in range(self._ahead)]
+        self._under_way = [self._held(AT_ONCE) for _ in range(_AHEAD)]
         scaled = "kv" if self._problem.form.storage.scaled else ""
-        self._scales = [{name: registers(AT_ONCE) for name in scaled} for _ in range(self._ahead)]
+        self._scales = [{name: registers(AT_ONCE) for name in scaled} for _ in range(_AHEAD)]
         self._q = registers((place.count, self._own_keys))
         self._sums = registers((place.count, self._own_values))
         self._peak, self._total = registers(place.count), registers(place.count)
-        self._slots = [registers((AT_ONCE, 2), "int32") for _ in range(self._ahead)]
+        self._slots = [registers((AT_ONCE, 2), "int32") for _ in range(_AHEAD)]
         self._seen = Seen(place, tensors)
         self._new = None if rows.first_new is None else NewSlot(rows.first_new, self._team)
-        self._totals = Totals(
-            shared((TEAMS, place.count, shape.value_dim)),
-            shared((place.count, TEAMS)),
-            shared((place.count, TEAMS)),
-        )
+        self._totals = Totals(place.count, shape.value_dim)
 
     def begin(self) -> None:
         """Queries, scaled, and empty sums."""
@@ -86,32 +81,35 @@ class Block:
 
     def ask(self, begin: Expr, stop: Expr) -> None:
         """Has the first turns' slots on their way, as far as they are there; then comes ``take`` of the same."""
-        for place in range(self._ahead):
+        for place in range(_AHEAD):
             with when(begin + place * TURN < stop) if place else nullcontext():
                 self._ask_turn(place, begin + place * TURN, stop)
 
     def take(self, begin: Expr, stop: Expr) -> None:
         """All slots from ``begin`` on, a multiple of ``TURN``, up to before ``stop``."""
-        turns, ahead = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0)), self._ahead
-        with T.serial(0, (turns + (ahead - 1)) // ahead) as several:
-            for place in range(ahead):
-                turn = T.Bind(several * ahead + place)
+        turns = T.Bind(T.max((stop - begin + (TURN - 1)) // TURN, 0))
+        with T.serial(0, (turns + (_AHEAD - 1)) // _AHEAD) as several:
+            for place in range(_AHEAD):
+                turn = T.Bind(several * _AHEAD + place)
                 with when(turn < turns) if place else nullcontext():
                     self._take_turn(place, T.Bind(begin + turn * TURN))
-                    with when(turn + ahead < turns):
-                        self._ask_turn(place, begin + (turn + ahead) * TURN, stop)
+                    with when(turn + _AHEAD < turns):
+                        self._ask_turn(place, begin + (turn + _AHEAD) * TURN, stop)
 
     def put_together(self) -> Totals:
-        """The teams' parts in shared memory, for all threads to read."""
+        """What all teams have made, added up."""
         totals = self._totals
         for i in self._count:
+            if i:
+                barrier()  # the row before has been read
             with when(self._lane == 0):
-                T.buffer_store(totals.peaks, self._peak[i], [i, self._team])
-                T.buffer_store(totals.weights, self._total[i], [i, self._team])
+                T.buffer_store(totals.peaks, self._peak[i], [self._team])
+                T.buffer_store(totals.weights, self._total[i], [self._team])
             for number, element, count in self._pieces["v"].all(self._lane):
                 for e in range(count):
-                    T.buffer_store(totals.sums, self._sums[i, number + e], [self._team, i, element + e])
-        barrier()
+                    T.buffer_store(totals.sums, self._sums[i, number + e], [self._team, element + e])
+            barrier()
+            totals.add_up(i, self._thread)
         return totals
 
     def _held(self, slots: int) -> dict[str, Held]:

@@ -5,7 +5,8 @@ which a row sees nothing changes nothing: a token's output does not depend on wh
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
@@ -75,15 +76,15 @@ class Parts:
         """Stores the work group's part, all its threads together."""
         value_dim = self._problem.shape.value_dim
 
-        def store(i: Expr, d: Expr) -> None:
-            value, weight, peak = totals.of(i, d)
-            at = self._line(place, place.first + i, chunk)
-            self._store(at + d, value)
-            with when(d == 0):
-                self._store(at + value_dim, weight)
-                self._store(at + (value_dim + 1), peak)
+        def store(i: int, d: Expr, value: Expr, weight: Expr, peak: Expr) -> None:
+            with _of_row(place, i):
+                at = self._line(place, place.first + i, chunk)
+                self._store(at + d, value)
+                with when(d == 0):
+                    self._store(at + value_dim, weight)
+                    self._store(at + (value_dim + 1), peak)
 
-        for_elements(place, store)
+        totals.for_elements(place.thread, store)
 
     def write_out(self, place: Place, first: Expr, last: Expr) -> None:
         """Writes "out" of parts first..last of all the work group's rows."""
@@ -135,7 +136,18 @@ class Parts:
 
 def put_total(place: Place, tensors: Tensors, totals: Totals) -> None:
     """Stores "out" of all the work group's rows, whose slots are all in ``totals``."""
-    for_elements(place, lambda i, d: put_out(place, tensors, i, d, *totals.of(i, d)))
+
+    def store(i: int, d: Expr, *result: Expr) -> None:
+        with _of_row(place, i):
+            put_out(place, tensors, T.int32(i), d, *result)
+
+    totals.for_elements(place.thread, store)
+
+
+def _of_row(place: Place, i: int) -> AbstractContextManager[Any]:
+    """What is done only where there is a row ``i`` of the work group's."""
+    whole = place.problem.rows % place.count == 0
+    return nullcontext() if whole else when(place.first + i < place.problem.rows)
 
 
 def for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:

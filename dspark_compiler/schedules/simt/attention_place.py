@@ -87,6 +87,10 @@ class Pieces:
         each = min(elements_at_once(dtype), own & -own)
         return Pieces(each, own // each)
 
+    def element(self, lane: Expr, piece: int) -> Expr:
+        """The first element of the row that a lane's access number ``piece`` brings."""
+        return (piece * TEAM + lane) * self.each
+
     def all(self, lane: Expr) -> list[tuple[int, Expr, int]]:
         """For each access of a lane: the number of its first element among the lane's, which this is, how many."""
-        return [(piece * self.each, (piece * TEAM + lane) * self.each, self.each) for piece in range(self.count)]
+        return [(piece * self.each, self.element(lane, piece), self.each) for piece in range(self.count)]

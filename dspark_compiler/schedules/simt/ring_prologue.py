@@ -9,7 +9,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.ring import RingRows
-from dspark_compiler.schedules.simt.attention_block import Pieces
+from dspark_compiler.schedules.simt.attention_place import Pieces
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, hands_on
 from dspark_compiler.schedules.simt.cache_rows import Tensors
 from dspark_compiler.schedules.simt.qkv_prologue import Head, HeadPlace, Prologue
@@ -121,7 +121,7 @@ class _Value:
         return self._pieces.each
 
     def _element(self, line: int) -> Expr:
-        return self._pieces.element(self._lane, line * self._each)
+        return self._pieces.element(self._lane, line)
 
     def for_lines(self, emit: Callable[[Expr, int], None]) -> None:
         """Calls emit(d, line) for each line, whose first number is element d."""
