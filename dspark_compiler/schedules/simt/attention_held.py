@@ -33,5 +33,4 @@ class Held:
         if not self._in_words:
             return self._units[slot, number]
         word, place = divmod(number, self._per)
-        bits = T.cast(self._units[slot, word] >> T.uint32(place * self._bits), f"uint{self._bits}")
-        return T.reinterpret(self._dtype, bits)
+        return T.Shuffle([T.reinterpret(f"{self._dtype}x{self._per}", self._units[slot, word])], [place])

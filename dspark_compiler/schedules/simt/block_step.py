@@ -14,7 +14,6 @@ from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_step import counters, emit_step, is_step
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
-from dspark_compiler.schedules.simt.group_counts import held
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
 from dspark_compiler.schedules.simt.threads import TEAM
@@ -77,8 +76,8 @@ def block_step(
         tensors = Tensors(dict(zip((arg.name for arg in args), buffers, strict=True)))
 
         def span_in(row: Expr) -> Span:
-            length = held(tensors["length"][row], "int32")
-            used = held(T.min(length, problem.shape.slots), "int32")
+            length = T.Bind(tensors["length"][row])
+            used = T.Bind(T.min(length, problem.shape.slots))
             return Span(row, used, length, T.Bind(used + shape.width))
 
         def rows_of(place: Place) -> ProjectedRows:

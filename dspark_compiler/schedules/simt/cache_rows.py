@@ -12,7 +12,6 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.group_counts import held
 from dspark_compiler.schedules.simt.stored import cached, copy_line, narrow
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
@@ -69,13 +68,14 @@ class Span:
 
 def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
     """The slots of the call's row ``row``; tokens past the cache's end have none."""
-    # Read once: what is merely bound is read again wherever it is used, as a store may have changed it meanwhile.
-    shape, length = problem.shape, held(tensors["length"][row], "int32")
-    used = held(used_slots(tensors, shape, row, length), "int32")
+    shape = problem.shape
+    length = T.Bind(tensors["length"][row])
+    used = used_slots(tensors, shape, row, length)
     if shape.scratch:
         return Span(row, used, length, T.Bind(used + shape.width))
-    end = held(T.min(used + T.min(tensors["count"][row], shape.width), shape.slots), "int32")
-    return Span(held(tensors["sequence"][row], "int32"), used, length, end)
+    count = T.Bind(tensors["count"][row])
+    end = T.Bind(T.min(used + T.min(count, shape.width), shape.slots))
+    return Span(T.Bind(tensors["sequence"][row]), used, length, end)
 
 
 def used_slots(tensors: Tensors, shape: AttentionShape, row: Expr, length: Expr) -> Expr:

@@ -32,9 +32,11 @@ _MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups: what the c
 _MOST_HELD = 32  # matrices of the weight that a subgroup has under way
 _BUSY = 120  # work groups that keep a large device busy
 _BUSY_WITH_ROWS = 60  # and with several rows of x, all of which each of them brings
-_WORDS = _STEP // 2 + 4  # of a column of x as pairs of float16: columns begin in different banks
+_STEP_WORDS = _STEP // 2  # of a step of x as pairs of float16
+_PITCH_OF_X = _STEP_WORDS + 4  # between its columns: they begin in different banks
+_LEAST_PITCH = 4  # where there is one: the others, which are nobody's, are what lies behind it
 _PITCH = SIDE + 4  # of a matrix of sums
-_REGION, _SUMS = SIDE * _WORDS, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
+_REGION, _SUMS = SIDE * _PITCH_OF_X, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
 _BYTES = 4
 _UNIT = 8.0  # float16 ends at 65504
 
@@ -177,6 +179,7 @@ class _Part:
         self._normed = whole._options.norm_eps is not None
         self._first, self._count, self._features = whole._first, whole._count, whole._features
         self._memory, self._lane = memory, lane
+        self._pitch = _LEAST_PITCH if self._count == 1 else _PITCH_OF_X
         self._region, self._start = T.Bind(split * _REGION), T.Bind(split * (self._cut.steps * _STEP))
         self._split = split
         blocks = self._cut.blocks
@@ -217,18 +220,29 @@ class _Part:
 
     def _turn(self, sums: Buffer, step: Expr, count: int) -> None:
         self._await(step, count)
-        for place in range(count):
-            self._put(place, step + place)
+        together = count if self._count == 1 else 1
+        for first in range(0, count, together):
+            places = range(first, min(first + together, count))
+            for place in places:
+                self._put(place, step + place, (place - first) * _STEP_WORDS)
             self._matrices.meet()
-            right = self._matrices.right(1)
-            for tile in range(_TILES):
-                self._matrices.load(right, 0, self._memory, self._region + tile * (SIDE // 2), _WORDS)
-                for line in range(self._cut.lines):
-                    self._matrices.multiply(sums, line, self._weight, self._number(place, tile, line), right, 0)
+            for place in places:
+                self._multiply(sums, place, (place - first) * _STEP_WORDS)
             self._matrices.meet()
             if self._cut.steps > self._ahead:
-                with when(step + (place + self._ahead) < self._cut.steps):
-                    self._bring(place, step + (place + self._ahead))
+                for place in places:
+                    with when(step + (place + self._ahead) < self._cut.steps):
+                        self._bring(place, step + (place + self._ahead))
+
+    def _multiply(self, sums: Buffer, place: int, start: int) -> None:
+        """Adds up a step whose x lies from word ``start`` of a column on."""
+        right = self._matrices.right(1)
+        for tile in range(_TILES):
+            column = self._region + (start + tile * (SIDE // 2))
+            self._matrices.load(right, 0, self._memory, column, self._pitch)
+            for line in range(self._cut.lines):
+                number = self._number(place, tile, line)
+                self._matrices.multiply(sums, line, self._weight, number, right, 0)
 
     def _number(self, place: int, tile: int, line: int) -> int:
         return (place * _TILES + tile) * self._cut.lines + line
@@ -258,12 +272,12 @@ class _Part:
             [Ask(self._x, (*at, 0), self._of["x"], index, 2) for at, index in zip(places, source, strict=True)]
         )
 
-    def _put(self, place: int, step: Expr) -> None:
-        """A step of x for the subgroup, as pairs of float16."""
-        at, column = T.Bind(self._region + self._lane), self._column(step)
+    def _put(self, place: int, step: Expr, start: int) -> None:
+        """A step of x for the subgroup, as pairs of float16, from word ``start`` of each column on."""
+        at, column = T.Bind(self._region + start + self._lane), self._column(step)
         for m in range(self._count):
             pair = [self._number_of_x(place, m, i, column) for i in range(2)]
-            T.buffer_store(self._memory, _packed(*(T.Bind(T.cast(n, "float16")) for n in pair)), [at + m * _WORDS])
+            T.buffer_store(self._memory, _packed(*(T.Bind(T.cast(n, "float16")) for n in pair)), [at + m * self._pitch])
 
     def _number_of_x(self, place: int, m: int, i: int, column: Expr) -> Expr:
         """As it is multiplied: times the norm's weight, in units."""
