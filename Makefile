@@ -42,7 +42,9 @@ demo: venv
 	$(BIN)/dspark generate $(DEMO_ARTIFACT) --chat --prompt "What is the capital of France?"
 	$(BIN)/dspark bench $(DEMO_ARTIFACT) --against eager --against no-heads
 
-test: lint unit
+# Lint is one process, beside which other cores would idle.
+test: venv
+	@$(MAKE) --no-print-directory -j 2 lint unit
 
 lint: venv
 	$(BIN)/ruff check .

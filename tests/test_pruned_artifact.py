@@ -50,7 +50,9 @@ def _artifact(
     source: str | None = None,
     **options,
 ) -> Artifact:
-    options = {"max_seq_len": _LONGEST, "prefill_widths": (8,), "max_batch": 2, "check": False} | options
+    # What is verified at the full width: test_rounds_artifact.py.
+    sizes = {"max_seq_len": _LONGEST, "prefill_widths": (8,), "verify_width": 4, "max_batch": 2}
+    options = sizes | {"check": False} | options
     output = _FOLDER / f"{name}-{policy}-{budget}-{len(list(_FOLDER.iterdir()))}.dspark"
     return compile(source or _source(name, _LONGEST), output=output, kv_budget=budget, kv_policy=policy, **options)
 
@@ -108,12 +110,13 @@ def test_sequences_of_a_batch_do_not_know_of_each_other(policy: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "mistral"])
 def test_windowed_layers_hold_their_window(name: str) -> None:
-    pruned = _artifact("window", name=name)
+    plain = {"verify_width": 1, "max_batch": 1}  # of decode alone
+    pruned = _artifact("window", name=name, **plain)
     slots = {state.shape[2] for ref, state in pruned.manifest.states.items() if ref.startswith("slot_position.")}
     assert min(slots) < 20
     if name == "mistral":  # all layers slide: nothing is lost, however long it gets
         tokens = _tokens(200)
-        whole = _decoded(Executor(_artifact(None, None, name=name)), tokens)
+        whole = _decoded(Executor(_artifact(None, None, name=name, **plain)), tokens)
         np.testing.assert_allclose(_decoded(Executor(pruned), tokens), whole, rtol=1e-3, atol=1e-4)
 
 
@@ -260,7 +263,7 @@ def test_the_gate_fails_where_nothing_holds(tmp_path: Path) -> None:
 
 
 def test_a_verify_may_confirm_what_the_smallest_layer_holds() -> None:
-    artifact = _artifact("pyramid:window")
+    artifact = _artifact("pyramid:window", verify_width=8)
     pruning = artifact.manifest.kv.pruning
     assert pruning is not None
     assert Executor(artifact).exact_rows(0, 0) == pruning.room < artifact.manifest.kv.slots

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from dspark_compiler.driver import compile_model
 from dspark_compiler.errors import InputError
 from dspark_compiler.runtime.engine import load
 from dspark_compiler.runtime.executor import Executor
+from dspark_compiler.schedules.simt import awaited, rows
+from dspark_compiler.schedules.tir import Buffer, Expr, when
 from tests.tiny_models import TINY
 from tests.vulkan.device import environment, need_vulkan
 from tests.vulkan.drivers import failing_loader, two_devices
@@ -133,6 +136,42 @@ def test_launches_that_overlap_give_the_same_tokens(tmp_path: Path) -> None:
     assert [(each.returncode, each.stderr) for each in done] == [(0, ""), (0, "")]
     behind_barriers, overlapping = (json.loads(each.stdout)["tokens"] for each in done)
     assert overlapping == behind_barriers
+
+
+def _forget_kernels() -> None:
+    """Templates make their kernels anew, whatever they made once."""
+    loaded = [module for name, module in sys.modules.items() if name.startswith("dspark_compiler.schedules.")]
+    for template in (value for module in loaded for value in vars(module).values() if hasattr(value, "cache_clear")):
+        template.cache_clear()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is compiled asks a few times for a number, not for seconds."""
+    _forget_kernels()
+    monkeypatch.setattr(awaited, "_MOST_TIMES", 8)
+    yield
+    _forget_kernels()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_wait_that_nobody_answers_ends_a_generation_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_vulkan()
+    publish = rows.publish
+
+    def publish_all_but_one(buffer: Buffer, index: list[Expr], value: Expr) -> None:
+        with when(index[-1] != 7):
+            publish(buffer, index, value)
+
+    # The first product of a step waits for all numbers of an embedding.
+    monkeypatch.setattr(rows, "publish", publish_all_but_one)
+    path = _compiled("qwen3", tmp_path, dtype="float16", max_batch=1, prefill_widths=(8,), verify_width=1)
+    done = _generate(path, tmp_path, DSPARK_VULKAN_OVERLAP="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    wanted = r"error: Vulkan device 0 \(.+\): a kernel waited in vain for .+; set DSPARK_VULKAN_OVERLAP=0\n"
+    assert re.fullmatch(wanted, done.stderr)
 
 
 def test_a_device_lost_in_the_middle_of_a_generation_is_one_line(artifact: Path, tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dspark_compiler import CompileConfig, SamplingParams
+from dspark_compiler import CompileConfig, SamplingParams, driver
 from dspark_compiler.artifact import Artifact, StepTime, StepTimes
 from dspark_compiler.compare.compiled import compiled_logits, decode_first
-from dspark_compiler.driver import compile_model
 from dspark_compiler.models.drafters.checkpoint import write_heads
 from dspark_compiler.runtime.engine import Engine
 from tests.passes.test_attach_decode_heads import make_heads
@@ -30,12 +29,18 @@ def _valid() -> Any:
     assert messages() == []
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles do not time steps, which takes a slow device seconds: engines that are not paced ask for no times."""
+    monkeypatch.setattr(driver, "measure_steps", lambda _: _TIMES)
+
+
 def _compiled(name: str, folder: Path, target: str = "vulkan", **options: Any) -> Artifact:
     source = folder / "source"
     if not source.exists():
         TINY[name]().save_pretrained(source)
     sizes = {"dtype": "float32", "check": False} | _SIZES | options
-    return compile_model(str(source), CompileConfig(target=target, output=folder / target, **sizes))
+    return driver.compile_model(str(source), CompileConfig(target=target, output=folder / target, **sizes))
 
 
 def _prompts(*lengths: int) -> list[list[int]]:
@@ -71,6 +76,7 @@ def test_drafted_tokens_are_those_of_eager(tmp_path: Path) -> None:
     assert together == [_tokens(unpaced, [prompt], params)[0] for prompt in prompts]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_sampled_tokens_with_drafts_are_those_of_the_cpu(tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     write_heads(heads, make_heads(TINY["qwen3"](), "gated", head_dim=16))
@@ -81,6 +87,7 @@ def test_sampled_tokens_with_drafts_are_those_of_the_cpu(tmp_path: Path) -> None
         assert mine == right
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -7,7 +7,8 @@ from dspark_compiler.errors import InputError
 from dspark_compiler.frontend.checkpoint import Source
 from dspark_compiler.frontend.folder import FolderSource, download
 from dspark_compiler.frontend.gguf import GgufSource
-from dspark_compiler.frontend.onnx.source import ONNX_SUFFIX, OnnxSource, onnx_file_of
+from dspark_compiler.frontend.onnx.on_disk import ONNX_SUFFIX, onnx_file_of
+from dspark_compiler.frontend.onnx.source import OnnxSource
 
 __all__ = ["Source", "open_source"]
 

@@ -27,7 +27,9 @@ def refused(message: str, *args: object) -> None:
 
 
 def test_bench_against_everybody(tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # processes that import torch take longer than they save
+    # Processes that import torch take longer than they save, be it to compile or to see that vectors work.
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
     file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     opponents = [word for name in ("eager", "torch-compile", "onnxruntime") for word in ("--against", name)]
     lengths = ("--prompt-len", 9, "--new-tokens", 12, "--repeats", 2)

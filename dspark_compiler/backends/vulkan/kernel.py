@@ -77,7 +77,7 @@ def _compile(name: str, function: Any) -> Kernel:
     matrices = has_matrices(nodes)
     if matrices:
         module.require(Capability.VULKAN_MEMORY_MODEL)
-    expressions = Expressions(do, scope, ordered_buffers=_rereads_buffers(nodes) or waits)
+    expressions = Expressions(do, scope, ordered_buffers=waits or _rereads_buffers(nodes))
     statements = Statements(expressions, vector_widths(nodes))
     statements.emit(function.body)
     workgroup = (statements.workgroup[0], statements.workgroup[1], statements.workgroup[2])

@@ -55,10 +55,11 @@ def lower_thread_allreduce(module: tvm.IRModule, _context: tvm.transform.PassCon
 
 def _can_shuffle(function: Any, target: Any) -> bool:
     """Whether subgroups are wide enough, and one of them can take the results of all others."""
-    lanes = int(target.attrs.get("thread_warp_size", 1))
-    threads = 1
+    lanes, threads = int(target.attrs.get("thread_warp_size", 1)), 1
+    if lanes < _FEWEST_LANES:
+        return False
     for node in walk(function.body):
         extent = type(node).__name__ == "AttrStmt" and node.attr_key == "thread_extent"
         if extent and str(node.node.thread_tag).startswith("threadIdx"):
             threads *= constant_of(node.value) or lanes * lanes
-    return lanes >= _FEWEST_LANES and threads <= lanes * lanes
+    return threads <= lanes * lanes

@@ -23,9 +23,6 @@ from dspark_compiler.frontend.tracing import Traced
 from dspark_compiler.graph.program import Program
 from dspark_compiler.quantization.weight import QuantizedWeight
 
-ONNX_SUFFIX = ".onnx"
-_WEIGHTS = "*.safetensors"
-
 
 class OnnxSource(Source):
     """A decoder as ONNX, by torch.onnx, optimum, onnxruntime-genai or others.
@@ -125,18 +122,3 @@ class _TraceableOnnx:
     def trace(self, batch: int, width: int) -> Traced:
         """See Traceable."""
         return self._decoder.trace(batch, width, self._weights)
-
-
-def onnx_file_of(folder: Path) -> Path | None:
-    """The one ``.onnx`` file of a folder without weights of another kind; None where there is none.
-
-    Raises:
-        InputError: there are several.
-    """
-    files = sorted(folder.glob(f"*{ONNX_SUFFIX}"))
-    if not files or any(folder.glob(_WEIGHTS)):
-        return None
-    if len(files) > 1:
-        names = " and ".join(file.name for file in files[:2]) if len(files) == 2 else ", ".join(f.name for f in files)
-        raise InputError(f"{folder}: holds several models, {names}; name the file to compile")
-    return files[0]
