@@ -141,7 +141,7 @@ def test_rounds_follow_each_other_without_the_host(artifact: Artifact) -> None:
     for row in range(toy.BATCH):
         executor.prefill(row, prompt, 0, 0)
     two, full = np.full(toy.BATCH, 2), np.full(toy.BATCH, toy_heads.GAMMA)
-    sampling, numbers = SamplingInputs.greedy(toy.BATCH), np.zeros((toy.BATCH, toy.VERIFY), np.float32)
+    sampling, numbers = SamplingInputs.of(toy.BATCH, {}), np.zeros((toy.BATCH, toy.VERIFY), np.float32)
 
     def rounds(count: int) -> list[list[int]]:
         anchors, made = Anchors(first, two, two), []
@@ -188,8 +188,8 @@ def test_a_step_and_a_round_are_one_launch_each(artifact: Artifact) -> None:
 def test_what_waits_to_be_launched_is_launched_for_those_who_wait_for_it(artifact: Artifact) -> None:
     device = FakeDevice()
     executor = Executor(artifact, device=device)
-    ones, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
-    sampling = SamplingInputs.greedy(toy.BATCH)
+    ones, numbers = np.ones(toy.BATCH, np.int64), np.zeros((toy.BATCH, 1), np.float32)
+    sampling = SamplingInputs.of(toy.BATCH, {})
     expected = [executor.step(ones, ones, ones, ones, numbers, sampling).following for _ in range(3)][-1]
     before = device.fake.log.count("launch")
     with executor.together():
@@ -226,8 +226,8 @@ def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifac
 def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) -> None:
     device = FakeDevice()
     executor = Executor(artifact, device=device)
-    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
-    sampling = SamplingInputs.greedy(toy.BATCH)
+    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros((toy.BATCH, 1), np.float32)
+    sampling = SamplingInputs.of(toy.BATCH, {})
     previous = executor.step(one, one, one, one, numbers, sampling)
     for turn in range(2, 6):
         previous_made = previous.following if turn == 2 else None
@@ -278,7 +278,7 @@ def test_a_device_has_one_stream_which_is_done_before_constants_are_made(
     device = FakeDevice()
     executor = Executor(artifact, device=device)
     one = np.ones(toy.BATCH, np.int64)
-    executor.step(one, one, one, one, np.zeros(toy.BATCH, np.float32), SamplingInputs.greedy(toy.BATCH))
+    executor.step(one, one, one, one, np.zeros((toy.BATCH, 1), np.float32), SamplingInputs.of(toy.BATCH, {}))
     assert device.fake.waiting
     lanes.make_way(device.where)
     assert not device.fake.waiting
