@@ -5,6 +5,7 @@ Where a device has its own clock, results that the next call takes stay there, a
 Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draft, V vocabulary.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -234,8 +235,8 @@ class Executor:
         [0, 1): one a draft, the last for the token that follows. What the entry points need of each other passes from
         call to call on the device; nothing is waited for but where slots are evicted, by lengths that the host knows.
         """
-        counts, numbers, most = np.asarray(counts), np.asarray(uniforms), np.max(counts)
-        width = next(width for width in self.round_widths if width > most)
+        counts, numbers = np.asarray(counts), np.asarray(uniforms)
+        width = self.round_widths[bisect_right(self.round_widths, int(counts.max()))]
         verify, accept, last = self._verify[width], self._accept[width], numbers.shape[1] - 1
         if width != last + 1:
             numbers = numbers[:, [*(min(place, last) for place in range(width - 1)), last]]

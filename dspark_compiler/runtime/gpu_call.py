@@ -1,6 +1,5 @@
 """An entry point on the GPU, captured once and then replayed as one CUDA graph."""
 
-from collections.abc import Mapping
 from functools import partial
 from operator import is_
 from typing import Any
@@ -50,12 +49,6 @@ def _stays(value: Any) -> bool:
     return not value.flags.writeable if isinstance(value, np.ndarray) else isinstance(value, int)
 
 
-def _are_the_same(sent: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
-    """Whether these inputs are those that were sent, and cannot have changed."""
-    same = [*sent] == [*inputs] and all(map(is_, sent.values(), inputs.values()))
-    return same and all(map(_stays, inputs.values()))
-
-
 class GpuCall:
     """See Call.
 
@@ -78,7 +71,7 @@ class GpuCall:
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
         self.inputs = {tensor.name: self._slab.tensors[tensor.name] for tensor in spec.inputs}
         self._ends = {tensor.name: self._slab.offsets[tensor.name] + nbytes(tensor) for tensor in spec.inputs}
-        self._sent: dict[str, Any] = {}  # the numbers of the last run
+        self._sent: dict[str, Any] = {}  # the numbers of the last run, if they cannot have changed since
         self._prepared = False
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
         self._tensor = import_tvm_ffi().Tensor
@@ -93,13 +86,10 @@ class GpuCall:
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """See Call; outputs are the same tensors each time, once captured."""
-        numbers = {name: value for name, value in inputs.items() if not isinstance(value, self._kinds)}
         if not self._prepared:
-            self._send(numbers)
-        else:
-            assert not numbers, "numbers were given before"
-        tensors = tuple([item for item in inputs.items() if item[0] not in numbers])
+            inputs = self._sent_apart(inputs)
         self._prepared = False
+        tensors = tuple(inputs.items())
         launch = self._launches.get(tensors)
         if launch is None or launch.captured.epoch != self._context.epoch:
             self._context.launches.flush()
@@ -117,20 +107,31 @@ class GpuCall:
         self._context.launches.flush()
         self._cuda.launch(last.handle, self._context.stream)
 
+    def _sent_apart(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Sends the numbers among these; returns the others."""
+        numbers = {name: value for name, value in inputs.items() if not isinstance(value, self._kinds)}
+        self._send(numbers)
+        return {name: value for name, value in inputs.items() if name not in numbers} if numbers else inputs
+
     def _send(self, inputs: dict[str, Any]) -> None:
-        """Has a copy of numbers go to their places before what runs next."""
-        if inputs and not _are_the_same(self._sent, inputs):
-            launches = self._context.launches
-            if launches.has(self._last):
-                launches.flush()
-            # The last run may still wait for its turn on the stream, and its inputs with it; those before have left.
-            self._halves.reverse()
-            staging = self._halves[0]
-            self._cuda.wait(staging.sent)
-            staging.put(inputs)
-            size = max(map(self._ends.__getitem__, inputs))
-            launches.send(Transfer(self._slab.address, staging.address, size), staging.sent)
-        self._sent = inputs
+        """Has a copy of numbers go to their places before what runs next, unless they are there."""
+        if [*self._sent] == [*inputs] and all(map(is_, self._sent.values(), inputs.values())):
+            return
+        if inputs:
+            self._stage(inputs)
+        self._sent = inputs if all(map(_stays, inputs.values())) else {}
+
+    def _stage(self, inputs: dict[str, Any]) -> None:
+        launches = self._context.launches
+        if launches.has(self._last):
+            launches.flush()
+        # The last run may still wait for its turn on the stream, and its inputs with it; those before it have left.
+        self._halves.reverse()
+        staging = self._halves[0]
+        self._cuda.wait(staging.sent)
+        staging.put(inputs)
+        size = max(map(self._ends.__getitem__, inputs))
+        launches.send(Transfer(self._slab.address, staging.address, size), staging.sent)
 
     def _first(self, tensors: _Tensors) -> None:
         """Runs with tensors from where there were none yet, and captures the kernels for the next time."""

@@ -7,6 +7,7 @@ B: sequences the artifact holds, g: drafts of one.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -165,13 +166,11 @@ class Speculative:
         waited = self._executor.draws if made.verdict is None else self._proposer.chains and not chained
         if self._costs is None or waited:
             return
-        width = 1 if made.verdict is None else self._width(made.most)
+        widths = self._executor.round_widths
+        width = 1 if made.verdict is None else widths[bisect_right(widths, made.most)]
         # What was drafted in the device's own time was waited for with the step.
         late_ms = self._costs.times.draft_ms if made.drafts is not None and made.drafts.late else 0.0
         self._costs.stepped(width, (self._read - began) * 1e3 - late_ms)
-
-    def _width(self, drafts: int) -> int:
-        return next(width for width in self._executor.round_widths if width > drafts)
 
     def _limit(self, sequence: SequenceState, more: int = 0) -> int:
         """Drafts of a sequence that may be looked at, when it is ``more`` tokens longer.

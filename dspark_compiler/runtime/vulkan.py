@@ -41,6 +41,7 @@ class VulkanRuntime:
         self._mark = self._function("mark")
         self._wait = self._function("wait")
         self._replay = self._function("replay")
+        self._run = self._function("run")
         self._memory = self._function("memory")
         self._marks: list[int] = []
         self._reached = 0  # the latest mark that was waited for
@@ -159,13 +160,8 @@ class VulkanRuntime:
 
     def run(self, batch: Batch, stream: int) -> None:
         """See GpuRuntime."""
-        if batch.before:
-            self.copy_all(batch.before, stream)
-        if batch.graph is not None:
-            self._replay(batch.graph)
-        if batch.after:
-            self.copy_all(batch.after, stream)
-        mark = self._mark()
+        before, after = [*chain.from_iterable(batch.before)], [*chain.from_iterable(batch.after)]
+        mark = self._run(before, batch.graph or 0, after)
         for event in batch.events:
             self._marks[event] = mark
 

@@ -76,6 +76,7 @@ class FakeCuda:
         self.put(lambda: ctypes.memset(address, 0, size))
 
     def run(self, batch: Batch, stream: int) -> None:
+        self.log += ["batch", *["send"] * len(batch.before)]
         self.copy_all(batch.before, stream)
         if batch.graph is not None:
             self.launch(batch.graph, stream)
