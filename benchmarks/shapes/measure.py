@@ -115,8 +115,7 @@ class Bench:
                 call(input_ids=7, positions=at + np.arange(call.width)[None], sequence=0, length=at, count=call.width)
                 found[name] = self.clock.replay(call) * 1e3
         anchors = Anchors(*(np.array([value]) for value in (7, length, length)))
-        sampling = SamplingInputs.greedy(1)
-        sampling.put(0, SamplingParams(temperature=temperature))
+        sampling = SamplingInputs.of(1, {0: SamplingParams(temperature=temperature)})
         numbers = np.full((1, widest), 0.5, np.float32)
         if "draft" not in executor.calls:
             for width in executor.verify_widths:

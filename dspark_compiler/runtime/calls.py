@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """An input [B,N] that is the first N columns of a tensor [B,M]."""
 
     tensor: Any
@@ -35,7 +34,8 @@ class Call(Protocol):
         """Runs with these inputs; returns the output tensors by name, which the next call may overwrite.
 
         An input is what another call returned, as a whole or as ``Columns``, and then stays on the device; or numbers,
-        which are broadcast to the input's shape.
+        which are broadcast to the input's shape. Numbers, and arrays that cannot be written, need not be sent again
+        when the next run is given the same.
         """
 
     def again(self) -> None:

@@ -5,6 +5,7 @@ Where a device has its own clock, results that the next call takes stay there, a
 Shapes: B sequences the artifact holds, N tokens of a verify, g tokens of a draft, V vocabulary.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -39,6 +40,8 @@ class Executor:
         calls: its entry points by name, for those who measure them one by one.
         max_seq_len: tokens a sequence can have.
         block_size: tokens a draft has, 0 where the artifact has no drafter or one without weights.
+        verify_widths: numbers of tokens ``verify`` can take; empty if the artifact cannot verify.
+        round_widths: numbers of tokens ``speculate`` can look at, drafts and the one before them; empty without heads.
 
     Raises:
         ArtifactError: library or weights cannot be loaded.
@@ -72,18 +75,12 @@ class Executor:
         self._draft = next(iter(calls["draft"]), None)
         self._accept = {call.width: call for call in calls["accept"]}
         self.block_size = 0 if self._draft is None else self._draft.width
+        self.verify_widths = tuple(sorted(self._verify)) if self._commit is not None else ()
+        self.round_widths = tuple(width for width in self.verify_widths if width in self._accept)
         self._sequences = np.arange(self.batch, dtype=np.int32)
+        self._sequences.flags.writeable = False
+        self._whole_blocks = np.full(self.batch, self.block_size)
         self._tensor = self.device.tensor_type
-
-    @property
-    def verify_widths(self) -> tuple[int, ...]:
-        """Numbers of tokens ``verify`` can take; empty if the artifact cannot verify."""
-        return tuple(sorted(self._verify)) if self._commit is not None else ()
-
-    @property
-    def round_widths(self) -> tuple[int, ...]:
-        """Numbers of tokens ``speculate`` can look at, drafts and the one before them; empty without heads."""
-        return tuple(width for width in self.verify_widths if width in self._accept)
 
     @property
     def draws(self) -> bool:
@@ -159,16 +156,14 @@ class Executor:
         uniforms: ArrayLike,
         sampling: SamplingInputs,
     ) -> Step:
-        """As ``decode``, and draws what follows by a number [B] in [0, 1) a sequence; nothing waits for it.
+        """As ``decode``, and draws what follows by a number in [0, 1) a sequence, [B,1]; nothing waits for it.
 
         ``tokens`` may be the step before, whether or not its tokens are known to the host.
         """
         given = tokens.tensor if isinstance(tokens, Step) else tokens
         accept = self._accept[1]
         # An anchor is not looked at.
-        accept.prepare(
-            tokens=0, count=0, position=0, length=0, uniform=np.reshape(uniforms, (-1, 1)), **sampling.as_inputs()
-        )
+        accept.prepare(tokens=0, count=0, position=0, length=0, uniform=uniforms, **sampling.as_inputs())
         with self.together():
             logits = self._run_decode(given, positions, lengths, counts)
             result = accept(logits=logits)
@@ -180,9 +175,8 @@ class Executor:
         lengths, counts = np.asarray(lengths), np.asarray(counts)
         for row in self._accounted(counts):
             self._make_room(row, int(lengths[row]), 1, self._evict)
-        on_host = isinstance(tokens, np.ndarray | Sequence)
         result = self._decode(
-            input_ids=np.reshape(tokens, (-1, 1)) if on_host else tokens,
+            input_ids=tokens if isinstance(tokens, self._tensor) else np.reshape(tokens, (-1, 1)),
             positions=np.reshape(positions, (-1, 1)),
             sequence=self._sequences,
             length=lengths,
@@ -230,8 +224,7 @@ class Executor:
         place = {"anchor": anchors.tokens, "position": anchors.positions, "length": anchors.lengths}
         made = self._draft(**place, uniform=uniforms, **sampling.as_inputs())
         read = [made[name] for name in ("input_ids", "confidence") if name in made]
-        counts = np.full(self.batch, self.block_size)
-        return Drafts.on_device(made, counts, self.device.fetch(*read), late=self.device.is_late)
+        return Drafts.on_device(made, self._whole_blocks, self.device.fetch(*read), late=self.device.is_late)
 
     def speculate(
         self, anchors: Anchors, drafts: Drafts, counts: ArrayLike, uniforms: ArrayLike, sampling: SamplingInputs
@@ -243,12 +236,13 @@ class Executor:
         call to call on the device; nothing is waited for but where slots are evicted, by lengths that the host knows.
         """
         counts, numbers = np.asarray(counts), np.asarray(uniforms)
-        width = next(width for width in self.round_widths if width > counts.max())
+        width = self.round_widths[bisect_right(self.round_widths, int(counts.max()))]
         verify, accept, last = self._verify[width], self._accept[width], numbers.shape[1] - 1
-        places = [*(min(place, last) for place in range(width - 1)), last]
+        if width != last + 1:
+            numbers = numbers[:, [*(min(place, last) for place in range(width - 1)), last]]
         on_device = isinstance(anchors.tokens, self._tensor)
         place = {"position": anchors.positions, "length": anchors.lengths}
-        accept.prepare(count=counts, uniform=numbers[:, places], **sampling.as_inputs(), **({} if on_device else place))
+        accept.prepare(count=counts, uniform=numbers, **sampling.as_inputs(), **({} if on_device else place))
         inputs, lengths = drafts.verify_inputs(anchors, counts, width), drafts.lengths(anchors)
         logits = verify(**inputs, length=lengths, **self._room_to_verify(anchors.lengths, self._evict))["logits"]
         ids = inputs["input_ids"] if isinstance(inputs["input_ids"], Columns) else verify.inputs["input_ids"]

@@ -1,8 +1,8 @@
 """What running on a GPU asks of an interface to it: memory, one stream, marks on it, recordings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,29 @@ class Rows:
     pitch: int
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(NamedTuple):
     """So many bytes from one address to another."""
 
     to: int
     source: int
     size: int
+
+
+@dataclass
+class Batch:
+    """What is put on a stream at once.
+
+    Attributes:
+        before: copies that a graph's kernels read.
+        graph: None for none.
+        after: copies of what they made; neither these nor those before write what others of them read or write.
+        events: put behind it all.
+    """
+
+    before: list[Transfer] = field(default_factory=list)
+    graph: int | None = None
+    after: list[Transfer] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
 
 
 class GpuRuntime(Protocol):
@@ -85,6 +101,9 @@ class GpuRuntime(Protocol):
 
     def launch(self, graph: int, stream: int) -> None:
         """Puts all of a graph on the stream."""
+
+    def run(self, batch: Batch, stream: int) -> None:
+        """Puts a batch on the stream."""
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""

@@ -34,7 +34,7 @@ class GpuContext:
         self._lane = lane_of(cuda, where)
         self.obstacle: str | None = None
         self.used = 0
-        self.launches = Launches(self._join, lambda graph: cuda.launch(graph.handle, self.stream))
+        self.launches = Launches(self._join, lambda batch: cuda.run(batch, self.stream))
 
     @property
     def stream(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.gpu import Rows, Transfer
+from dspark_compiler.runtime.gpu import Batch, Rows, Transfer
 
 Signatures = Mapping[str, tuple[Any, ...]]
 
@@ -174,6 +174,15 @@ class GpuLibrary:
     def launch(self, graph: int, stream: int) -> None:
         """Puts all of a graph on the stream."""
         self._check("GraphLaunch", graph, stream)
+
+    def run(self, batch: Batch, stream: int) -> None:
+        """See GpuRuntime."""
+        self.copy_all(batch.before, stream)
+        if batch.graph is not None:
+            self.launch(batch.graph, stream)
+        self.copy_all(batch.after, stream)
+        for event in batch.events:
+            self.record(event, stream)
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""

@@ -4,6 +4,7 @@ R: sequences of a group, g: drafts of one.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -38,24 +39,24 @@ class Acceptance:
     _PRIOR, _PRIOR_WEIGHT = 0.7, 2.0
 
     def __init__(self, block_size: int) -> None:
-        self._stayed = np.zeros(block_size)
-        self._seen = np.zeros(block_size)
+        self._stayed = [0.0] * block_size
+        self._seen = [0.0] * block_size
 
     def observe(self, drafted: int, accepted: int) -> None:
         """One sequence's round: the first rejected draft ends what it tells."""
         if not drafted:
             return
         seen = min(drafted, accepted + 1)
-        memory = np.where(np.arange(len(self._seen)) < seen, _MEMORY, _UNSEEN_MEMORY)
-        self._seen *= memory
-        self._stayed *= memory
-        self._seen[:seen] += 1
-        self._stayed[:accepted] += 1
+        # Lists of a few numbers; as arrays they would take several times as long.
+        for place in range(len(self._seen)):
+            memory = _MEMORY if place < seen else _UNSEEN_MEMORY
+            self._seen[place] = self._seen[place] * memory + (place < seen)
+            self._stayed[place] = self._stayed[place] * memory + (place < accepted)
 
     def forget(self) -> None:
         """What was seen counts for little from now on."""
-        self._seen *= 0.25
-        self._stayed *= 0.25
+        self._seen = [seen * 0.25 for seen in self._seen]
+        self._stayed = [stayed * 0.25 for stayed in self._stayed]
 
     def survival(self) -> Survival:
         """Estimated survivals [g]."""
@@ -132,7 +133,7 @@ class Pace:
             self._declined = width == 1
         else:
             values = LateSurvivals(confidences, available, *self._scaling)
-            admitted = self._admission(values, lambda tokens: self._costs.rate(tokens, len(values)))
+            admitted = self._admission(values, partial(self._costs.rate, sequences=len(available)))
             # A capacity that earlier rounds of more sequences promised may be more than there is now.
             width = self._costs.width(min(max(admitted, default=0), max(available, default=0)))
         return [min(count, width - 1) for count in available]

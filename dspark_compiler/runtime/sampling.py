@@ -4,7 +4,7 @@ Semantics and order are those of transformers: repetition penalty, temperature, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,6 +56,9 @@ class SamplingParams:
             raise InputError(f"stop {self.stop!r}: must be a tuple of strings, none of them empty")
 
 
+_GREEDY = SamplingParams()
+
+
 @dataclass(frozen=True)
 class SamplingInputs:
     """The settings of all sequences of a batch as entry points take them: a number a sequence each, [B].
@@ -69,17 +72,18 @@ class SamplingInputs:
     min_p: NDArray[np.float32]
 
     @classmethod
-    def greedy(cls, batch: int) -> Self:
-        """For sequences that are all greedy; ``put`` changes one."""
-        zeros = np.zeros(batch, np.float32)
-        return cls(zeros, np.zeros(batch, np.int32), np.ones(batch, np.float32), zeros.copy())
-
-    def put(self, row: int, params: SamplingParams) -> None:
-        """Gives sequence ``row`` these settings."""
-        self.temperature[row] = params.temperature
-        self.top_k[row] = min(params.top_k, _MOST)
-        self.top_p[row] = params.top_p
-        self.min_p[row] = params.min_p
+    def of(cls, batch: int, params: Mapping[int, SamplingParams]) -> Self:
+        """For sequences with these settings by row, all others greedy; cannot be changed, so it is sent once."""
+        each = [params.get(row, _GREEDY) for row in range(batch)]
+        made = cls(
+            np.array([one.temperature for one in each], np.float32),
+            np.array([min(one.top_k, _MOST) for one in each], np.int32),
+            np.array([one.top_p for one in each], np.float32),
+            np.array([one.min_p for one in each], np.float32),
+        )
+        for array in vars(made).values():
+            array.flags.writeable = False
+        return made
 
     def as_inputs(self) -> dict[str, NDArray[Any]]:
         """By the names of inputs."""

@@ -32,9 +32,13 @@ def survival(
 
     No temperatures: all are 1. No shifts: all are 0.
     """
-    scale = np.asarray(temperatures, dtype=np.float64) if len(temperatures) else np.float64(1)
-    shift = np.asarray(shifts, dtype=np.float64) if len(shifts) else np.float64(0)
-    return np.asarray(np.cumprod(sigmoid(logits / scale + shift), axis=-1), dtype=np.float64)
+    values = logits.astype(np.float64)
+    if len(temperatures):
+        values = values / temperatures
+    if len(shifts):
+        values = values + shifts
+    result: Survival = sigmoid(values).cumprod(axis=-1)
+    return result
 
 
 def admit(survivals: Sequence[Survival], rate: Rate) -> list[int]:
@@ -67,11 +71,12 @@ def admit_top(survivals: Sequence[Survival], capacity: int) -> list[int]:
 def capacity(survivals: Sequence[Survival], rate: Rate) -> int:
     """How many drafts, the likeliest first, promise the most: the best of all, so only for survivals of past rounds."""
     # Of one sequence, asked every round, they fall from draft to draft.
-    values = survivals[0].tolist() if len(survivals) == 1 else [value for _, value in _descending(survivals)]
-    best, found, expected = len(survivals) * rate(len(survivals)), 0, float(len(survivals))
+    tokens = len(survivals)
+    values = survivals[0].tolist() if tokens == 1 else [value for _, value in _descending(survivals)]
+    best, found, expected = tokens * rate(tokens), 0, float(tokens)
     for count, value in enumerate(values, start=1):
         expected += value
-        throughput = expected * rate(len(survivals) + count)
+        throughput = expected * rate(tokens + count)
         if throughput > best:
             best, found = throughput, count
     return found

@@ -7,8 +7,9 @@ B: sequences the artifact holds, g: drafts of one.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,7 +21,8 @@ from dspark_compiler.runtime.executor import Executor, Logits
 from dspark_compiler.runtime.pace import Pace
 from dspark_compiler.runtime.planned import Group, PlannedRound
 from dspark_compiler.runtime.rounds import Anchors, Drafts, RoundRecord, Step, Verdict
-from dspark_compiler.runtime.sampling import SamplingInputs, pick, probabilities
+from dspark_compiler.runtime.sampling import pick, probabilities
+from dspark_compiler.runtime.seats import Seating
 from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.strategy import Ahead, make_step
 
@@ -69,7 +71,8 @@ class Speculative:
         self._ahead: Ahead[Step] = Ahead()
         self._rounds: Ahead[PlannedRound] = Ahead()
         self._read = 0.0  # when the last verdict was
-        self._sampled: tuple[tuple[SequenceState, ...], SamplingInputs] | None = None
+        self._seating = Seating(executor.batch, block_size)
+        self._counted: tuple[list[int], NDArray[np.int64]] = [], np.zeros(0, np.int64)
 
     def round(self, active: Sequence[SequenceState]) -> None:
         """See Strategy."""
@@ -80,7 +83,7 @@ class Speculative:
         chained = made is not None
         made = made or self._make(active, None)
         if made.verdict is None:
-            accepted = self._decode(active, made.groups, made.numbers[:, -1])
+            accepted = self._decode(active, made.groups, made.numbers.following)
         else:
             if self._chains(active, made):
                 self._rounds.keep(active, self._make(active, made.verdict.anchors))
@@ -88,7 +91,7 @@ class Speculative:
         self._stepped(made, chained=chained)
         for group in made.groups:
             drafted = made if group in made.drafting else None
-            self._settle(Group(group.pace, [s for s in group.sequences if s in active]), drafted, accepted)
+            self._settle(group.among(active), drafted, accepted)
 
     def _step(self, active: Sequence[SequenceState]) -> None:
         """A plain step that was made ahead, and takes what lies between its token and the one before."""
@@ -107,28 +110,35 @@ class Speculative:
 
     def _plan(self, active: Sequence[SequenceState], after: Anchors | None) -> PlannedRound:
         began = time.perf_counter()
+        seats = self._seating.of(active)
         limits = {s.row: self._limit(s) if after is None else self._most for s in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
-        anchors = Anchors(*self._columns(active)) if after is None else after
-        numbers = self._numbers(active)
+        anchors = Anchors(*seats.columns()) if after is None else after
+        numbers = seats.numbers()
         drafting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]
-        counts = np.full(self._executor.batch, -1)
-        counts[[sequence.row for sequence in active]] = 0
-        drafts, sampling = None, self._sampling(active)
+        counts = (seats.counts - 1).tolist()
+        drafts, verdict = None, None
         if drafting:
             sequences = [sequence for group in drafting for sequence in group.sequences]
-            drafts = self._proposer.propose(sequences, anchors, numbers[:, : self._block_size], sampling)
+            drafts = self._proposer.propose(sequences, anchors, numbers.drafting, seats.sampling)
             if self._costs is not None and not drafts.late:
                 self._costs.drafted(_since(began))
                 began = time.perf_counter()
             for group in drafting:
                 available = [min(limits[row], int(drafts.counts[row])) for row in group.rows]
-                counts[group.rows] = _lengths(group, available, drafts)
-        made = PlannedRound(began, groups, drafting, anchors, drafts, counts, numbers, sampling)
-        if drafts is None or made.most == 0:
-            return made
-        verdict = self._executor.speculate(anchors, drafts, counts, numbers[:, self._block_size :], sampling)
-        return replace(made, verdict=verdict)
+                for row, count in zip(group.rows, _lengths(group, available, drafts), strict=True):
+                    counts[row] = count
+        if drafts is not None and max(counts) > 0:
+            looked_at = self._looked_at(counts)
+            verdict = self._executor.speculate(anchors, drafts, looked_at, numbers.judging, seats.sampling)
+        return PlannedRound(began, groups, drafting, drafts, counts, numbers, verdict)
+
+    def _looked_at(self, counts: list[int]) -> NDArray[np.int64]:
+        """The same as an array, which is the last one if it can be: then it need not be sent."""
+        if self._counted[0] != counts:
+            self._counted = counts, np.array(counts)
+            self._counted[1].flags.writeable = False
+        return self._counted[1]
 
     def _chains(self, active: Sequence[SequenceState], made: PlannedRound) -> bool:
         """Whether the next round can be made now: it comes, and has room for a block, however this one ends.
@@ -142,7 +152,7 @@ class Speculative:
         if pace is not None and (pace is not self._shared or not pace.wants_drafts()):
             return False  # a seed's rounds go by all that came before them
         waits = pace is not None and len(active) > 1 and made.drafts is not None and made.drafts.has_confidence
-        return not waits and all(self._goes_on(s, int(made.counts[s.row]) + 1) for s in active)
+        return not waits and all(self._goes_on(s, made.counts[s.row] + 1) for s in active)
 
     def _goes_on(self, sequence: SequenceState, more: int) -> bool:
         """Whether a sequence has drafts even if it is ``more`` tokens longer, and room for a whole block then."""
@@ -156,13 +166,11 @@ class Speculative:
         waited = self._executor.draws if made.verdict is None else self._proposer.chains and not chained
         if self._costs is None or waited:
             return
-        width = 1 if made.verdict is None else self._width(made.most)
+        widths = self._executor.round_widths
+        width = 1 if made.verdict is None else widths[bisect_right(widths, made.most)]
         # What was drafted in the device's own time was waited for with the step.
         late_ms = self._costs.times.draft_ms if made.drafts is not None and made.drafts.late else 0.0
         self._costs.stepped(width, (self._read - began) * 1e3 - late_ms)
-
-    def _width(self, drafts: int) -> int:
-        return next(width for width in self._executor.round_widths if width > drafts)
 
     def _limit(self, sequence: SequenceState, more: int = 0) -> int:
         """Drafts of a sequence that may be looked at, when it is ``more`` tokens longer.
@@ -186,24 +194,6 @@ class Speculative:
                 groups.append(Group(self._own.setdefault(sequence, self._make_pace()), [sequence]))
         return [*groups, Group(self._shared, shared)] if shared else groups
 
-    def _sampling(self, active: Sequence[SequenceState]) -> SamplingInputs:
-        """The settings of these, which are those of the round before if they are."""
-        sequences = tuple(active)
-        if self._sampled is None or self._sampled[0] != sequences:
-            sampling = SamplingInputs.greedy(self._executor.batch)
-            for sequence in active:
-                sampling.put(sequence.row, sequence.params)
-            self._sampled = sequences, sampling
-        return self._sampled[1]
-
-    def _numbers(self, active: Sequence[SequenceState]) -> NDArray[np.float32]:
-        """Random numbers [B,2g+1]: one to draw each draft, one to judge it, and one for the token that follows."""
-        numbers = np.zeros((self._executor.batch, 2 * self._block_size + 1), np.float32)
-        for sequence in active:
-            if sequence.params.repetition_penalty == 1:
-                numbers[sequence.row] = sequence.numbers(numbers.shape[1])
-        return numbers
-
     def _take(self, active: Sequence[SequenceState], made: PlannedRound, verdict: Verdict) -> NDArray[np.int32]:
         """Waits for a verdict and takes its tokens; returns how many drafts stayed."""
         assert made.drafts is not None
@@ -220,17 +210,16 @@ class Speculative:
     def _decode(
         self, active: Sequence[SequenceState], groups: Sequence[Group], numbers: NDArray[np.float32] | None
     ) -> NDArray[np.int32]:
-        """A plain step; numbers [B] are those that a verify without drafts would use, None if it was made ahead."""
+        """A plain step; numbers [B,1] are those that a verify without drafts would use, None if it was made ahead."""
         if self._executor.draws and all(sequence.params.repetition_penalty == 1 for sequence in active):
             self._draw(active, groups, numbers)
         else:
             assert numbers is not None, "what is drawn by the host is not made ahead"
-            anchors, positions, lengths = self._columns(active)
-            counts = np.zeros(self._executor.batch, np.int64)
-            counts[[sequence.row for sequence in active]] = 1
-            logits = self._executor.decode(anchors, positions, lengths, counts)
+            seats = self._seating.of(active)
+            tokens, positions, lengths = seats.columns()
+            logits = self._executor.decode(tokens, positions, lengths, seats.counts)
             for sequence in active:
-                _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row]))])
+                _advance(sequence, [_draw(sequence, logits[sequence.row], float(numbers[sequence.row, 0]))])
         return np.zeros(self._executor.batch, np.int32)
 
     def _draw(
@@ -240,35 +229,25 @@ class Speculative:
         step = self._ahead.pop(active)
         if step is None:
             assert numbers is not None, "there was a step ahead"
-            step = make_step(self._executor, active, numbers, None)
+            step = make_step(self._executor, self._seating.of(active), numbers, None)
         going_on = [sequence for sequence in active if sequence.remaining > 1]
         if going_on and all(group.pace is not None and group.pace.rests for group in groups):
-            self._ahead.keep(going_on, make_step(self._executor, going_on, self._numbers(going_on)[:, -1], step))
+            seats = self._seating.of(going_on)
+            self._ahead.keep(going_on, make_step(self._executor, seats, seats.numbers().following, step))
         following = step.following
         for sequence in active:
             _advance(sequence, [int(following[sequence.row])])
 
-    def _columns(self, active: Sequence[SequenceState]) -> NDArray[np.int64]:
-        """Anchors, positions and lengths, [B] each; zeros where there is no sequence."""
-        columns = np.zeros((3, self._executor.batch), np.int64)
-        for sequence in active:
-            columns[:, sequence.row] = sequence.tokens[-1], sequence.position, sequence.length
-        return columns
-
     def _settle(self, group: Group, made: PlannedRound | None, accepted: NDArray[np.int32] | None) -> None:
         """Tells the pace and the observer what came of the round; None: the group had no drafts."""
         drafts = None if made is None else made.drafts
-        if made is None or drafts is None or accepted is None or not drafts.counts[group.rows].any():
+        if made is None or drafts is None or accepted is None or not any(drafts.counts[row] for row in group.rows):
             if group.pace is not None:
                 group.pace.decoded()
             return
+        confidence = drafts.confidence
         records = [
-            RoundRecord(
-                row,
-                int(made.counts[row]),
-                int(accepted[row]),
-                None if drafts.confidence is None else drafts.confidence[row],
-            )
+            RoundRecord(row, made.counts[row], int(accepted[row]), None if confidence is None else confidence[row])
             for row in group.rows
         ]
         if group.pace is not None:

@@ -71,7 +71,7 @@ class _Timer:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         batch, widest = executor.batch, executor.round_widths[-1]
-        self._sampling = SamplingInputs.greedy(batch)
+        self._sampling = SamplingInputs.of(batch, {})
         self._zeros = np.zeros(batch, np.int64)
         self._drafts = Drafts(np.zeros((batch, widest - 1), np.int64), np.full(batch, widest - 1))
         self._start = min(_LENGTH, executor.max_seq_len // 2)
@@ -95,7 +95,7 @@ class _Timer:
             self._grow(1)
             return 1
         step: Step | None = None
-        numbers = np.zeros(self._executor.batch, np.float32)
+        numbers = np.zeros((self._executor.batch, 1), np.float32)
         for place in range(_CHAIN):
             lengths, given = self._zeros + self._length + place, self._zeros if step is None else step
             step = self._executor.step(given, lengths, lengths, self._zeros + 1, numbers, self._sampling)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.rounds import Step
-from dspark_compiler.runtime.sampling import SamplingInputs
+from dspark_compiler.runtime.seats import Seating, Seats
 from dspark_compiler.runtime.sequence import SequenceState
 
 Made = TypeVar("Made")
@@ -30,6 +30,7 @@ class Autoregressive:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._seating = Seating(executor.batch)
         self._ahead: Ahead[Step] = Ahead()
 
     def round(self, active: Sequence[SequenceState]) -> None:
@@ -46,8 +47,9 @@ class Autoregressive:
 
     def _sampled(self, active: Sequence[SequenceState]) -> dict[int, int]:
         """The next token by row, drawn by the host."""
-        tokens, positions, lengths, counts = _columns(self._executor.batch, active)
-        logits = self._executor.decode(tokens, positions, lengths, counts)
+        seats = self._seating.of(active)
+        tokens, positions, lengths = seats.columns()
+        logits = self._executor.decode(tokens, positions, lengths, seats.counts)
         return {sequence.row: sequence.draw(logits[sequence.row]) for sequence in active}
 
     def _drawn(self, active: Sequence[SequenceState]) -> dict[int, int]:
@@ -60,10 +62,8 @@ class Autoregressive:
         return {sequence.row: int(following[sequence.row]) for sequence in active}
 
     def _make(self, active: Sequence[SequenceState], after: Step | None) -> Step:
-        numbers = np.zeros(self._executor.batch, np.float32)
-        for sequence in active:
-            numbers[sequence.row] = sequence.numbers(1)[0]
-        return make_step(self._executor, active, numbers, after)
+        seats = self._seating.of(active)
+        return make_step(self._executor, seats, seats.numbers().following, after)
 
 
 class Ahead(Generic[Made]):
@@ -88,25 +88,12 @@ class Ahead(Generic[Made]):
         return made
 
 
-def make_step(
-    executor: Executor, active: Sequence[SequenceState], numbers: NDArray[np.float32], after: Step | None
-) -> Step:
-    """A step for these sequences by numbers [B], after their last tokens, or after those ``after`` will have drawn."""
-    tokens, positions, lengths, counts = _columns(executor.batch, active)
-    sampling = SamplingInputs.greedy(executor.batch)
-    for sequence in active:
-        sampling.put(sequence.row, sequence.params)
-    later = 0 if after is None else counts
-    given = tokens if after is None else after
-    return executor.step(given, positions + later, lengths + later, counts, numbers, sampling)
-
-
-def _columns(batch: int, active: Sequence[SequenceState]) -> NDArray[np.int64]:
-    """Tokens, positions, lengths and counts, [4,B]; zeros where there is no sequence."""
-    columns = np.zeros((4, batch), np.int64)
-    for sequence in active:
-        columns[:, sequence.row] = sequence.tokens[-1], sequence.position, sequence.length, 1
-    return columns
+def make_step(executor: Executor, seats: Seats, numbers: NDArray[np.float32], after: Step | None) -> Step:
+    """A step by numbers [B,1], after the sequences' last tokens, or after those ``after`` will have drawn."""
+    tokens, positions, lengths = seats.columns()
+    if after is None:
+        return executor.step(tokens, positions, lengths, seats.counts, numbers, seats.sampling)
+    return executor.step(after, positions + seats.counts, lengths + seats.counts, seats.counts, numbers, seats.sampling)
 
 
 def run(executor: Executor, strategy: Strategy, sequences: Sequence[SequenceState]) -> Iterator[None]:

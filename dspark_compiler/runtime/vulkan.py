@@ -6,13 +6,14 @@ A device has one stream, whatever number is given for it, and its events are val
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.gpu import Rows, Transfer
+from dspark_compiler.runtime.gpu import Batch, Rows, Transfer
 from dspark_compiler.runtime.library import import_tvm_ffi
 
 _STREAM = 0
@@ -40,8 +41,10 @@ class VulkanRuntime:
         self._mark = self._function("mark")
         self._wait = self._function("wait")
         self._replay = self._function("replay")
+        self._run = self._function("run")
         self._memory = self._function("memory")
         self._marks: list[int] = []
+        self._reached = 0  # the latest mark that was waited for
         self._stamps: dict[int, int] = {}  # by event, those that are timed
         self.largest: int = self._function("max_allocation")()
 
@@ -95,7 +98,7 @@ class VulkanRuntime:
 
     def copy_all(self, copies: Sequence[Transfer], stream: int) -> None:
         """See GpuRuntime."""
-        self._copy_all([number for each in copies for number in (each.to, each.source, each.size)])
+        self._copy_all([*chain.from_iterable(copies)])
 
     def copy_rows(self, to: Rows, source: Rows, row: int, rows: int, stream: int) -> None:
         """See GpuRuntime."""
@@ -133,9 +136,9 @@ class VulkanRuntime:
 
     def wait(self, event: int) -> None:
         """See GpuRuntime."""
-        if self._marks[event]:
+        if self._marks[event] > self._reached:
             self._wait(self._marks[event])
-            self._marks[event] = 0
+            self._reached = max(self._reached, self._marks[event])
 
     def begin_capture(self, stream: int) -> None:
         """See GpuRuntime."""
@@ -154,6 +157,13 @@ class VulkanRuntime:
     def launch(self, graph: int, stream: int) -> None:
         """See GpuRuntime."""
         self._replay(graph)
+
+    def run(self, batch: Batch, stream: int) -> None:
+        """See GpuRuntime."""
+        before, after = [*chain.from_iterable(batch.before)], [*chain.from_iterable(batch.after)]
+        mark = self._run(before, batch.graph or 0, after)
+        for event in batch.events:
+            self._marks[event] = mark
 
     def destroy(self, graph: int) -> None:
         """See GpuRuntime."""

@@ -40,10 +40,8 @@ void Copy(int64_t index, int64_t to, int64_t from, int64_t size) {
   device.stream->Copy(target, 0, source, 0, size, 1);
 }
 
-/// The same of several that have nothing to do with each other; numbers are to, from, size of each.
-void CopyAll(int64_t index, ffi::Array<int64_t> numbers) {
-  Device& device = At(index);
-  std::lock_guard<std::mutex> lock(device.mutex);
+/// Copies that have nothing to do with each other, from to, from, size of each.
+std::vector<Transfer> TransfersOf(Device& device, const ffi::Array<int64_t>& numbers) {
   std::vector<Transfer> transfers;
   for (size_t i = 0; i + 2 < numbers.size(); i += 3) {
     const Transfer each{device.memory->FindAnywhere(numbers[i]), device.memory->FindAnywhere(numbers[i + 1]),
@@ -52,7 +50,27 @@ void CopyAll(int64_t index, ffi::Array<int64_t> numbers) {
     CheckRoom(device, each.from, each.size);
     transfers.push_back(each);
   }
-  device.stream->CopyAll(transfers);
+  return transfers;
+}
+
+/// The same of several that have nothing to do with each other.
+void CopyAll(int64_t index, ffi::Array<int64_t> numbers) {
+  Device& device = At(index);
+  std::lock_guard<std::mutex> lock(device.mutex);
+  device.stream->CopyAll(TransfersOf(device, numbers));
+}
+
+/// Copies, a recording (0 for none) and copies, submitted as one; returns what to wait for.
+int64_t Run(int64_t index, ffi::Array<int64_t> before, int64_t recording, ffi::Array<int64_t> after) {
+  Device& device = At(index);
+  std::lock_guard<std::mutex> lock(device.mutex);
+  const std::vector<Transfer> first = TransfersOf(device, before), last = TransfersOf(device, after);
+  if (!first.empty()) device.stream->CopyAll(first);
+  if (recording != 0) device.stream->Put(recording);
+  if (!last.empty()) device.stream->CopyAll(last);
+  const uint64_t mark = device.stream->Mark();
+  device.stream->Submit();
+  return static_cast<int64_t>(mark);
 }
 
 void CopyRows(int64_t index, int64_t to, int64_t to_pitch, int64_t from, int64_t from_pitch, int64_t row,
@@ -171,6 +189,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("dspark.vulkan.copy", Copy)
       .def("dspark.vulkan.copy_all", CopyAll)
       .def("dspark.vulkan.copy_rows", CopyRows)
+      .def("dspark.vulkan.run", Run)
       .def("dspark.vulkan.zero", Zero)
       .def("dspark.vulkan.mark", OnStream(&Stream::Mark))
       .def("dspark.vulkan.submit", OnStream(&Stream::Submit))

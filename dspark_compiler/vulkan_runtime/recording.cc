@@ -33,12 +33,17 @@ void Stream::AbandonRecording() {
   if (device_.functions.EndCommandBuffer(commands->buffer) == VK_SUCCESS) Recycle(commands.get());
 }
 
-void Stream::Replay(uint64_t recording) {
+void Stream::Put(uint64_t recording) {
   auto found = recordings_.find(recording);
   if (found == recordings_.end()) device_.Refuse("a recording that does not exist is to be replayed");
-  Mark();  // whoever waits for what came before does not wait for this
+  Close();
   batch_.order.push_back(found->second->buffer);
   order_.Forget();
+}
+
+void Stream::Replay(uint64_t recording) {
+  Mark();  // whoever waits for what came before does not wait for this
+  Put(recording);
   Submit();
 }
 

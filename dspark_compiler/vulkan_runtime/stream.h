@@ -97,6 +97,9 @@ class Stream {
   void AbandonRecording();
 
   /// Puts all of a recording here.
+  void Put(uint64_t recording);
+
+  /// The same, and sends it to the device.
   void Replay(uint64_t recording);
 
   /// Forgets a recording; what was replayed of it still ends.

@@ -19,14 +19,14 @@ from dspark_compiler.artifact import Artifact
 from dspark_compiler.runtime.executor import Executor
 from dspark_compiler.runtime.rounds import Anchors
 from dspark_compiler.runtime.sampling import SamplingInputs
-executor, drawn = Executor(Artifact.open(Path(sys.argv[1]))), SamplingInputs.greedy(2)
+executor, drawn = Executor(Artifact.open(Path(sys.argv[1]))), SamplingInputs.of(2, {})
 commit, executor.commit = executor.commit, lambda lengths, accepted: None
 token, first, none = np.ones(2, np.int64), np.array([1, 0]), np.zeros((2, executor.block_size + 1))
 for _ in range(2):
     executor.prefill(0, [5] * 180, 0, 0)  # more than there are slots
     lengths = np.array([180, 0])
     for _ in range(12):
-        executor.step(token, lengths, lengths, first, np.zeros(2), drawn).following
+        executor.step(token, lengths, lengths, first, np.zeros((2, 1)), drawn).following
         lengths = lengths + first
     for width in executor.round_widths:
         anchors = Anchors(token, lengths, lengths)

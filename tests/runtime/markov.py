@@ -88,7 +88,7 @@ class MarkovExecutor:
         given = tokens.tensor if isinstance(tokens, Step) else tokens
         logits = self.decode(given, positions, lengths, counts)
         p = self.probs(self.target, given[:, None], sampling)[:, 0]
-        drawn = np.array([pick(p[row], float(uniforms[row])) for row in range(self.batch)])
+        drawn = np.array([pick(p[row], float(uniforms[row, 0])) for row in range(self.batch)])
         return Step(drawn, Fetched(lambda: (drawn,)), lambda row: logits[row])
 
     def probs(self, of: np.ndarray, tokens: np.ndarray, sampling: SamplingInputs) -> np.ndarray:

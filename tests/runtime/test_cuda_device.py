@@ -10,6 +10,7 @@ import pytest
 from dspark_compiler.artifact import Artifact, ArtifactWriter, StepTime, StepTimes, TensorInfo
 from dspark_compiler.errors import ArtifactError, DeviceError
 from dspark_compiler.runtime import lanes
+from dspark_compiler.runtime.calls import Columns
 from dspark_compiler.runtime.costs import LiveCosts, RoundCosts
 from dspark_compiler.runtime.cpu_device import to_array
 from dspark_compiler.runtime.drafts import CompiledDrafter
@@ -141,7 +142,7 @@ def test_rounds_follow_each_other_without_the_host(artifact: Artifact) -> None:
     for row in range(toy.BATCH):
         executor.prefill(row, prompt, 0, 0)
     two, full = np.full(toy.BATCH, 2), np.full(toy.BATCH, toy_heads.GAMMA)
-    sampling, numbers = SamplingInputs.greedy(toy.BATCH), np.zeros((toy.BATCH, toy.VERIFY), np.float32)
+    sampling, numbers = SamplingInputs.of(toy.BATCH, {}), np.zeros((toy.BATCH, toy.VERIFY), np.float32)
 
     def rounds(count: int) -> list[list[int]]:
         anchors, made = Anchors(first, two, two), []
@@ -188,8 +189,8 @@ def test_a_step_and_a_round_are_one_launch_each(artifact: Artifact) -> None:
 def test_what_waits_to_be_launched_is_launched_for_those_who_wait_for_it(artifact: Artifact) -> None:
     device = FakeDevice()
     executor = Executor(artifact, device=device)
-    ones, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
-    sampling = SamplingInputs.greedy(toy.BATCH)
+    ones, numbers = np.ones(toy.BATCH, np.int64), np.zeros((toy.BATCH, 1), np.float32)
+    sampling = SamplingInputs.of(toy.BATCH, {})
     expected = [executor.step(ones, ones, ones, ones, numbers, sampling).following for _ in range(3)][-1]
     before = device.fake.log.count("launch")
     with executor.together():
@@ -226,8 +227,8 @@ def test_a_paced_round_of_one_sequence_does_not_wait_for_its_confidences(artifac
 def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) -> None:
     device = FakeDevice()
     executor = Executor(artifact, device=device)
-    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros(toy.BATCH, np.float32)
-    sampling = SamplingInputs.greedy(toy.BATCH)
+    one, numbers = np.ones(toy.BATCH, np.int64), np.zeros((toy.BATCH, 1), np.float32)
+    sampling = SamplingInputs.of(toy.BATCH, {})
     previous = executor.step(one, one, one, one, numbers, sampling)
     for turn in range(2, 6):
         previous_made = previous.following if turn == 2 else None
@@ -238,6 +239,60 @@ def test_making_the_next_step_waits_for_nothing_of_this_one(artifact: Artifact) 
         assert previous_made is None or len(previous_made) == toy.BATCH
         assert previous.following is not None
         previous = step
+
+
+def test_inputs_are_sent_again_when_they_change(artifact: Artifact) -> None:
+    device, still = FakeDevice(), Executor(artifact)
+    executor, ones = Executor(artifact, device=device), np.ones(toy.BATCH, np.int64)
+
+    def sends(numbers: np.ndarray, sampling: SamplingInputs) -> int:
+        """How often a step sends something; its tokens are those of the host."""
+        before, arguments = device.fake.log.count("send"), (ones, ones, ones, ones, numbers, sampling)
+        np.testing.assert_array_equal(executor.step(*arguments).following, still.step(*arguments).following)
+        return device.fake.log.count("send") - before
+
+    greedy = SamplingInputs.of(toy.BATCH, {})
+    drawn = SamplingInputs.of(toy.BATCH, {1: SamplingParams(temperature=2.0)})
+    zeros, numbers = np.zeros((toy.BATCH, 1), np.float32), np.full((toy.BATCH, 1), 0.25, np.float32)
+    zeros.flags.writeable = False
+    # Where the sequences are is sent each time.
+    assert [sends(zeros, greedy) for _ in range(4)] == [2, 1, 1, 1]
+    assert [sends(zeros, drawn) for _ in range(3)] == [2, 1, 1]
+    for number in (0.25, 0.5, 0.75, 0.9):
+        numbers[:] = number
+        assert sends(numbers, drawn) == 2
+    assert [sends(zeros, greedy) for _ in range(2)] == [2, 1]
+
+
+def test_inputs_are_sent_again_where_columns_of_a_tensor_have_been(artifact: Artifact) -> None:
+    device = FakeDevice()
+    calls = Executor(artifact, device=device).calls
+    places = {"length": np.ones(toy.BATCH, np.int32), "uniform": np.zeros((toy.BATCH, toy_heads.GAMMA), np.float32)}
+    settings = SamplingInputs.of(toy.BATCH, {}).as_inputs()
+    drafted = calls["draft"](anchor=np.array([4, 5, 6]), position=np.ones(toy.BATCH, np.int64), **places, **settings)
+    decode, others = calls["decode"], ("positions", "sequence", "length", "count")
+    numbers: dict[str, Any] = dict.fromkeys(others, 1) | {"sequence": np.arange(toy.BATCH)}
+    numbers |= {"input_ids": np.full((toy.BATCH, 1), 9)}
+    for value in (numbers["sequence"], numbers["input_ids"]):
+        value.flags.writeable = False
+    found = []
+    for turn in range(6):
+        columns = {"input_ids": Columns(drafted["input_ids"])} | {name: decode.inputs[name] for name in others}
+        made = decode(**(columns if turn % 2 else numbers))
+        found.append(device.fetch(made["logits"]).arrays()[0])
+    for logits, first in zip(found[2:], found[:2] * 2, strict=True):
+        np.testing.assert_array_equal(logits, first)
+    assert (found[0] != found[1]).any()
+
+
+def test_a_round_is_one_batch(artifact: Artifact) -> None:
+    device = FakeDevice()
+    executor = Executor(artifact, device=device)
+    sequence = SequenceState(0, [1], SamplingParams(40), room=40, eos_ids=frozenset(), tokenizer=None)
+    found = []
+    for _ in run(executor, Speculative(executor, CompiledDrafter(executor), executor.block_size), [sequence]):
+        found.append(device.fake.log.count("batch"))
+    assert set(np.diff(found)[3:-5]) == {1}, "but for the last ones"
 
 
 def _captured(artifact: Artifact, params: SamplingParams) -> tuple[FakeDevice, Executor, list[list[int]]]:
@@ -278,7 +333,7 @@ def test_a_device_has_one_stream_which_is_done_before_constants_are_made(
     device = FakeDevice()
     executor = Executor(artifact, device=device)
     one = np.ones(toy.BATCH, np.int64)
-    executor.step(one, one, one, one, np.zeros(toy.BATCH, np.float32), SamplingInputs.greedy(toy.BATCH))
+    executor.step(one, one, one, one, np.zeros((toy.BATCH, 1), np.float32), SamplingInputs.of(toy.BATCH, {}))
     assert device.fake.waiting
     lanes.make_way(device.where)
     assert not device.fake.waiting

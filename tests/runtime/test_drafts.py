@@ -45,7 +45,7 @@ def test_each_sequence_has_its_own_text() -> None:
         for row, prompt in ((0, [1, 2, 1]), (2, [4, 5, 6]))
     ]
     unknown = Anchors(None, None, None)  # what is looked up is in the text
-    nothing = unknown, np.zeros((3, 2), np.float32), SamplingInputs.greedy(3)
+    nothing = unknown, np.zeros((3, 2), np.float32), SamplingInputs.of(3, {})
     for sequence in made:
         sequence.take(9)
     drafts = lookup.propose(made, *nothing)

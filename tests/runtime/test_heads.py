@@ -64,7 +64,7 @@ def test_a_round_confirms_the_anchor_and_what_stays(tmp_path: Path) -> None:
     truth = reference.greedy([*prompt, 9], 3, eos=None)
     wrong = (truth[1] + 1) % toy.V
     drafts = Drafts(np.array([truth[:2], [truth[0], wrong], truth[:2]]), np.full(3, 2))
-    sampling, numbers = SamplingInputs.greedy(3), np.zeros((3, 3), np.float32)
+    sampling, numbers = SamplingInputs.of(3, {}), np.zeros((3, 3), np.float32)
     verdict = executor.speculate(anchors([9] * 3, 3), drafts, [2, 2, 1], numbers, sampling)
     assert verdict.accepted.tolist() == [2, 1, 1]
     assert verdict.following.tolist() == [truth[2], truth[1], truth[1]]
@@ -78,7 +78,7 @@ def test_a_round_confirms_the_anchor_and_what_stays(tmp_path: Path) -> None:
 
 def test_what_was_drafted_from_goes_from_call_to_call(tmp_path: Path) -> None:
     executor = Executor(Artifact.open(toy_heads.write(tmp_path / "a.dspark", drafter=True)))
-    sampling, zeros = SamplingInputs.greedy(3), np.zeros((3, 2), np.float32)
+    sampling, zeros = SamplingInputs.of(3, {}), np.zeros((3, 2), np.float32)
     for row in range(toy.BATCH):
         executor.prefill(row, [5, 6], 0, 0)
     drafts = executor.draft(anchors([9, 10, 11], 2), zeros, sampling)

@@ -128,3 +128,26 @@ def test_several_copies_arrive_behind_one_kernel(kernel: Any) -> None:
     np.testing.assert_array_equal(to.numpy(), x + 1)
     with pytest.raises(RuntimeError, match="bytes"):
         function("copy_all")(0, [to.data_ptr(), a.data_ptr(), size, to.data_ptr(), a.data_ptr(), 1 << 30])
+
+
+def test_a_recording_runs_between_copies(kernel: Any) -> None:
+    x = np.arange(SIZE, dtype=np.float32)
+    source, a, b, to = (
+        on_device(x),
+        on_device(np.zeros_like(x)),
+        on_device(np.ones_like(x)),
+        on_device(np.zeros_like(x)),
+    )
+    recording = recorded(lambda: run(kernel, a, b, 1.0))
+    before = [a.data_ptr(), source.data_ptr(), x.nbytes]
+    after = [to.data_ptr(), b.data_ptr(), x.nbytes]
+    for turn in range(1, 4):
+        mark = function("run")(0, before, recording, after)
+        assert function("mark")(0) == mark, "there is nothing behind it"
+        function("wait")(0, mark)
+        np.testing.assert_array_equal(to.numpy(), turn * x + 1)
+    function("run")(0, [b.data_ptr(), source.data_ptr(), x.nbytes], 0, [])
+    np.testing.assert_array_equal(b.numpy(), x)
+    function("forget")(0, recording)
+    with pytest.raises(RuntimeError, match="a recording that does not exist"):
+        function("run")(0, [], recording, [])
