@@ -15,15 +15,17 @@ TURN = TEAMS * AT_ONCE  # slots that a work group takes in a turn
 
 _MOST_REGISTERS = 64  # floats of queries and of sums that a thread holds
 _MOST_ROWS = 4  # query rows written out one after the other
-_FEW_GROUPS = 32  # work groups that leave a device so idle that each takes a row
+_MANY_GROUPS = 96  # work groups that a large device still has room for beside those of products
 
 
 def rows_together(problem: Problem) -> int:
-    """Query rows a work group holds at a time."""
+    """Query rows a work group holds at a time: few, as long as a device has room for all work groups of a part."""
     shape = problem.shape
-    if shape.rows * shape.kv_heads * problem.rows <= _FEW_GROUPS:
-        return 1
-    return max(1, min(problem.rows, _MOST_ROWS, _MOST_REGISTERS * TEAM // (shape.head_dim + shape.value_dim)))
+    most = min(problem.rows, _MOST_ROWS, _MOST_REGISTERS * TEAM // (shape.head_dim + shape.value_dim))
+    for count in range(1, most):
+        if shape.rows * shape.kv_heads * -(-problem.rows // count) <= _MANY_GROUPS:
+            return count
+    return max(1, most)
 
 
 @dataclass(frozen=True)
