@@ -13,7 +13,7 @@ from dspark_compiler.backends.vulkan.memory import Index, Use
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, MatrixLayout, MatrixUse, Op, Scope, Storage
 from dspark_compiler.backends.vulkan.spirv.types import UINT32, Scalar, constant, pointer_type, type_id
 from dspark_compiler.backends.vulkan.values import Value
-from dspark_compiler.schedules.vulkan.matrices import FILL, LOAD, MULTIPLY_ADD, SIDE, STORE
+from dspark_compiler.schedules.vulkan.matrices import ADD, FILL, LOAD, MULTIPLY_ADD, SIDE, STORE
 
 USES = {
     "wmma.matrix_a": MatrixUse.A,
@@ -120,4 +120,13 @@ def multiply_add(emitter: Emitter, call: Any) -> None:
     body.emit_void(Op.STORE, target, made)
 
 
-RULES: dict[str, Rule] = {FILL: fill, LOAD: load, STORE: store, MULTIPLY_ADD: multiply_add}
+def add(emitter: Emitter, call: Any) -> None:
+    """dspark_matrix_add(sums, others): sums += others."""
+    body = emitter.do.body
+    places = [_matrix(emitter, address) for address in call.args[1:]]
+    sums, others = (body.emit(Op.LOAD, matrices.type, pointer) for pointer, matrices in places)
+    (target, matrices), _ = places
+    body.emit_void(Op.STORE, target, body.emit(Op.F_ADD, matrices.type, sums, others))
+
+
+RULES: dict[str, Rule] = {FILL: fill, LOAD: load, STORE: store, MULTIPLY_ADD: multiply_add, ADD: add}

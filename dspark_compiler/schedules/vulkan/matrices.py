@@ -11,7 +11,9 @@ from dspark_compiler.schedules.tir import Buffer, Expr
 SIDE = 16
 SUBGROUP = 32
 HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
-FILL, LOAD, STORE, MULTIPLY_ADD = (f"dspark_matrix_{name}" for name in ("fill", "load", "store", "multiply_add"))
+FILL, LOAD, STORE, MULTIPLY_ADD, ADD = (
+    f"dspark_matrix_{name}" for name in ("fill", "load", "store", "multiply_add", "add")
+)
 
 _ELEMENTS = SIDE * SIDE
 _VECTOR = 4  # elements; what an address on the chip is a multiple of
@@ -49,6 +51,10 @@ class Matrices:
         """sums[number] += left[i] right[j]."""
         factors = (_matrix(left, i), _matrix(right, j))
         T.evaluate(T.call_extern("void", MULTIPLY_ADD, _matrix(sums, number), *factors))
+
+    def add(self, sums: Buffer, number: int, other: int) -> None:
+        """sums[number] += sums[other]."""
+        T.evaluate(T.call_extern("void", ADD, _matrix(sums, number), _matrix(sums, other)))
 
     def store(self, tile: Buffer, start: Expr, stride: int, sums: Buffer, number: int) -> None:
         """Writes a matrix of sums to the work group's memory, row by row."""

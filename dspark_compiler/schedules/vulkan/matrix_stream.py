@@ -74,6 +74,11 @@ class MatrixCut:
         return self.blocks * self.halves
 
     @property
+    def chains(self) -> int:
+        """Sums of a line that a subgroup has: two of a single one, where each product would wait for the one before."""
+        return 2 if self.lines == 1 else 1
+
+    @property
     def threads(self) -> int:
         """Of a work group."""
         return self.splits * SUBGROUP
@@ -158,10 +163,12 @@ class _Launch:
         with launch((-(-self._features // wide),), cut.threads) as (group, thread):
             output = StreamOutput(plan, self._options, WeightReader(form_of(work), self._of), self._of, awaits=True)
             memory, squares = shared(cut.words), shared((cut.splits, MOST_ROWS))
-            sums = self._matrices.sums(cut.lines)
+            sums = self._matrices.sums(cut.lines * cut.chains)
             lane, split = T.Bind(thread % SUBGROUP), T.Bind(thread // SUBGROUP)
             part = _Part(self, memory, lane, split, group)
             part.multiply(sums, lambda: output.ask(group, thread))
+            if cut.chains == 2:
+                self._matrices.add(sums, 0, 1)
             part.put_squares(squares)
             barrier()  # where x was come sums
             totals = _MatrixSums(cut, memory, squares)
@@ -242,7 +249,8 @@ class _Part:
             self._matrices.load(right, 0, self._memory, column, self._pitch)
             for line in range(self._cut.lines):
                 number = self._number(place, tile, line)
-                self._matrices.multiply(sums, line, self._weight, number, right, 0)
+                chain = tile % self._cut.chains * self._cut.lines
+                self._matrices.multiply(sums, chain + line, self._weight, number, right, 0)
 
     def _number(self, place: int, tile: int, line: int) -> int:
         return (place * _TILES + tile) * self._cut.lines + line

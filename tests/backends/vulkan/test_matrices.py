@@ -83,6 +83,20 @@ def test_matrices_are_of_a_subgroup_and_of_sixteen_lines() -> None:
     assert len(operands(made, Op.COOPERATIVE_MATRIX_STORE_KHR)) == 1
 
 
+def test_sums_are_added_as_wholes() -> None:
+    def body(thread: Any, x: Any, w: Any, y: Any) -> None:
+        matrices, made = Matrices(), shared(SIDE * SIDE)
+        sums = matrices.sums(2)
+        matrices.add(sums, 0, 1)
+        matrices.store(made, T.int32(0), SIDE, sums, 0)
+        matrices.meet()
+        T.buffer_store(y, made[thread], [0, thread % SIDE])
+
+    made = shader(body)
+    ((kind, *_),) = operands(made, Op.F_ADD)
+    assert kind in {result for result, *_ in operands(made, Op.TYPE_COOPERATIVE_MATRIX_KHR)}
+
+
 def test_what_others_wrote_is_seen_behind_a_barrier() -> None:
     made = shader()
     constants = {result: value for _, result, value, *_ in operands(made, Op.CONSTANT)}

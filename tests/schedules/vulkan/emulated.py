@@ -72,6 +72,10 @@ class Emulated(Matrices):
                 other = right.find[j](first + e, k)
                 T.buffer_store(sums, T.fma(factor, other, sums[number, e]), [number, e])
 
+    def add(self, sums: Any, number: int, other: int) -> None:
+        for e in range(_OWN):
+            T.buffer_store(sums, sums[number, e] + sums[other, e], [number, e])
+
     def store(self, tile: Any, start: Any, stride: int, sums: Any, number: int) -> None:
         with self._own() as (own, first):
             for e in range(_OWN):
