@@ -20,6 +20,9 @@ CASES = {
     "three parts": (_DECODE, Scoring(0.2, softcap=4.0), CacheForm(), [550]),
     "new tokens in two parts": (_VERIFY, Scoring(0.2, sinks=True), CacheForm(), [254, 0]),
     "new tokens in two turns of a part": (_VERIFY, Scoring(0.2), CacheForm(), [62, 445]),
+    "a turn of nothing but a new token": (_DECODE, Scoring(0.2), CacheForm(), [64]),
+    "a turn and a part of nothing but new tokens": (_VERIFY, Scoring(0.2), CacheForm(), [128, 256]),
+    "as many new tokens as teams": (replace(_VERIFY, width=16, scratch=16), Scoring(0.2), CacheForm(), [55, 3]),
     "slots that keep positions": (
         _VERIFY,
         Scoring(0.2, window=70),
@@ -111,5 +114,5 @@ def test_one_launch_has_the_bits_of_several(case: tuple[AttentionShape, Scoring,
 
 
 def test_calls_of_many_tokens_take_several_launches() -> None:
-    assert not is_step(replace(_DECODE, width=33), "float16")
-    assert not is_step(replace(_DECODE, width=32, head_dim=128, value_dim=128), "float16")
+    assert not is_step(replace(_DECODE, width=17), "float16")  # a team would have two new ones
+    assert not is_step(replace(_DECODE, width=16, head_dim=256, value_dim=256), "float16")
