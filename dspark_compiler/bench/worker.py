@@ -26,7 +26,6 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     try:
         setup = json.loads(next(requests))
         contestant = CONTESTANTS[setup.pop("contestant")](Setup(**setup))
-        gc.enable()
         answer(options=dict(contestant.options))
         for line in requests:
             request = json.loads(line)
@@ -61,7 +60,6 @@ def timed(contestant: Contestant, prompt: list[int], new_tokens: int) -> tuple[l
 
 def main() -> None:
     """Serves stdin; keeps the real stdout for answers alone."""
-    gc.disable()  # what loading makes stays; it would be looked through for garbage again and again
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, answers)
