@@ -107,3 +107,13 @@ class GpuRuntime(Protocol):
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""
+
+
+def run_in_turn(cuda: GpuRuntime, batch: Batch, stream: int) -> None:
+    """Puts a batch on the stream piece by piece, where an interface has nothing that takes it as one."""
+    cuda.copy_all(batch.before, stream)
+    if batch.graph is not None:
+        cuda.launch(batch.graph, stream)
+    cuda.copy_all(batch.after, stream)
+    for event in batch.events:
+        cuda.record(event, stream)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark_compiler.errors import DeviceError
-from dspark_compiler.runtime.gpu import Batch, Rows, Transfer
+from dspark_compiler.runtime.gpu import Batch, Rows, Transfer, run_in_turn
 
 Signatures = Mapping[str, tuple[Any, ...]]
 
@@ -177,12 +177,7 @@ class GpuLibrary:
 
     def run(self, batch: Batch, stream: int) -> None:
         """See GpuRuntime."""
-        self.copy_all(batch.before, stream)
-        if batch.graph is not None:
-            self.launch(batch.graph, stream)
-        self.copy_all(batch.after, stream)
-        for event in batch.events:
-            self.record(event, stream)
+        run_in_turn(self, batch, stream)
 
     def destroy(self, graph: int) -> None:
         """Gives a graph's memory back; what was launched of it still ends."""

@@ -14,7 +14,7 @@ from dspark_compiler.artifact import EntrySpec, aligned_zeros
 from dspark_compiler.errors import DeviceError
 from dspark_compiler.runtime.cpu_device import named_results, to_array
 from dspark_compiler.runtime.dlpack import Wrapping
-from dspark_compiler.runtime.gpu import Batch, Rows, Transfer
+from dspark_compiler.runtime.gpu import Batch, Rows, Transfer, run_in_turn
 from dspark_compiler.runtime.gpu_device import Fill, GpuDevice
 from dspark_compiler.runtime.gpu_memory import Slab
 from dspark_compiler.runtime.library import import_tvm_ffi
@@ -77,12 +77,7 @@ class FakeCuda:
 
     def run(self, batch: Batch, stream: int) -> None:
         self.log += ["batch", *["send"] * len(batch.before)]
-        self.copy_all(batch.before, stream)
-        if batch.graph is not None:
-            self.launch(batch.graph, stream)
-        self.copy_all(batch.after, stream)
-        for event in batch.events:
-            self.record(event, stream)
+        run_in_turn(self, batch, stream)
 
     def record(self, event: int, stream: int) -> None:
         def mark() -> None:

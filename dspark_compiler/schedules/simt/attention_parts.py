@@ -88,7 +88,7 @@ class Parts:
 
     def write_out(self, place: Place, first: Expr, last: Expr) -> None:
         """Writes "out" of parts first..last of all the work group's rows."""
-        for_elements(place, lambda i, d: put_out(place, self._tensors, i, d, *self._sum(place, i, d, first, last)))
+        _for_elements(place, lambda i, d: put_out(place, self._tensors, i, d, *self._sum(place, i, d, first, last)))
 
     def _sum(self, place: Place, i: Expr, d: Expr, first: Expr, last: Expr) -> tuple[Expr, Expr, Expr]:
         """The sum of parts first..last of one element, its weight, and the maximum they are relative to."""
@@ -150,7 +150,7 @@ def _of_row(place: Place, i: int) -> AbstractContextManager[Any]:
     return nullcontext() if whole else when(place.first + i < place.problem.rows)
 
 
-def for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:
+def _for_elements(place: Place, emit: Callable[[Expr, Expr], None]) -> None:
     """Calls emit(i, d) for the elements of the work group's rows that are a thread's; rows there are not have none."""
     problem, count = place.problem, place.count
     value_dim = problem.shape.value_dim
