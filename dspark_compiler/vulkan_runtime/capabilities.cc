@@ -183,9 +183,11 @@ Capabilities Probe(const InstanceFunctions& functions, VkPhysicalDevice device, 
   NameFeatures(has, subgroup, &found.features);
   const bool wide = found.subgroup_size == kMatrixSubgroup ||
                     (found.min_subgroup_size <= kMatrixSubgroup && kMatrixSubgroup <= found.max_subgroup_size);
-  if (wide && has.cooperative_matrix.cooperativeMatrix && found.Has("memory_model") &&
-      OffersMatrices(functions, device)) {
-    found.features.insert("cooperative_matrix");
+  for (const uint32_t columns : kMatrixColumns) {
+    if (wide && has.cooperative_matrix.cooperativeMatrix && found.Has("memory_model") &&
+        OffersMatrices(functions, device, columns)) {
+      found.features.insert(MatrixFeature(columns));
+    }
   }
   enabled->Link(found.extensions);
   Choose(has, enabled);

@@ -113,9 +113,9 @@ int64_t MaxAllocation(int64_t index) {
 }
 
 /// Whether this thread's current device runs kernels that multiply matrices, with this much shared memory.
-bool HasMatrices(int64_t shared_bytes) {
+bool HasMatrices(int64_t columns, int64_t shared_bytes) {
   const Capabilities& has = At(CurrentDevice()).capabilities;
-  return WantsMatrices() && has.Has("cooperative_matrix") &&
+  return WantsMatrices() && has.Has(MatrixFeature(static_cast<uint32_t>(columns))) &&
          shared_bytes <= has.properties.limits.maxComputeSharedMemorySize;
 }
 

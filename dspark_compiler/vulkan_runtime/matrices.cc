@@ -11,8 +11,8 @@ namespace {
 
 constexpr uint32_t kSide = 16;
 
-bool IsOurs(const VkCooperativeMatrixPropertiesKHR& shape) {
-  return shape.MSize == kSide && shape.NSize == kSide && shape.KSize == kSide &&
+bool IsOurs(const VkCooperativeMatrixPropertiesKHR& shape, uint32_t columns) {
+  return shape.MSize == kSide && shape.NSize == columns && shape.KSize == kSide &&
          shape.AType == VK_COMPONENT_TYPE_FLOAT16_KHR && shape.BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
          shape.CType == VK_COMPONENT_TYPE_FLOAT32_KHR && shape.ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
          shape.scope == VK_SCOPE_SUBGROUP_KHR;
@@ -20,7 +20,7 @@ bool IsOurs(const VkCooperativeMatrixPropertiesKHR& shape) {
 
 }  // namespace
 
-bool OffersMatrices(const InstanceFunctions& functions, VkPhysicalDevice device) {
+bool OffersMatrices(const InstanceFunctions& functions, VkPhysicalDevice device, uint32_t columns) {
   const auto ask = functions.GetPhysicalDeviceCooperativeMatrixPropertiesKHR;
   uint32_t count = 0;
   if (ask == nullptr || ask(device, &count, nullptr) != VK_SUCCESS) return false;
@@ -30,7 +30,7 @@ bool OffersMatrices(const InstanceFunctions& functions, VkPhysicalDevice device)
   if (ask(device, &count, shapes.data()) != VK_SUCCESS) return false;
   shapes.resize(count);
   for (const VkCooperativeMatrixPropertiesKHR& shape : shapes) {
-    if (IsOurs(shape)) return true;
+    if (IsOurs(shape, columns)) return true;
   }
   return false;
 }

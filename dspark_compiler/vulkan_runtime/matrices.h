@@ -38,9 +38,17 @@ namespace dspark::vulkan {
 
 struct InstanceFunctions;
 
-/// Whether a subgroup can multiply 16 x 16 numbers of float16 by as many and sum up in float32; the device knows the
-/// extension.
-bool OffersMatrices(const InstanceFunctions& functions, VkPhysicalDevice device);
+/// Columns of the matrices that kernels use: of many rows of x, of few.
+constexpr uint32_t kMatrixColumns[] = {16, 8};
+
+/// The feature of a device that can do what OffersMatrices asks.
+inline const char* MatrixFeature(uint32_t columns) {
+  return columns == 16 ? "cooperative_matrix" : "cooperative_matrix_8";
+}
+
+/// Whether a subgroup can multiply 16 x 16 numbers of float16 by 16 x ``columns`` and sum up in float32; the device
+/// knows the extension.
+bool OffersMatrices(const InstanceFunctions& functions, VkPhysicalDevice device, uint32_t columns);
 
 /// Whether kernels may use them; DSPARK_VULKAN_MATRICES=0 keeps to those without.
 bool WantsMatrices();

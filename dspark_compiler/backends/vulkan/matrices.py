@@ -1,7 +1,7 @@
-"""Cooperative matrices (SPV_KHR_cooperative_matrix): 16 x 16 numbers that the invocations of a subgroup hold together.
+"""Cooperative matrices (SPV_KHR_cooperative_matrix): 16 x 16 or 16 x 8 numbers that a subgroup holds together.
 
-Buffers in TVM's scopes for fragments are arrays of them, 256 elements each; the calls of schedules/vulkan/matrices.py
-work on these. A lies in memory row by row, B column by column, so that both have neighbouring depths side by side.
+Buffers in TVM's scopes for fragments are arrays of them; the calls of schedules/vulkan/matrices.py work on these. A
+lies in memory row by row, B column by column, so that both have neighbouring depths side by side.
 """
 
 from collections.abc import Sequence
@@ -13,36 +13,39 @@ from dspark_compiler.backends.vulkan.memory import Index, Use
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, MatrixLayout, MatrixUse, Op, Scope, Storage
 from dspark_compiler.backends.vulkan.spirv.types import UINT32, Scalar, constant, pointer_type, type_id
 from dspark_compiler.backends.vulkan.values import Value
-from dspark_compiler.schedules.vulkan.matrices import ADD, FILL, LOAD, MULTIPLY_ADD, SIDE, STORE
+from dspark_compiler.schedules.vulkan.matrices import ADD, FEW, FILL, LOAD, MULTIPLY_ADD, SIDE, STORE
 
-USES = {
-    "wmma.matrix_a": MatrixUse.A,
-    "wmma.matrix_b": MatrixUse.B,
-    "wmma.accumulator": MatrixUse.ACCUMULATOR,
+KINDS = {  # of matrices in a scope: what for, and their columns
+    "wmma.matrix_a": (MatrixUse.A, SIDE),
+    "wmma.matrix_b": (MatrixUse.B, SIDE),
+    "wmma.accumulator": (MatrixUse.ACCUMULATOR, SIDE),
+    "m16n8k8.matrixB": (MatrixUse.B, FEW),
+    "m16n8k8.matrixC": (MatrixUse.ACCUMULATOR, FEW),
 }
 _LAYOUTS = {
     MatrixUse.A: MatrixLayout.ROW_MAJOR,
     MatrixUse.B: MatrixLayout.COLUMN_MAJOR,
     MatrixUse.ACCUMULATOR: MatrixLayout.ROW_MAJOR,
 }
-_ELEMENTS = SIDE * SIDE
 
 
 class Matrices:
     """An array of matrices, which only the calls below read and write."""
 
-    def __init__(self, arithmetic: Arithmetic, use: MatrixUse, scalar: Scalar, length: int) -> None:
+    def __init__(self, arithmetic: Arithmetic, scope: str, scalar: Scalar, length: int) -> None:
+        use, columns = KINDS[scope]
         self._do, self.layout, module = arithmetic, _LAYOUTS[use], arithmetic.module
+        self._elements = SIDE * columns
         module.require(Capability.COOPERATIVE_MATRIX_KHR, "SPV_KHR_cooperative_matrix")
-        numbers = [constant(module, UINT32, number) for number in (Scope.SUBGROUP, SIDE, SIDE, use)]
+        numbers = [constant(module, UINT32, number) for number in (Scope.SUBGROUP, SIDE, columns, use)]
         self.type = module.declare(Op.TYPE_COOPERATIVE_MATRIX_KHR, type_id(module, scalar), *numbers)
-        array = module.declare(Op.TYPE_ARRAY, self.type, constant(module, UINT32, length // _ELEMENTS))
+        array = module.declare(Op.TYPE_ARRAY, self.type, constant(module, UINT32, length // self._elements))
         self._variable = arithmetic.body.variable(pointer_type(module, Storage.FUNCTION, array))
 
     def pointer(self, scalar: Scalar, index: Index, use: Use) -> int:
         """See Memory: to the matrix whose first element this is."""
         kind = pointer_type(self._do.module, Storage.FUNCTION, self.type)
-        return self._do.body.emit(Op.ACCESS_CHAIN, kind, self._variable, index(_ELEMENTS).id)
+        return self._do.body.emit(Op.ACCESS_CHAIN, kind, self._variable, index(self._elements).id)
 
     def load(self, scalar: Scalar, lanes: int, index: Index, aligned: int) -> Value:
         """See Memory; which invocation holds which element is not known."""
@@ -59,7 +62,7 @@ class Matrices:
 
 def has_matrices(nodes: Sequence[Any]) -> bool:
     """Whether a kernel of these nodes holds matrices."""
-    return any(type(node).__name__ == "AllocBuffer" and str(node.buffer.ty.storage_scope) in USES for node in nodes)
+    return any(type(node).__name__ == "AllocBuffer" and str(node.buffer.ty.storage_scope) in KINDS for node in nodes)
 
 
 def _matrix(emitter: Emitter, address: Any) -> tuple[int, Matrices]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dspark_compiler.backends.vulkan.expressions import Expressions
 from dspark_compiler.backends.vulkan.indexing import constant_of
-from dspark_compiler.backends.vulkan.matrices import USES, Matrices
+from dspark_compiler.backends.vulkan.matrices import KINDS, Matrices
 from dspark_compiler.backends.vulkan.memory import ChipMemory
 from dspark_compiler.backends.vulkan.scope import View
 from dspark_compiler.backends.vulkan.spirv.numbers import BuiltIn, Op, Storage
@@ -165,12 +165,12 @@ class Statements:
         place = str(buffer.ty.storage_scope)
         storage = _STORAGES.get(place)
         sizes = [constant_of(extent) for extent in buffer.ty.shape]
-        if (storage is None and place not in USES) or None in sizes:
+        if (storage is None and place not in KINDS) or None in sizes:
             raise ValueError(f"no place for the buffer {buffer.name} of scope {place}")
         scalar, lanes = parse_dtype(str(buffer.ty.dtype.dtype))
         length = math.prod(size for size in sizes if size is not None) * lanes
         if storage is None:
-            self._scope.views[buffer] = View(Matrices(self._do, USES[place], scalar, length), scalar, lanes)
+            self._scope.views[buffer] = View(Matrices(self._do, place, scalar, length), scalar, lanes)
             return
         volatile = bool((statement.annotations or {}).get("tirx.volatile", False))
         width = self._widths.get(buffer, 1)

@@ -1,4 +1,4 @@
-"""Matrices of 16 x 16 numbers that a subgroup of 32 invocations holds together, where a device has them.
+"""Matrices of 16 x 16 or 16 x 8 numbers that a subgroup of 32 invocations holds together, where a device has them.
 
 Which invocation holds which element is not said, so all that can be done is to fill, load, store and multiply them.
 """
@@ -9,31 +9,42 @@ from dspark_compiler.schedules.simt.threads import TEAM, of_lane_apart
 from dspark_compiler.schedules.tir import Buffer, Expr
 
 SIDE = 16
+FEW = 8  # columns of the narrower ones
 SUBGROUP = 32
-HAS_MATRICES = "dspark.vulkan.has_matrices"  # of the runtime: bytes of shared memory -> whether the device has both
+HAS_MATRICES = (
+    "dspark.vulkan.has_matrices"  # of the runtime: columns, bytes of shared memory -> whether the device has both
+)
 FILL, LOAD, STORE, MULTIPLY_ADD, ADD = (
     f"dspark_matrix_{name}" for name in ("fill", "load", "store", "multiply_add", "add")
 )
 
-_ELEMENTS = SIDE * SIDE
+# TVM's names of fragments that are eight columns wide; they take what a load gives, so any depth.
+_RIGHT = {SIDE: "wmma.matrix_b", FEW: "m16n8k8.matrixB"}
+_SUMS = {SIDE: "wmma.accumulator", FEW: "m16n8k8.matrixC"}
 _VECTOR = 4  # elements; what an address on the chip is a multiple of
 _ACCESS = 8  # elements that a device reads at once
 
 
 class Matrices:
-    """The instructions of cooperative matrices; D = A B + C with A and B float16, sums float32."""
+    """The instructions of cooperative matrices; D = A B + C with A and B float16, sums float32.
+
+    B and C have ``columns``, A always sixteen.
+    """
+
+    def __init__(self, columns: int = SIDE) -> None:
+        self._columns = columns
 
     def left(self, count: int) -> Buffer:
         """Matrices A, whose rows lie side by side in memory."""
-        return T.alloc_buffer((count * _ELEMENTS,), "float16", scope="wmma.matrix_a")
+        return T.alloc_buffer((count, SIDE * SIDE), "float16", scope="wmma.matrix_a")
 
     def right(self, count: int) -> Buffer:
         """Matrices B, whose columns do."""
-        return T.alloc_buffer((count * _ELEMENTS,), "float16", scope="wmma.matrix_b")
+        return T.alloc_buffer((count, SIDE * self._columns), "float16", scope=_RIGHT[self._columns])
 
     def sums(self, count: int) -> Buffer:
         """Matrices C, all zero."""
-        sums = T.alloc_buffer((count * _ELEMENTS,), "float32", scope="wmma.accumulator")
+        sums = T.alloc_buffer((count, SIDE * self._columns), "float32", scope=_SUMS[self._columns])
         for number in range(count):
             T.evaluate(T.call_extern("void", FILL, _matrix(sums, number), T.float32(0.0)))
         return sums
@@ -73,7 +84,7 @@ class Matrices:
 
 
 def _matrix(matrices: Buffer, number: int) -> Expr:
-    return T.address_of(matrices[number * _ELEMENTS])
+    return T.address_of(matrices[number, 0])
 
 
 def _line(tile: Buffer, start: Expr) -> Expr:

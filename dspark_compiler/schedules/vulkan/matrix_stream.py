@@ -1,13 +1,13 @@
 """Linears of few rows by cooperative matrices, which await x: a subgroup a part of the depth.
 
 A subgroup holds its part of some rows of the weight as matrices, straight from memory, while it waits for the same
-part of x; sums of sixteen rows are eight registers a thread, however many rows x has. Parts are added up through
+part of x; sums of sixteen rows are four registers a thread, however many rows x has. Parts are added up through
 memory on the chip. Nothing of how a weight is cut depends on the rows of x: each gets the same bits whatever rows come
 with it.
 
 x is rounded to float16, as eager float16 does, but divided by eight first, so that half a million fits: a model's large
 activations do not end as infinities. Devices may take float16's subnormal numbers for zero, which are those below
-0.0005 here. Sums are float32. Half of a matrix's sixteen columns are nobody's: rows of x are eight at most.
+0.0005 here. Sums are float32.
 """
 
 from collections.abc import Callable
@@ -23,20 +23,23 @@ from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOut
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
-from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
+from dspark_compiler.schedules.vulkan.matrices import FEW, SIDE, SUBGROUP, Matrices
 
 _STEP = 64  # of the depth that a subgroup takes at once: two numbers of a row a thread
 _TILES = _STEP // SIDE
 _MOST_SPLITS = 8  # subgroups of a work group
-_MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups: what the chip's memory has room for
-_MOST_HELD = 32  # matrices of the weight that a subgroup has under way
+_MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups, as a rule
+_MOST_HELD = 32  # matrices of the weight that a subgroup has under way, as a rule
+# Where that brings the work groups of several rows of x from more than these to as many: those of two products in a
+# row have a place each on a large device then, and nobody's weight is asked for only when the others' have been used.
+_MOST_BESIDE, _WIDE_LINES, _WIDE_HELD = 66, 48, 48
 _BUSY = 120  # work groups that keep a large device busy
 _BUSY_WITH_ROWS = 60  # and with several rows of x, all of which each of them brings
 _STEP_WORDS = _STEP // 2  # of a step of x as pairs of float16
 _PITCH_OF_X = _STEP_WORDS + 4  # between its columns: they begin in different banks
 _LEAST_PITCH = 4  # where there is one: the others, which are nobody's, are what lies behind it
-_PITCH = SIDE + 4  # of a matrix of sums
-_REGION, _SUMS = SIDE * _PITCH_OF_X, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
+_PITCH = FEW + 4  # of a matrix of sums
+_REGION, _SUMS = FEW * _PITCH_OF_X, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
 _BYTES = 4
 _UNIT = 8.0  # float16 ends at 65504
 
@@ -62,16 +65,18 @@ class MatrixCut:
         all_steps = -(-work.depth // _STEP)
         steps = -(-all_steps // _MOST_SPLITS)
         splits = -(-all_steps // steps)
-        blocks, busy = 1, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
-        most = min(_MOST_LINES // splits, _MOST_HELD // _TILES)
-        while 2 * blocks * halves <= most and work.features // halves // (2 * blocks * SIDE) >= busy:
-            blocks *= 2
-        return MatrixCut(splits, steps, blocks, halves)
+        return MatrixCut(splits, steps, _blocks_of(work, halves, splits, steps), halves)
 
     @property
     def lines(self) -> int:
         """Matrices of sums of a subgroup."""
         return self.blocks * self.halves
+
+    @property
+    def ahead(self) -> int:
+        """Steps of its weight that a subgroup has under way."""
+        most = _WIDE_HELD if self.lines * self.splits > _MOST_LINES else _MOST_HELD
+        return min(self.steps, max(1, most // (_TILES * self.lines)))
 
     @property
     def chains(self) -> int:
@@ -98,6 +103,20 @@ class MatrixCut:
     def shared_bytes(self) -> int:
         """Memory it takes on the chip."""
         return (self.words + self.splits * MOST_ROWS) * _BYTES
+
+
+def _blocks_of(work: LinearWorkload, halves: int, splits: int, steps: int) -> int:
+    """Sixteens of features of a work group."""
+    features, busy = work.features // halves, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
+    blocks, most = 1, min(_MOST_LINES // splits, _MOST_HELD // _TILES)
+    while 2 * blocks * halves <= most and features // (2 * blocks * SIDE) >= busy:
+        blocks *= 2
+    if work.rows == 1 or features <= blocks * SIDE * _MOST_BESIDE:
+        return blocks
+    fewer = -(-features // (SIDE * _MOST_BESIDE))
+    lines = fewer * halves
+    fits = lines * splits <= _WIDE_LINES and lines * _TILES * steps <= _WIDE_HELD
+    return fewer if fits and features // (fewer * SIDE) >= busy else blocks
 
 
 def emit_matrix_stream(
@@ -153,7 +172,6 @@ class _Launch:
         self._work, self._cut, self._options, self._of, self._matrices = work, cut, options, of, matrices
         self._first, self._count = rows
         self._features = int(of["y"].shape[1])
-        self._ahead = min(cut.steps, max(1, _MOST_HELD // (_TILES * cut.lines)))
 
     def emit(self) -> None:
         """The whole launch."""
@@ -181,7 +199,7 @@ class _Part:
     """What a subgroup does of a launch: its part of the depth, ``cut.steps`` steps."""
 
     def __init__(self, whole: _Launch, memory: Buffer, lane: Expr, split: Expr, group: Expr) -> None:
-        self._cut, self._ahead, self._of, self._matrices = whole._cut, whole._ahead, whole._of, whole._matrices
+        self._cut, self._ahead, self._of, self._matrices = whole._cut, whole._cut.ahead, whole._of, whole._matrices
         self._depth = whole._work.depth
         self._normed = whole._options.norm_eps is not None
         self._first, self._count, self._features = whole._first, whole._count, whole._features

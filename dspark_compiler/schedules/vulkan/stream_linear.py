@@ -16,7 +16,7 @@ from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, stream_args
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once
-from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
+from dspark_compiler.schedules.vulkan.matrices import FEW, HAS_MATRICES, Matrices
 from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
 from dspark_compiler.schedules.vulkan.overlap import overlaps
 
@@ -35,8 +35,8 @@ def stream_linear(
         if cut is None:
             by_numbers(of)
             return
-        has_matrices = T.call_packed(HAS_MATRICES, T.int32(MatrixCut.most_bytes(work))) != 0
-        _either(has_matrices, lambda: emit_matrix_stream(work, cut, options, of, Matrices()), lambda: by_numbers(of))
+        has_matrices = T.call_packed(HAS_MATRICES, T.int32(FEW), T.int32(MatrixCut.most_bytes(work))) != 0
+        _either(has_matrices, lambda: emit_matrix_stream(work, cut, options, of, Matrices(FEW)), lambda: by_numbers(of))
 
     def by_numbers(of: dict[str, Buffer]) -> None:
         def stream(form: StreamForm) -> None:

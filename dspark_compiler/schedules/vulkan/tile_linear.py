@@ -10,7 +10,7 @@ from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.simt.tile_linear import emit_tile_linear, tile_args
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
-from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, Matrices
+from dspark_compiler.schedules.vulkan.matrices import HAS_MATRICES, SIDE, Matrices
 from dspark_compiler.schedules.vulkan.matrix_linear import STEP, MatrixTile, emit_matrix_linear
 from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
 
@@ -29,7 +29,7 @@ def tile_linear(name: str, work: LinearWorkload, options: Options = PLAIN) -> tv
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        with T.If(T.call_packed(HAS_MATRICES, T.int32(tile.shared_bytes)) != 0):
+        with T.If(T.call_packed(HAS_MATRICES, T.int32(SIDE), T.int32(tile.shared_bytes)) != 0):
             with T.Then():
                 emit_rounded_rows(of["x"], of["rounded"], of["row_scale"])
                 emit_matrix_linear(work, tile, options, of, Matrices())

@@ -14,7 +14,7 @@ from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.simt.threads import barrier, shared
 from dspark_compiler.schedules.tir import Arg
-from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
+from dspark_compiler.schedules.vulkan.matrices import FEW, SIDE, SUBGROUP, Matrices
 from tests.backends.vulkan.shaders import Shader, run, shaders_of
 from tests.backends.vulkan.test_kernels import launched
 from tests.backends.vulkan.words import instructions, text_of
@@ -83,6 +83,24 @@ def test_matrices_are_of_a_subgroup_and_of_sixteen_lines() -> None:
     assert len(operands(made, Op.COOPERATIVE_MATRIX_STORE_KHR)) == 1
 
 
+def test_matrices_of_few_columns() -> None:
+    def body(thread: Any, x: Any, w: Any, y: Any) -> None:
+        matrices, tile = Matrices(FEW), shared(SIDE * LINE, "float16")
+        made = shared(SIDE * FEW)
+        left, right, sums = matrices.left(1), matrices.right(1), matrices.sums(2)
+        matrices.load(left, 0, tile, T.int32(0), LINE)
+        matrices.load(right, 0, tile, T.int32(0), LINE)
+        matrices.multiply(sums, 1, left, 0, right, 0)
+        matrices.store(made, T.int32(0), FEW, sums, 1)
+        matrices.meet()
+        T.buffer_store(y, made[thread], [0, thread % SIDE])
+
+    made = shader(body)
+    constants = {result: value for _, result, value, *_ in operands(made, Op.CONSTANT)}
+    types = [rest for _, _, *rest in operands(made, Op.TYPE_COOPERATIVE_MATRIX_KHR)]
+    assert sorted([constants[number] for number in rest][1:] for rest in types) == [[16, 8, 1], [16, 8, 2], [16, 16, 0]]
+
+
 def test_sums_are_added_as_wholes() -> None:
     def body(thread: Any, x: Any, w: Any, y: Any) -> None:
         matrices, made = Matrices(), shared(SIDE * SIDE)
@@ -141,7 +159,7 @@ def test_lines_begin_at_whole_vectors() -> None:
 
 def test_elements_of_a_matrix_cannot_be_read() -> None:
     def body(thread: Any, x: Any, w: Any, y: Any) -> None:
-        T.buffer_store(y, Matrices().sums(1)[thread], [0, thread % SIDE])
+        T.buffer_store(y, Matrices().sums(1)[0, thread], [0, thread % SIDE])
 
     with pytest.raises(LoweringError, match="an element of a matrix is read"):
         shader(body)
@@ -152,7 +170,7 @@ def test_a_device_multiplies_or_says_what_it_lacks() -> None:
     random = np.random.default_rng(0)
     x, w = (random.standard_normal((SIDE, SIDE)).astype(np.float16) for _ in range(2))
     kernel = launched(ARGS, product, SUBGROUP)
-    if function("has_matrices")(0):
+    if function("has_matrices")(SIDE, 0):
         found = run(kernel, x, w, np.zeros((SIDE, SIDE), np.float32))[-1]
         exact = x.astype(np.float64) @ w.astype(np.float64).T
         assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()

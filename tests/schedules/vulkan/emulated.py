@@ -1,6 +1,6 @@
 """Cooperative matrices by their definition, for devices that have none.
 
-An invocation has eight sums of each matrix, side by side; factors stay where they were loaded from.
+An invocation has some sums of each matrix, side by side; factors stay where they were loaded from.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +12,6 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, registers, shared
 from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
-
-_OWN = SIDE * SIDE // SUBGROUP
 
 
 @dataclass
@@ -29,6 +27,12 @@ class Emulated(Matrices):
     """The same for work groups of ``threads``."""
 
     threads: int
+    columns: int = SIDE
+
+    @property
+    def _count(self) -> int:
+        """Sums of a matrix that an invocation has."""
+        return SIDE * self.columns // SUBGROUP
 
     def left(self, count: int) -> Factors:
         return Factors(registers((count, 2), "int32"))
@@ -37,9 +41,9 @@ class Emulated(Matrices):
         return Factors(None)
 
     def sums(self, count: int) -> Any:
-        sums = registers((count, _OWN))
+        sums = registers((count, self._count))
         for number in range(count):
-            for e in range(_OWN):
+            for e in range(self._count):
                 T.buffer_store(sums, T.float32(0.0), [number, e])
         return sums
 
@@ -68,17 +72,17 @@ class Emulated(Matrices):
     def multiply(self, sums: Any, number: int, left: Any, i: int, right: Any, j: int) -> None:
         with self._own() as (own, first), T.serial(0, SIDE) as k:
             factor = T.Bind(left.find[i](own, k))
-            for e in range(_OWN):
+            for e in range(self._count):
                 other = right.find[j](first + e, k)
                 T.buffer_store(sums, T.fma(factor, other, sums[number, e]), [number, e])
 
     def add(self, sums: Any, number: int, other: int) -> None:
-        for e in range(_OWN):
+        for e in range(self._count):
             T.buffer_store(sums, sums[number, e] + sums[other, e], [number, e])
 
     def store(self, tile: Any, start: Any, stride: int, sums: Any, number: int) -> None:
         with self._own() as (own, first):
-            for e in range(_OWN):
+            for e in range(self._count):
                 T.buffer_store(tile, sums[number, e], [start + own * stride + first + e])
 
     def over_teams(self, value: Any) -> Any:
@@ -100,4 +104,4 @@ class Emulated(Matrices):
         """Row and first column of an invocation's sums."""
         with T.launch_thread("threadIdx.x", self.threads) as thread:
             lane = thread % SUBGROUP
-            yield T.Bind(lane * _OWN // SIDE), T.Bind(lane * _OWN % SIDE)
+            yield T.Bind(lane * self._count // self.columns), T.Bind(lane * self._count % self.columns)

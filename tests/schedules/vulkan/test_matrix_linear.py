@@ -7,6 +7,7 @@ import tvm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.tir import kernel
+from dspark_compiler.schedules.vulkan.matrices import SIDE
 from dspark_compiler.schedules.vulkan.matrix_linear import MatrixTile, emit_matrix_linear
 from dspark_compiler.schedules.vulkan.rounded_rows import emit_rounded_rows
 from dspark_compiler.schedules.vulkan.tile_linear import best_tile, tile_linear, tile_linear_args
@@ -55,7 +56,7 @@ def test_a_linear_is_the_product_of_what_is_rounded(tile: MatrixTile, case: Case
 def test_devices_multiply_matrices(case: Case) -> None:
     need_vulkan()
     work = workload(case)
-    if not function("has_matrices")(best_tile(work).shared_bytes):
+    if not function("has_matrices")(SIDE, best_tile(work).shared_bytes):
         pytest.skip("needs a Vulkan device with cooperative matrices of 16 x 16 x 16 float16")
     assert_right(case, tile_linear("main", work, case.options), 1e-4)  # how their sums are rounded is not said
 
@@ -124,7 +125,7 @@ def test_a_device_without_matrices_takes_the_other_way(stored: str) -> None:
     need_vulkan()
     case = Case(20, 40, 72, stored, Options(residual=True))
     work = workload(case)
-    if function("has_matrices")(best_tile(work).shared_bytes):
+    if function("has_matrices")(SIDE, best_tile(work).shared_bytes):
         pytest.skip("this device has cooperative matrices")
     arrays, exact = operands(case)
     y = np.zeros(exact.shape, np.float32)

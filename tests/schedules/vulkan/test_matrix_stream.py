@@ -11,6 +11,7 @@ from dspark_compiler.schedules.simt.stream_linear import stream_args
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.weights import pack_tiles
 from dspark_compiler.schedules.tir import Arg, kernel
+from dspark_compiler.schedules.vulkan.matrices import FEW
 from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import need_vulkan
@@ -77,6 +78,6 @@ def test_products_and_their_bits(name: str) -> None:
 def _body(work: LinearWorkload, cut: MatrixCut, options: Options, args: list[Arg]):
     def body(*buffers: object) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        emit_matrix_stream(work, cut, options, of, Emulated(cut.threads))
+        emit_matrix_stream(work, cut, options, of, Emulated(cut.threads, FEW))
 
     return body
