@@ -13,10 +13,10 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.simt.attention_block import MASKED
 from dspark_compiler.schedules.simt.attention_place import TURN, Place
 from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
-from dspark_compiler.schedules.simt.awaited import NOTHING, publish
+from dspark_compiler.schedules.simt.awaited import publish, told
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
-from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_count, store_shared
-from dspark_compiler.schedules.simt.threads import barrier, registers, shared
+from dspark_compiler.schedules.simt.device_memory import load_shared, store_shared
+from dspark_compiler.schedules.simt.threads import registers
 from dspark_compiler.schedules.tir import Expr, when
 
 FEW_TOKENS = 32  # of a call whose slots are shared out
@@ -24,7 +24,7 @@ FEW_TOKENS = 32  # of a call whose slots are shared out
 _MOST_CHUNKS = 64
 _TURNS = 4  # of a part at least: meeting takes longer than a few of them
 _WRITTEN_OUT = 2  # elements of a thread that follow each other without a loop
-_AT_ONCE = 8  # parts whose numbers are on their way together
+AT_ONCE = 8  # parts whose numbers are on their way together
 
 
 def chunk_size(problem: Problem) -> int:
@@ -77,8 +77,8 @@ class Parts:
         value_dim = self._problem.shape.value_dim
 
         def store(i: int, d: Expr, value: Expr, weight: Expr, peak: Expr) -> None:
-            with _of_row(place, i):
-                at = self._line(place, place.first + i, chunk)
+            with of_row(place, i):
+                at = self.line(place, place.first + i, chunk)
                 self._store(at + d, value)
                 with when(d == 0):
                     self._store(at + value_dim, weight)
@@ -93,30 +93,21 @@ class Parts:
     def _sum(self, place: Place, i: Expr, d: Expr, first: Expr, last: Expr) -> tuple[Expr, Expr, Expr]:
         """The sum of parts first..last of one element, its weight, and the maximum they are relative to."""
         value_dim = self._problem.shape.value_dim
-        peak, total, value = registers(1), registers(1), registers(1)
-        T.buffer_store(peak, T.float32(MASKED), [0])
-        T.buffer_store(total, T.float32(0.0), [0])
-        T.buffer_store(value, T.float32(0.0), [0])
-        values, weights, peaks = registers(_AT_ONCE), registers(_AT_ONCE), registers(_AT_ONCE)
-        with T.serial(0, (last - first + (_AT_ONCE - 1)) // _AT_ONCE) as turn:
-            begin = T.Bind(first + turn * _AT_ONCE)
-            for u in range(_AT_ONCE):
-                at = self._line(place, place.first + i, T.min(begin + u, last - 1))
+        total = PartSum()
+        values, weights, peaks = registers(AT_ONCE), registers(AT_ONCE), registers(AT_ONCE)
+        with T.serial(0, (last - first + (AT_ONCE - 1)) // AT_ONCE) as turn:
+            begin = T.Bind(first + turn * AT_ONCE)
+            for u in range(AT_ONCE):
+                at = self.line(place, place.first + i, T.min(begin + u, last - 1))
                 T.buffer_store(values, self._load(at + d), [u])
                 T.buffer_store(weights, self._load(at + value_dim), [u])
                 T.buffer_store(peaks, self._load(at + (value_dim + 1)), [u])
-            for u in range(_AT_ONCE):
+            for u in range(AT_ONCE):
                 with when(begin + u < last):
-                    higher, kept, added = registers(1), registers(1), registers(1)
-                    T.buffer_store(higher, T.max(peak[0], peaks[u]), [0])
-                    T.buffer_store(kept, T.exp(peak[0] - higher[0]), [0])
-                    T.buffer_store(added, T.exp(peaks[u] - higher[0]), [0])
-                    T.buffer_store(total, T.fma(weights[u], added[0], total[0] * kept[0]), [0])
-                    T.buffer_store(value, T.fma(values[u], added[0], value[0] * kept[0]), [0])
-                    T.buffer_store(peak, higher[0], [0])
-        return value[0], total[0], peak[0]
+                    total.add(values[u], weights[u], peaks[u])
+        return total.result()
 
-    def _line(self, place: Place, m: Expr, chunk: Expr) -> Expr:
+    def line(self, place: Place, m: Expr, chunk: Expr) -> Expr:
         """Where the numbers of a query row's part begin."""
         shape = self._problem.shape
         row = (place.row * shape.kv_heads + place.head) * self._problem.rows + m
@@ -125,7 +116,7 @@ class Parts:
     def _store(self, at: Expr, value: Expr) -> None:
         workspace = self._tensors["workspace"]
         if self._at_once:
-            store_shared(workspace, at, value)
+            store_shared(workspace, at, told(value))
         else:
             T.buffer_store(workspace, value, [at])
 
@@ -134,17 +125,41 @@ class Parts:
         return load_shared(workspace, at) if self._at_once else workspace[at]
 
 
+class PartSum:
+    """The sum of an element's parts, each relative to a maximum of its own, in the order they are added."""
+
+    def __init__(self) -> None:
+        self._value, self._weight, self._peak = registers(1), registers(1), registers(1)
+        T.buffer_store(self._value, T.float32(0.0), [0])
+        T.buffer_store(self._weight, T.float32(0.0), [0])
+        T.buffer_store(self._peak, T.float32(MASKED), [0])
+
+    def add(self, value: Expr, weight: Expr, peak: Expr) -> None:
+        """One more part."""
+        higher, kept, added = registers(1), registers(1), registers(1)
+        T.buffer_store(higher, T.max(self._peak[0], peak), [0])
+        T.buffer_store(kept, T.exp(self._peak[0] - higher[0]), [0])
+        T.buffer_store(added, T.exp(peak - higher[0]), [0])
+        T.buffer_store(self._weight, T.fma(weight, added[0], self._weight[0] * kept[0]), [0])
+        T.buffer_store(self._value, T.fma(value, added[0], self._value[0] * kept[0]), [0])
+        T.buffer_store(self._peak, higher[0], [0])
+
+    def result(self) -> tuple[Expr, Expr, Expr]:
+        """The sum, its weight, the maximum both are relative to."""
+        return self._value[0], self._weight[0], self._peak[0]
+
+
 def put_total(place: Place, tensors: Tensors, totals: Totals) -> None:
     """Stores "out" of all the work group's rows, whose slots are all in ``totals``."""
 
     def store(i: int, d: Expr, *result: Expr) -> None:
-        with _of_row(place, i):
+        with of_row(place, i):
             put_out(place, tensors, T.int32(i), d, *result)
 
     totals.for_elements(place.thread, store)
 
 
-def _of_row(place: Place, i: int) -> AbstractContextManager[Any]:
+def of_row(place: Place, i: int) -> AbstractContextManager[Any]:
     """What is done only where there is a row ``i`` of the work group's."""
     whole = place.problem.rows % place.count == 0
     return nullcontext() if whole else when(place.first + i < place.problem.rows)
@@ -185,31 +200,3 @@ def put_out(place: Place, tensors: Tensors, i: Expr, d: Expr, value: Expr, weigh
         publish(tensors["out"], [place.row, token, head, d], quotient)
     else:
         T.buffer_store(tensors["out"], quotient, [place.row, token, head, d])
-
-
-class Meeting:
-    """Where work groups with parts of the same rows find out who comes last. Made at the top of a kernel."""
-
-    def __init__(self) -> None:
-        self._before = shared(1, "int32")
-
-    def is_last(self, place: Place, tensors: Tensors, blocks: int, others: Expr) -> Expr:
-        """Whether all ``others`` that have parts of these rows have put them; what they put is seen then.
-
-        "arrived" is zero before the launch and after it, or ``NOTHING`` where launches overlap.
-        """
-        start = NOTHING if place.problem.awaits else 0
-        number = (place.row * place.problem.shape.kv_heads + place.head) * blocks + place.first // place.count
-        before = registers(1, "int32")
-        barrier()
-        with when(place.thread == 0):
-            # What a fence orders is all that its thread has seen: behind a barrier the stores of the whole work group.
-            fence()
-            T.buffer_store(before, T.cast(arrive(tensors["arrived"], number) - T.uint32(start), "int32"), [0])
-            fence()
-            T.buffer_store(self._before, before[0], [0])
-            with when(before[0] == others):
-                store_count(tensors["arrived"], number, start)
-        barrier()
-        T.buffer_store(before, self._before[0], [0])
-        return before[0] == others

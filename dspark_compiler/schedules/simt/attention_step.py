@@ -1,8 +1,8 @@
 """All of attention for few tokens in one launch, from the fused projection to the sum over slots.
 
 Each work group makes what it needs of the projection itself: its queries, and the new keys and values where its slots
-have them. The one with the first of those slots writes them to the cache, where nobody else reads them. The last to
-arrive of those that share rows adds up the parts.
+have them. The one with the first of those slots writes them to the cache, where nobody else reads them. One of those
+that share rows adds up the parts.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,8 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.attention_block import Block
 from dspark_compiler.schedules.simt.attention_held import Held
+from dspark_compiler.schedules.simt.attention_meeting import Meeting, is_awaited
 from dspark_compiler.schedules.simt.attention_parts import (
-    Meeting,
-    Parts,
     chunk_bounds,
     chunk_range,
     chunk_size,
@@ -28,7 +27,7 @@ from dspark_compiler.schedules.simt.attention_parts import (
 )
 from dspark_compiler.schedules.simt.attention_place import Place, rows_together
 from dspark_compiler.schedules.simt.attention_totals import TEAMS, THREADS
-from dspark_compiler.schedules.simt.awaited import hands_on
+from dspark_compiler.schedules.simt.awaited import hands_on, overlaps
 from dspark_compiler.schedules.simt.cache_rows import (
     Problem,
     Span,
@@ -96,9 +95,18 @@ def step_attention(
 
     function = kernel(name, args, body)
     if awaits:
-        roles = {"publishes": ["out"], "awaits": ["x"], "counts": ["arrived"], "exchanges": ["workspace"]}
-        function = hands_on(function, args, **roles)
+        function = hands_on(function, args, **roles_of(problem))
     return function, workspace
+
+
+def roles_of(problem: Problem) -> dict[str, list[str]]:
+    """What arguments are for, where launches overlap (``hands_on``)."""
+    told = (
+        {"counts": ["arrived", "workspace"]}
+        if is_awaited(problem)
+        else {"counts": ["arrived"], "exchanges": ["workspace"]}
+    )
+    return {"publishes": ["out"], "awaits": ["x"], **told}
 
 
 def emit_step(
@@ -112,12 +120,13 @@ def emit_step(
     """The launch: over the slots of row r that ``span_in(r)`` says; who comes first of new ones ``writes`` them."""
     shape, count, chunks = problem.shape, rows_together(problem), chunks_of(problem)
     blocks = -(-problem.rows // count)
+    in_order = T.Bind(overlaps(THREADS)) if is_awaited(problem) else None
     with launch((chunks, shape.kv_heads * blocks, shape.rows), THREADS) as (chunk, number, row, thread):
         span = span_in(row)
         head, first = T.Bind(number // blocks), T.Bind(number % blocks * count)
         place = Place(problem, span, row, head, first, count, thread)
         parts = chunk_range(place)
-        new, meeting = rows_of(place), Meeting()
+        new, meeting = rows_of(place), Meeting(problem, tensors, in_order)
         block = Block(place, tensors, new)
         with when(is_in(chunk, parts)):
             bounds, size = chunk_bounds(place, chunk), chunk_size(problem)
@@ -128,15 +137,14 @@ def emit_step(
             block.begin()
             block.take(*bounds)
             totals = block.put_together()
-            others = T.Bind(parts[1] - parts[0] - 1)
-            with T.If(others == 0):
+            if chunks == 1:
+                put_total(place, tensors, totals)
+                return
+            with T.If(parts[1] - parts[0] == 1):
                 with T.Then():
                     put_total(place, tensors, totals)
                 with T.Else():
-                    shares = Parts(problem, tensors, at_once=True)
-                    shares.put(place, chunk, totals)
-                    with when(meeting.is_last(place, tensors, blocks, others)):
-                        shares.write_out(place, *parts)
+                    meeting.put_together(place, chunk, parts, totals, blocks)
 
 
 class _CacheRows(ProjectedRows):

@@ -12,6 +12,7 @@ every number is there when it is first asked for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -28,9 +29,11 @@ _NAN = 0x7FFFFFFF  # is published in its place
 _MOST_TIMES = 1 << 22
 _WORDS = 4  # that a thread unsets: a step has a million of them
 
-# Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in (``NOTHING``
-# before and after), and what they exchange, with anything in it.
+# Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in or tell each other
+# by (``NOTHING`` before), and what they exchange, with anything in it.
 PUBLISHES, AWAITS, COUNTS, EXCHANGES = (f"dspark.{name}" for name in ("publishes", "awaits", "counts", "exchanges"))
+# Of the runtime: threads of a work group -> whether launches overlap, and the device takes so many.
+_OVERLAPS = "dspark.vulkan.overlaps"
 UNSETS = "dspark.unsets"  # of a kernel that unsets its argument, its name: equal kernels would be made one
 
 
@@ -43,13 +46,34 @@ def hands_on(function: tvm.tirx.PrimFunc, args: Sequence[Arg], **names: Sequence
     return function
 
 
+def overlaps(threads: int) -> Expr:
+    """Host code's question at a launch: whether it runs beside those whose results it awaits.
+
+    Its work groups have started in their order then, too: x goes fastest.
+    """
+    return T.call_packed(_OVERLAPS, T.int32(threads)) != 0
+
+
 def publish(buffer: Buffer, index: Sequence[Expr], value: Expr) -> None:
     """Stores a float32 where somebody may be asking for it."""
+    T.evaluate(T.call_extern("void", "dspark_publish", T.address_of(buffer[tuple(index)]), told(value)))
+
+
+def told(value: Expr) -> Expr:
+    """A float32 as it is handed on: any but ``NOTHING``."""
     bits = registers(1, "uint32")
     T.buffer_store(bits, T.reinterpret("uint32", value), [0])
-    stored = T.Select(bits[0] == T.uint32(NOTHING), T.uint32(_NAN), bits[0])
-    address = T.address_of(buffer[tuple(index)])
-    T.evaluate(T.call_extern("void", "dspark_publish", address, T.reinterpret("float32", stored)))
+    return T.reinterpret("float32", T.Select(bits[0] == T.uint32(NOTHING), T.uint32(_NAN), bits[0]))
+
+
+class Question(Protocol):
+    """What is asked for until it is there."""
+
+    def emit(self) -> None:
+        """Asks once."""
+
+    def found(self) -> list[Expr]:
+        """What has come of it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ class Ask:
         T.buffer_store(self.target, found, [*place, T.ramp(at, 1, self.count)])
 
 
-def await_numbers(asks: Sequence[Ask]) -> None:
+def await_numbers(asks: Sequence[Question]) -> None:
     """Goes on as soon as all are there, which are asked for at once, and again while one is missing."""
     times, missing = registers(1, "int32"), registers(1, "int32")
     T.buffer_store(times, T.int32(_MOST_TIMES), [0])

@@ -11,7 +11,7 @@ from dspark_compiler.schedules.block_attention import BlockShape
 from dspark_compiler.schedules.simt.attention_held import Held
 from dspark_compiler.schedules.simt.attention_parts import partial_size
 from dspark_compiler.schedules.simt.attention_place import Place
-from dspark_compiler.schedules.simt.attention_step import counters, emit_step, is_step
+from dspark_compiler.schedules.simt.attention_step import counters, emit_step, is_step, roles_of
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
@@ -87,8 +87,7 @@ def block_step(
 
     function = kernel(name, args, body)
     if awaits:
-        roles = {"publishes": ["out"], "awaits": ["x"], "counts": ["arrived"], "exchanges": ["workspace"]}
-        function = hands_on(function, args, **roles)
+        function = hands_on(function, args, **roles_of(problem))
     return function, workspace
 
 

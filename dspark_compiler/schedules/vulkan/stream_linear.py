@@ -11,14 +11,13 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
-from dspark_compiler.schedules.simt.awaited import hands_on
+from dspark_compiler.schedules.simt.awaited import hands_on, overlaps
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, stream_args
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once
 from dspark_compiler.schedules.vulkan.matrices import FEW, HAS_MATRICES, Matrices
 from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
-from dspark_compiler.schedules.vulkan.overlap import overlaps
 
 AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
 

@@ -8,6 +8,7 @@ import pytest
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt.attention import written_attention
 from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
+from dspark_compiler.schedules.simt.awaited import NOTHING
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from tests.backends.vulkan.shaders import run
 from tests.vulkan.device import need_vulkan
@@ -23,6 +24,8 @@ CASES = {
     "a turn of nothing but a new token": (_DECODE, Scoring(0.2), CacheForm(), [64]),
     "a turn and a part of nothing but new tokens": (_VERIFY, Scoring(0.2), CacheForm(), [128, 256]),
     "as many new tokens as teams": (replace(_VERIFY, width=16, scratch=16), Scoring(0.2), CacheForm(), [55, 3]),
+    "more parts than are on their way together": (replace(_DECODE, slots=3000), Scoring(0.2), CacheForm(), [2900]),
+    "more parts than are awaited": (replace(_VERIFY, rows=1, slots=4500), Scoring(0.2), CacheForm(), [4400]),
     "slots that keep positions": (
         _VERIFY,
         Scoring(0.2, window=70),
@@ -70,12 +73,14 @@ def operands(shape: AttentionShape, scoring: Scoring, form: CacheForm, length: l
     return given
 
 
-def one_launch(shape: AttentionShape, scoring: Scoring, form: CacheForm, given: Arrays) -> Arrays:
+def one_launch(
+    shape: AttentionShape, scoring: Scoring, form: CacheForm, given: Arrays, *, awaits: bool = False
+) -> Arrays:
     """All tensors after ``step_attention``."""
-    kernel, workspace = step_attention("main", shape, scoring, _WORK, "float16", form)
+    kernel, workspace = step_attention("main", shape, scoring, _WORK, "float16", form, awaits=awaits)
     out = np.full((shape.rows, shape.width, shape.heads, shape.value_dim), np.nan, np.float32)
     arrays = given | {
-        "arrived": np.zeros(counters(shape), np.uint32),
+        "arrived": np.full(counters(shape), NOTHING if awaits else 0, np.uint32),
         "out": out,
         "workspace": np.full(workspace, 0xFFFFFFFF, np.uint32),
     }
@@ -107,10 +112,28 @@ def test_one_launch_has_the_bits_of_several(case: tuple[AttentionShape, Scoring,
     assert is_step(shape, "float16")
     given = operands(shape, scoring, form, length)
     found, wanted = (how(shape, scoring, form, given) for how in (one_launch, launch_by_launch))
+    _compare(found, wanted, given)
+    assert not found["arrived"].any()
+
+
+@pytest.mark.parametrize("overlap", ["0", "1"], ids=["counted", "awaited"])
+@pytest.mark.parametrize("name", ["one part", "new tokens in two parts", *(n for n in CASES if n.startswith("more"))])
+def test_parts_that_meet_either_way_have_the_same_bits(
+    name: str, overlap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_vulkan()
+    monkeypatch.setenv("DSPARK_VULKAN_OVERLAP", overlap)
+    shape, scoring, form, length = CASES[name]
+    given = operands(shape, scoring, form, length)
+    found = one_launch(shape, scoring, form, given, awaits=True)
+    _compare(found, launch_by_launch(shape, scoring, form, given), given)
+    assert (found["arrived"] == NOTHING).all()
+
+
+def _compare(found: Arrays, wanted: Arrays, given: Arrays) -> None:
     for name in ("out", "k_cache", "v_cache", "k_scratch", "v_scratch", "slot_position"):
         if name in given or name == "out":
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
-    assert not found["arrived"].any()
 
 
 def test_calls_of_many_tokens_take_several_launches() -> None:
