@@ -32,10 +32,14 @@ class Gate:
 
 @dataclass
 class Epilogues:
-    """The last node of each match, and the nodes it makes needless."""
+    """The last node of each match, and the nodes it makes needless.
+
+    Values in ``eighths`` are handed over as the target's linears of few rows round them (schedules/simt/eighths.py).
+    """
 
     matches: dict[fx.Node, Residual | Gate] = field(default_factory=dict)
     absorbed: set[fx.Node] = field(default_factory=set)
+    eighths: set[fx.Node] = field(default_factory=set)
 
 
 def find_epilogues(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:

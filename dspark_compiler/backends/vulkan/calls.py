@@ -174,7 +174,7 @@ _RULES: dict[str, Rule] = {
     "dspark_await": synchronisation.await_numbers,
     "dspark_give_up": synchronisation.give_up,
     "dspark_publish": synchronisation.atomic_store(Use.PUBLISHES),
-    "dspark_unset": synchronisation.atomic_store(Use.UNSETS),
+    "dspark_unset": synchronisation.unset,
     "dspark_device_fence": synchronisation.device_fence,
     **{
         f"dspark_atomic_{name}": synchronisation.atomic(name)

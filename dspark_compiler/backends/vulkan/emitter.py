@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from dspark_compiler.backends.vulkan.arithmetic import Arithmetic
 from dspark_compiler.backends.vulkan.memory import Use
 from dspark_compiler.backends.vulkan.scope import View
+from dspark_compiler.backends.vulkan.spirv.types import Scalar
 from dspark_compiler.backends.vulkan.values import Value
 
 Side = Callable[[], Value]
@@ -20,11 +21,17 @@ class Emitter(Protocol):
     def value(self, expr: Any) -> Value:
         """The value of an expression."""
 
-    def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
-        """A pointer to the element that a load of one number would read, and what it is used for."""
+    def pointer(self, load: Any, use: Use = Use.EXCHANGES, wide: Scalar | None = None) -> tuple[int, View]:
+        """A pointer to the element that a load of one number would read, for a use, and where that lies.
+
+        To a ``wide`` number that several of a buffer's begin with it make up.
+        """
 
     def load_written(self, load: Any) -> Value:
         """What a load reads, of which others may write each number meanwhile."""
+
+    def unset(self, load: Any, value: Value) -> None:
+        """Stores where a load of as many numbers would read, before others are told by that memory."""
 
     def given_up(self) -> int:
         """A pointer to the word, uint32, that says that a wait was given up."""

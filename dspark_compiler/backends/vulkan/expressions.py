@@ -10,7 +10,7 @@ from dspark_compiler.backends.vulkan.indexing import alignment, quotient
 from dspark_compiler.backends.vulkan.memory import DeviceMemory, Index, Use
 from dspark_compiler.backends.vulkan.narrowing import Narrowing
 from dspark_compiler.backends.vulkan.scope import GIVEN_UP, Access, Scope, View, contiguous
-from dspark_compiler.backends.vulkan.spirv.types import INT32, UINT32, parse_dtype
+from dspark_compiler.backends.vulkan.spirv.types import INT32, UINT32, Scalar, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value, widths
 from dspark_compiler.backends.vulkan.walk import reads_memory
 
@@ -74,10 +74,20 @@ class Expressions:
         for position, lane in zip(self.do.split(self.value(index)), self.do.split(value), strict=True):
             view.memory.store(lane, self._at(view, position), 1)
 
-    def pointer(self, load: Any, use: Use = Use.EXCHANGES) -> tuple[int, View]:
+    def pointer(self, load: Any, use: Use = Use.EXCHANGES, wide: Scalar | None = None) -> tuple[int, View]:
         """See Emitter."""
         view, index = self.view(load.source), self._narrowing.index(load.indices[0])
-        return view.memory.pointer(view.scalar, self._position(index, view), use), view
+        position, scalar = self._position(index, view), wide or view.scalar
+        each = scalar.size // view.scalar.size
+        return view.memory.pointer(scalar, lambda count: position(count * each), use), view
+
+    def unset(self, load: Any, value: Value) -> None:
+        """See Emitter."""
+        view, access = self._contiguous(load)
+        if not isinstance(view.memory, DeviceMemory):
+            raise ValueError(f"{load} is memory that nobody else sees")
+        position, aligned = self._position(access.base, view), self._aligned(access.base, view)
+        view.memory.store(value, position, aligned, Use.UNSETS)
 
     def load_written(self, load: Any) -> Value:
         """See Emitter."""

@@ -97,11 +97,11 @@ class DeviceMemory:
             pieces.append(self._do.bitcast(Value(unit, count, (loaded,)), scalar, each))
         return self._do.join(pieces)
 
-    def store(self, value: Value, index: Index, aligned: int) -> None:
+    def store(self, value: Value, index: Index, aligned: int, use: Use = Use.WRITES) -> None:
         """See Memory."""
         if value.scalar.is_bool:
             value = self._do.convert(value, UINT8)
-        self._usage.uses.add(Use.WRITES)
+        self._usage.uses.add(use)
         each, unit, count = _access(value.scalar, value.lanes, aligned)
         for begin in range(0, value.lanes, each):
             piece = self._do.bitcast(self._do.piece(value, begin, each), unit, count)

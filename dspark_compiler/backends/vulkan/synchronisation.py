@@ -85,18 +85,24 @@ def own(emitter: Emitter, call: Any) -> None:
 def atomic_store(use: Use) -> Rule:
     """dspark_atomic_store(address_of(buffer[i]), value): orders nothing else.
 
-    dspark_publish and dspark_unset likewise: for launches that await it, and before it is there.
+    dspark_publish likewise, for launches that await it; as the value may come two float16 from an even place on.
     """
 
     def rule(emitter: Emitter, call: Any) -> None:
-        do, (pointer, view) = emitter.do, emitter.pointer(_target(call.args[-2]), use)
-        value = emitter.value(call.args[-1])
-        if view.scalar != value.scalar:
+        do, value = emitter.do, emitter.value(call.args[-1])
+        pair = value.scalar if str(call.args[-2].args[0].source.dtype) == "float16" else None
+        pointer, view = emitter.pointer(_target(call.args[-2]), use, pair)
+        if pair is None and view.scalar != value.scalar:
             raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
         scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
         do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
 
     return rule
+
+
+def unset(emitter: Emitter, call: Any) -> None:
+    """dspark_unset(address_of(buffer[i]), value): before others are told by that memory."""
+    emitter.unset(_target(call.args[-2]), emitter.value(call.args[-1]))
 
 
 def give_up(emitter: Emitter, call: Any) -> None:

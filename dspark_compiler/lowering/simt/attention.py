@@ -18,6 +18,7 @@ from dspark_compiler.schedules.simt import attention as kernels
 from dspark_compiler.schedules.simt import cache_rows
 from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
 from dspark_compiler.schedules.simt.awaited import unset
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from dspark_compiler.schedules.simt.rows import zeros
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
@@ -116,8 +117,9 @@ def _step(
     shape, scoring, form = call
     tensors = tensor_args(node)
     dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
-    name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}")
-    kernel, workspace = step_attention(name, shape, scoring, work, dtype, form, awaits=awaits)
+    eighths = awaits and node in importer.fusions.eighths
+    name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}{'_eighths' if eighths else ''}")
+    kernel, workspace = step_attention(name, shape, scoring, work, dtype, form, awaits=awaits, eighths=eighths)
     args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
     stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
     written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
@@ -125,7 +127,7 @@ def _step(
     args += [importer.env[tensors["sinks"]]] if scoring.sinks else []
     written.append(len(args))
     args.append(meeting_counters(importer, counters(shape), own=awaits))
-    outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "uint32"))
+    outs = (PhysicalTensor(shape_of(node), EIGHTHS if eighths else "float32"), PhysicalTensor(workspace, "uint32"))
     return importer.call_inplace(kernel, args, written, *outs)
 
 

@@ -15,6 +15,7 @@ from dspark_compiler.lowering.rings import Rings
 from dspark_compiler.lowering.simt.attention import Exchange, meeting_counters, projection_rows
 from dspark_compiler.schedules.block_attention import BlockShape
 from dspark_compiler.schedules.simt.block_step import block_counters, block_step, is_block_step
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue
 from dspark_compiler.schedules.simt.ring_prologue import ring_prologue
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
@@ -43,12 +44,13 @@ def block_attention(node: fx.Node, importer: EntryImporter, *, exchange: Exchang
 
 def _step(node: fx.Node, importer: EntryImporter, found: Projected, shape: BlockShape, *, awaits: bool) -> Any:
     given, work = bound_args(node), Prologue(found.eps, rope=found.tables is not None)
-    name = f"{draft_converters.block_name('block_step', shape, given['scale'])}_{work.eps}_{work.rope}"
-    kernel, workspace = block_step(identifier(name), shape, given["scale"], work, awaits=awaits)
+    eighths = awaits and node in importer.fusions.eighths
+    name = f"{draft_converters.block_name('block_step', shape, given['scale'])}_{work.eps}_{work.rope}_{eighths}"
+    kernel, workspace = block_step(identifier(name), shape, given["scale"], work, awaits=awaits, eighths=eighths)
     args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
     args += [importer.env[given[name]] for name in ("k_ring", "v_ring", "length")]
     args.append(meeting_counters(importer, block_counters(shape), own=awaits))
-    outs = (PhysicalTensor(shape_of(node), "float32"), PhysicalTensor(workspace, "uint32"))
+    outs = (PhysicalTensor(shape_of(node), EIGHTHS if eighths else "float32"), PhysicalTensor(workspace, "uint32"))
     return importer.call_inplace(kernel, args, [len(args) - 1], *outs)
 
 

@@ -15,6 +15,7 @@ from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
 from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
 from dspark_compiler.schedules.simt.stream_output import Options
 
@@ -50,7 +51,13 @@ def _linear(
     norm = absorbed_norm(call)
     x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
     eps = None if norm is None else args_of(norm)[2]
-    options = dataclasses.replace(options, bias=call.bias is not None, norm_eps=eps)
+    options = dataclasses.replace(
+        options,
+        bias=call.bias is not None,
+        norm_eps=eps,
+        reads_eighths=str(env[x].ty.dtype) == EIGHTHS,
+        writes_eighths=node in importer.fusions.eighths,
+    )
     stored, scale_dtype = _stored(call, importer.plan)
     work = LinearWorkload(rows, shape_of(call.weight)[0], depth, stored, options.activation is not None, scale_dtype)
     args = [importer.reshape(env[x], (rows, depth)), *(env[part] for part in (call.weight, *call.factors))]
@@ -105,6 +112,6 @@ def _name(work: LinearWorkload, features: int, options: Options) -> str:
     parts += [f"scales_{work.scale_dtype}"] if work.quantized else []
     parts += [options.activation] if options.activation else []
     parts += [] if options.norm_eps is None else [f"norm_{options.norm_eps:.3e}"]
-    parts += [name for name in ("bias", "residual") if getattr(options, name)]
+    parts += [name for name in ("bias", "residual", "reads_eighths", "writes_eighths") if getattr(options, name)]
     parts += [f"row_{options.residual_row}_of_{options.residual_step}"] if options.residual_step > 1 else []
     return identifier("_".join(parts))

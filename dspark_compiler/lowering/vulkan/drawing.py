@@ -13,11 +13,10 @@ from tvm import relax
 from dspark_compiler.graph.program import EntryPoint
 from dspark_compiler.graph.rewrite import bound_args
 from dspark_compiler.lowering.drawn import Drawn, SequentialLogits
-from dspark_compiler.lowering.epilogues import Epilogues
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import Form, LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of
-from dspark_compiler.lowering.simt import fusions, sampling
+from dspark_compiler.lowering.simt import sampling
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.schedules.simt.chunk_stats import row_stats
 from dspark_compiler.schedules.simt.drawn_token import draw_token, weigh_tokens
@@ -28,12 +27,12 @@ _TOKEN_PROBS = torch.ops.dspark.token_probs.default
 _KNOBS = ("temperature", "top_k", "top_p", "min_p")
 
 
-def find_fusions(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:
-    """Those of any GPU, and sequential heads that the first launch of a draw computes."""
-    found = fusions.find_fusions(entry, plan)
+def find_heads(entry: EntryPoint, plan: LayoutPlan) -> set[fx.Node]:
+    """What sequential heads consist of that the first launch of a draw computes."""
+    found: set[fx.Node] = set()
     for node in entry.graph.graph.nodes:
         if node.target is _TOKEN_PROBS and (head := _head(node, plan)):
-            found.absorbed |= {head.embedded, *head.inner}
+            found |= {head.embedded, *head.inner}
     return found
 
 

@@ -3,15 +3,28 @@
 import dataclasses
 from typing import Any
 
+from dspark_compiler.graph.program import EntryPoint
+from dspark_compiler.lowering.epilogues import Epilogues
 from dspark_compiler.lowering.importer import TargetLowering
+from dspark_compiler.lowering.layout import LayoutPlan
+from dspark_compiler.lowering.simt import fusions
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
 from dspark_compiler.lowering.vulkan.beside import cat
-from dspark_compiler.lowering.vulkan.drawing import draw, find_fusions, token_probs
+from dspark_compiler.lowering.vulkan.drawing import draw, find_heads, token_probs
+from dspark_compiler.lowering.vulkan.eighths import find_eighths
 from dspark_compiler.schedules.vulkan.embedding import packed_embedding, row_embedding
 from dspark_compiler.schedules.vulkan.norm import rms_norm
 from dspark_compiler.schedules.vulkan.stream_linear import stream_linear
 from dspark_compiler.schedules.vulkan.tile_linear import tile_linear
+
+
+def find_fusions(entry: EntryPoint, plan: LayoutPlan) -> Epilogues:
+    """Those of any GPU, sequential heads that the first launch of a draw computes, and what is handed over rounded."""
+    found = fusions.find_fusions(entry, plan)
+    found.absorbed |= find_heads(entry, plan)
+    found.eighths |= find_eighths(entry, plan, found)
+    return found
 
 
 def vulkan_lowering(dtype: str) -> TargetLowering:

@@ -16,7 +16,9 @@ from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
 from dspark_compiler.schedules.simt.awaited import publish, told
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
 from dspark_compiler.schedules.simt.device_memory import load_shared, store_shared
-from dspark_compiler.schedules.simt.threads import registers
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, publish_pair
+from dspark_compiler.schedules.simt.group_counts import held
+from dspark_compiler.schedules.simt.threads import of_lane_apart, registers
 from dspark_compiler.schedules.tir import Expr, when
 
 FEW_TOKENS = 32  # of a call whose slots are shared out
@@ -195,8 +197,13 @@ def put_out(place: Place, tensors: Tensors, i: Expr, d: Expr, value: Expr, weigh
         T.buffer_store(higher, T.max(peak, sink), [0])
         T.buffer_store(kept, T.exp(peak - higher[0]), [0])
         value, weight = value * kept[0], T.fma(weight, kept[0], T.exp(sink - higher[0]))
-    quotient = T.Select(weight > T.float32(0.0), value / weight, T.float32(0.0))
-    if place.problem.awaits:
-        publish(tensors["out"], [place.row, token, head, d], quotient)
+    quotient, out = T.Select(weight > T.float32(0.0), value / weight, T.float32(0.0)), tensors["out"]
+    if place.problem.awaits and out.dtype == EIGHTHS:
+        own = held(quotient, "float32")
+        other = held(of_lane_apart(own, 1), "float32")  # the next thread has the next element
+        with when(d % 2 == 0):
+            publish_pair(out, [place.row, token, head, d], own, other)
+    elif place.problem.awaits:
+        publish(out, [place.row, token, head, d], quotient)
     else:
-        T.buffer_store(tensors["out"], quotient, [place.row, token, head, d])
+        T.buffer_store(out, quotient, [place.row, token, head, d])

@@ -37,6 +37,7 @@ from dspark_compiler.schedules.simt.cache_rows import (
     scratch_args,
     span_of,
 )
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
 from dspark_compiler.schedules.simt.threads import launch
@@ -67,12 +68,13 @@ def step_attention(
     form: CacheForm,
     *,
     awaits: bool = False,
+    eighths: bool = False,
 ) -> tuple[tvm.tirx.PrimFunc, tuple[int, ...]]:
     """Kernel from the projection to the output of attention; and its workspace's shape.
 
     Arguments: those of ``qkv_prologue`` without q, [sinks float32 [H]], arrived uint32 [``counters``], all zero before
     and after (``awaits``: ``NOTHING``), out float32 [b,S,H,Dv], workspace uint32 (anything in it).
-    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py).
+    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in ``eighths`` (eighths.py) if so.
     """
     problem = Problem(shape, scoring, form, dtype, awaits)
     workspace = (partial_size(problem),)
@@ -85,7 +87,7 @@ def step_attention(
         *form_args(shape, form, shape.rows),
         *([Arg("sinks", (shape.heads,))] if scoring.sinks else []),
         Arg("arrived", (counters(shape),), "uint32"),
-        Arg("out", (shape.rows, shape.width, shape.heads, shape.value_dim)),
+        Arg("out", (shape.rows, shape.width, shape.heads, shape.value_dim), EIGHTHS if eighths else "float32"),
         Arg("workspace", workspace, "uint32"),
     ]
 

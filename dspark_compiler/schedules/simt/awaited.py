@@ -27,7 +27,8 @@ _NAN = 0x7FFFFFFF  # is published in its place
 # Seconds of asking, after which a kernel goes on with NaNs, and the runtime is told: no device hangs on what a kernel
 # has failed to publish.
 _MOST_TIMES = 1 << 22
-_WORDS = 4  # that a thread unsets: a step has a million of them
+_PIECES = 4  # of memory that a thread unsets
+_WORDS = 4  # of a piece, where there are as many
 
 # Of a kernel, numbers of arguments: what it publishes, what it awaits, what its work groups count in or tell each other
 # by (``NOTHING`` before), and what they exchange, with anything in it.
@@ -133,14 +134,18 @@ def keep_own(buffer: Buffer) -> None:
 
 def unset(name: str, count: int) -> tvm.tirx.PrimFunc:
     """Kernel for y = ``NOTHING``, y uint32 [count]: memory before it is handed on, counters before work groups meet."""
-    quarter = -(-count // _WORDS)
+    words = _WORDS if count % _WORDS == 0 else 1
+    pieces = count // words
+    quarter = -(-pieces // _PIECES)
 
     def body(y: Buffer) -> None:
         def clear(i: Expr) -> None:
-            for turn in range(_WORDS):  # neighbours' words lie beside each other, a thread's apart
-                place = T.Bind(turn * quarter + i)
-                with when(place < count):
-                    T.evaluate(T.call_extern("void", "dspark_unset", T.address_of(y[place]), T.uint32(NOTHING)))
+            for turn in range(_PIECES):  # neighbours' pieces lie beside each other, a thread's apart
+                piece = T.Bind(turn * quarter + i)
+                place, value = (piece, NOTHING) if words == 1 else (T.ramp(piece * words, 1, words), NOTHING)
+                nothing = T.uint32(value) if words == 1 else T.Broadcast(T.uint32(value), words)
+                with when(piece < pieces):
+                    T.evaluate(T.call_extern("void", "dspark_unset", T.address_of(y[place]), nothing))
 
         each((quarter,), clear)
 

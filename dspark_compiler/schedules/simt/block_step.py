@@ -14,6 +14,7 @@ from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_step import counters, emit_step, is_step, roles_of
 from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import Problem, Span, Tensors
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.projected_rows import ProjectedRows
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, projection_args
 from dspark_compiler.schedules.simt.threads import TEAM
@@ -50,14 +51,14 @@ def block_counters(shape: BlockShape) -> int:
 
 @made_once
 def block_step(
-    name: str, shape: BlockShape, scale: float, work: Prologue, *, awaits: bool = False
+    name: str, shape: BlockShape, scale: float, work: Prologue, *, awaits: bool = False, eighths: bool = False
 ) -> tuple[tvm.tirx.PrimFunc, tuple[int, ...]]:
     """Kernel from the projection to the output of block attention; and its workspace's shape.
 
     Arguments: x float32 [B S, H D + G D + G Dv], [q_weight, k_weight float32 [D] with eps], [cos, sin float32
     [B,1,S,D] with rope], k_ring [B,G,W,D], v_ring [B,G,W,Dv], length int32 [B], arrived uint32 [``block_counters``],
     all zero before and after (``awaits``: ``NOTHING``), out float32 [B,S,H,Dv], workspace uint32 (anything in it).
-    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py).
+    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in ``eighths`` (eighths.py) if so.
     """
     problem = Problem(slots_of(shape), Scoring(scale), CacheForm(), _STORED, awaits, causal=False)
     workspace = (partial_size(problem),)
@@ -68,7 +69,7 @@ def block_step(
         Arg("v_ring", (*ring, shape.value_dim)),
         Arg("length", (shape.batch,), "int32"),
         Arg("arrived", (block_counters(shape),), "uint32"),
-        Arg("out", (shape.batch, shape.width, shape.heads, shape.value_dim)),
+        Arg("out", (shape.batch, shape.width, shape.heads, shape.value_dim), EIGHTHS if eighths else "float32"),
         Arg("workspace", workspace, "uint32"),
     ]
 

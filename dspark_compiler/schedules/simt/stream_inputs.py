@@ -10,7 +10,8 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
-from dspark_compiler.schedules.simt.stored import load
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT
+from dspark_compiler.schedules.simt.stored import load, widen
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightForm
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -44,7 +45,11 @@ class StoredInputs:
 
     def x(self, target: Buffer, m: int, column: Expr) -> None:
         """See StreamInputs."""
-        self._load(target, self._of["x"], (self._first + m,), column)
+        x = self._of["x"]
+        self._load(target, x, (self._first + m,), column)
+        if x.dtype == EIGHTHS:
+            for e in range(self._form.piece):
+                T.buffer_store(target, target[e] * T.float32(UNIT), [e])
 
     def norm(self, target: Buffer, column: Expr) -> None:
         """See StreamInputs."""
@@ -54,7 +59,8 @@ class StoredInputs:
         depth, each = self._depth, self._form.piece
         if depth % each:
             for e in range(each):
-                inside = T.if_then_else(k + e < depth, source[(*outer, T.min(k + e, depth - 1))], T.float32(0.0))
+                number = widen(source[(*outer, T.min(k + e, depth - 1))], source.dtype)
+                inside = T.if_then_else(k + e < depth, number, T.float32(0.0))
                 T.buffer_store(target, inside, [e])
             return
         load(target, 0, source, (*outer, k if self._form.padded == depth else T.min(k, depth - each)), each)

@@ -18,6 +18,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
+from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.row_schedule import MOST_SPLITS, RowSchedule
 from dspark_compiler.schedules.simt.stream_inputs import KeptInputs, SeenInputs, StoredInputs, StreamInputs
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput, TeamSums
@@ -70,17 +71,18 @@ def stream_linear(
 def stream_args(work: LinearWorkload, options: Options) -> list[Arg]:
     """What it takes: x float32 [rows, depth], a weight (weights.py), [norm [depth]], [bias [features]], [residual], y.
 
+    x and y may be in eighths (``Options``).
     Residual and y are float32 [rows, features], of gated ones [rows, features / 2]; a residual of ``residual_step``
     has so many rows for each of x.
     """
     features = work.features // 2 if options.activation else work.features
     return [
-        Arg("x", (work.rows, work.depth)),
+        Arg("x", (work.rows, work.depth), EIGHTHS if options.reads_eighths else "float32"),
         *form_of(work).args(),
         *([Arg("norm", (work.depth,))] if options.norm_eps is not None else []),
         *([Arg("bias", (features,))] if options.bias else []),
         *([Arg("residual", (work.rows * options.residual_step, features))] if options.residual else []),
-        Arg("y", (work.rows, features)),
+        Arg("y", (work.rows, features), EIGHTHS if options.writes_eighths else "float32"),
     ]
 
 

@@ -11,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.simt.activations import ACTIVATIONS
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers, publish
+from dspark_compiler.schedules.simt.eighths import as_eighths, publish_pair
 from dspark_compiler.schedules.simt.threads import TEAM, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
@@ -30,6 +31,8 @@ class Options:
     residual_step: int = 1
     activation: str | None = None  # of the first half of the features, which gates the second
     norm_eps: float | None = None  # of the root-mean-square norm of x, whose weight is an argument
+    reads_eighths: bool = False  # x is (eighths.py)
+    writes_eighths: bool = False  # y is; without a residual
 
 
 PLAIN = Options()
@@ -111,7 +114,9 @@ class StreamOutput:
     ) -> None:
         self._cut, self._options, self._weight, self._of, self._awaits = cut, options, weight, of, awaits
         self._features = int(of["y"].shape[1])
-        self._turns = -(-cut.count * cut.features // cut.threads)
+        self._eighths = options.writes_eighths
+        self._each = 2 if awaits and self._eighths else 1  # neighbouring features that a thread makes together
+        self._turns = -(-cut.count * cut.features // (self._each * cut.threads))
         self._residual = registers(self._turns)  # of each of a thread's outputs, where it is awaited
 
     def store(self, sums: Sums, group: Expr, thread: Expr) -> None:
@@ -136,8 +141,8 @@ class StreamOutput:
         await_numbers([Ask(self._residual, (turn,), source, place) for turn, place in enumerate(places)])
 
     def _unit(self, turn: Expr | int, thread: Expr) -> tuple[Expr, Expr]:
-        """Row of x and place among the work group's features of an output."""
-        unit = T.Bind(turn * self._cut.threads + thread)
+        """Row of x and place among the work group's features of an output, the first of some neighbours."""
+        unit = T.Bind((turn * self._cut.threads + thread) * self._each)
         return T.Bind(unit // self._cut.features), T.Bind(unit % self._cut.features)
 
     def _store_unit(self, sums: Sums, turn: Expr | int, group: Expr, thread: Expr) -> None:
@@ -145,12 +150,20 @@ class StreamOutput:
         feature = T.Bind(group * cut.features + place)
         with when(T.And(m < cut.count, feature < self._features)):
             kept = self._residual[turn] if self._awaits and self._options.residual else None
-            own, output = T.Bind(place // cut.outputs), T.Bind(place % cut.outputs)
-            value = self._finished(sums, (own, m, output), feature, kept)
-            if self._awaits:
-                publish(self._of["y"], [cut.first + m, feature], value)
-            else:
-                T.buffer_store(self._of["y"], value, [cut.first + m, feature])
+            values = []
+            for i in range(self._each):
+                own, output = T.Bind((place + i) // cut.outputs), T.Bind((place + i) % cut.outputs)
+                values.append(self._finished(sums, (own, m, output), feature + i, kept))
+            self._put([cut.first + m, feature], values)
+
+    def _put(self, index: list[Expr], values: list[Expr]) -> None:
+        y = self._of["y"]
+        if len(values) == 2:
+            publish_pair(y, index, *values)
+        elif self._awaits:
+            publish(y, index, values[0])
+        else:
+            T.buffer_store(y, as_eighths(values[0]) if self._eighths else values[0], index)
 
     def _finished(self, sums: Sums, which: tuple[Expr, Expr, Expr], feature: Expr, residual: Expr | None) -> Expr:
         options, (own, m, output) = self._options, which

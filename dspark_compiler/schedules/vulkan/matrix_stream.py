@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT, AskPair, packed
 from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, form_of
 from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOutput
@@ -41,7 +42,6 @@ _LEAST_PITCH = 4  # where there is one: the others, which are nobody's, are what
 _PITCH = FEW + 4  # of a matrix of sums
 _REGION, _SUMS = FEW * _PITCH_OF_X, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
 _BYTES = 4
-_UNIT = 8.0  # float16 ends at 65504
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _MatrixSums:
         T.buffer_store(total, T.float32(0.0), [0])
         for split in range(self._cut.splits):
             T.buffer_store(total, total[0] + self._memory[place + split * lines * _SUMS], [0])
-        T.buffer_store(total, total[0] * T.float32(_UNIT), [0])
+        T.buffer_store(total, total[0] * T.float32(UNIT), [0])
         return total
 
     def squares(self, own: Expr, m: Expr) -> Buffer:
@@ -214,7 +214,8 @@ class _Part:
                 feature = T.min((group * blocks + block) * SIDE, self._features - SIDE)
                 self._rows.append(T.Bind(feature + half * self._features))
         self._weight = self._matrices.left(self._ahead * _TILES * self._cut.lines)
-        self._x = registers((self._ahead, self._count, 2))
+        self._eighths = whole._options.reads_eighths  # a thread's two numbers are a word then
+        self._x = registers((self._ahead, self._count, 1 if self._eighths else 2))
         self._norm = registers((self._ahead, 2))
         self._squares = registers(self._count)
 
@@ -291,31 +292,37 @@ class _Part:
             for place in range(count):
                 copy(self._norm, (place, T.int32(0)), self._of["norm"], (inside[place],), 2)
                 for i in range(2):
-                    T.buffer_store(self._norm, self._norm[place, i] * T.float32(1 / _UNIT), [place, i])
+                    T.buffer_store(self._norm, self._norm[place, i] * T.float32(1 / UNIT), [place, i])
         places = [(place, m) for place in range(count) for m in range(self._count)]
-        source = [(self._first + m, inside[place]) for place, m in places]
-        await_numbers(
-            [Ask(self._x, (*at, 0), self._of["x"], index, 2) for at, index in zip(places, source, strict=True)]
-        )
+        source, x = [(self._first + m, inside[place]) for place, m in places], self._of["x"]
+        pairs = zip(places, source, strict=True)
+        if self._eighths:
+            await_numbers([AskPair(self._x, (*at, 0), x, index) for at, index in pairs])
+        else:
+            await_numbers([Ask(self._x, (*at, 0), x, index, 2) for at, index in pairs])
 
     def _put(self, place: int, step: Expr, start: int) -> None:
         """A step of x for the subgroup, as pairs of float16, from word ``start`` of each column on."""
         at, column = T.Bind(self._region + start + self._lane), self._column(step)
         for m in range(self._count):
-            pair = [self._number_of_x(place, m, i, column) for i in range(2)]
-            T.buffer_store(self._memory, _packed(*(T.Bind(T.cast(n, "float16")) for n in pair)), [at + m * self._pitch])
+            T.buffer_store(self._memory, self._pair_of_x(place, m, column), [at + m * self._pitch])
+
+    def _pair_of_x(self, place: int, m: int, column: Expr) -> Expr:
+        """A thread's two numbers of a row and step as they are multiplied."""
+        if self._eighths:
+            return self._inside(self._x[place, m, 0], column)
+        pair = [self._number_of_x(place, m, i, column) for i in range(2)]
+        return packed(*(T.Bind(T.cast(n, EIGHTHS)) for n in pair))
 
     def _number_of_x(self, place: int, m: int, i: int, column: Expr) -> Expr:
         """As it is multiplied: times the norm's weight, in units."""
-        x = self._x[place, m, i]
-        if self._cut.splits * self._cut.steps * _STEP != self._depth:
-            x = T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))
+        x = self._inside(self._x[place, m, i], column)
         if self._normed:
             T.buffer_store(self._squares, T.fma(x, x, self._squares[m]), [m])
-        return T.Bind(x * (self._norm[place, i] if self._normed else T.float32(1 / _UNIT)))
+        return T.Bind(x * (self._norm[place, i] if self._normed else T.float32(1 / UNIT)))
 
-
-def _packed(low: Expr, high: Expr) -> Expr:
-    """Two float16 as the bits of a float32."""
-    words = [T.cast(T.reinterpret("uint16", half), "uint32") for half in (low, high)]
-    return T.reinterpret("float32", words[0] | words[1] << T.uint32(16))
+    def _inside(self, x: Expr, column: Expr) -> Expr:
+        """What comes of x at a column, of which there may be none."""
+        if self._cut.splits * self._cut.steps * _STEP == self._depth:
+            return x
+        return T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))

@@ -1,7 +1,8 @@
 """Linears of few rows on any Vulkan device: by cooperative matrices where it has them, else as on any GPU.
 
-Matrices await x, and so does a single row without them where launches overlap. Of several rows each work group would
-bring all, and take as many registers for their sums as for the weight it is to hold meanwhile: barriers are faster.
+Matrices await x, and so does a single row of float32 without them where launches overlap. Of several rows each work
+group would bring all, and take as many registers for their sums as for the weight it is to hold meanwhile: barriers are
+faster.
 The choice is made by the host at each launch, so that one artifact has all.
 """
 
@@ -41,7 +42,7 @@ def stream_linear(
         def stream(form: StreamForm) -> None:
             emit_stream_linear(work, schedule, options, of, form)
 
-        if work.rows > 1:
+        if work.rows > 1 or options.reads_eighths:
             stream(StreamForm())
             return
         _either(overlaps(AWAITING.threads), lambda: stream(AWAITING), lambda: stream(StreamForm()))
