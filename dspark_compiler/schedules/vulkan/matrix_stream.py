@@ -34,6 +34,8 @@ _MOST_HELD = 32  # matrices of the weight that a subgroup has under way, as a ru
 # Where that brings the work groups of several rows of x from more than these to as many: those of two products in a
 # row have a place each on a large device then, and nobody's weight is asked for only when the others' have been used.
 _MOST_BESIDE, _WIDE_LINES, _WIDE_HELD = 66, 48, 48
+# Products of many work groups, one after the other: two fit on a multiprocessor, so that one begins while one ends.
+_MANY, _FEW_LINES = 1000, 2
 _BUSY = 120  # work groups that keep a large device busy
 _BUSY_WITH_ROWS = 60  # and with several rows of x, all of which each of them brings
 _STEP_WORDS = _STEP // 2  # of a step of x as pairs of float16
@@ -109,6 +111,8 @@ def _blocks_of(work: LinearWorkload, halves: int, splits: int, steps: int) -> in
     """Sixteens of features of a work group."""
     features, busy = work.features // halves, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
     blocks, most = 1, min(_MOST_LINES // splits, _MOST_HELD // _TILES)
+    if features // (_FEW_LINES // halves * SIDE) >= _MANY:
+        most = _FEW_LINES
     while 2 * blocks * halves <= most and features // (2 * blocks * SIDE) >= busy:
         blocks *= 2
     if work.rows == 1 or features <= blocks * SIDE * _MOST_BESIDE:

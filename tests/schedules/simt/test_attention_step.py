@@ -9,6 +9,7 @@ from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm,
 from dspark_compiler.schedules.simt.attention import written_attention
 from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
 from dspark_compiler.schedules.simt.awaited import NOTHING
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from tests.backends.vulkan.shaders import run
 from tests.vulkan.device import need_vulkan
@@ -73,12 +74,11 @@ def operands(shape: AttentionShape, scoring: Scoring, form: CacheForm, length: l
     return given
 
 
-def one_launch(
-    shape: AttentionShape, scoring: Scoring, form: CacheForm, given: Arrays, *, awaits: bool = False
-) -> Arrays:
+def one_launch(shape: AttentionShape, scoring: Scoring, form: CacheForm, given: Arrays, **how: bool) -> Arrays:
     """All tensors after ``step_attention``."""
-    kernel, workspace = step_attention("main", shape, scoring, _WORK, "float16", form, awaits=awaits)
-    out = np.full((shape.rows, shape.width, shape.heads, shape.value_dim), np.nan, np.float32)
+    kernel, workspace = step_attention("main", shape, scoring, _WORK, "float16", form, **how)
+    dtype, awaits = EIGHTHS if how.get("eighths") else "float32", how.get("awaits", False)
+    out = np.full((shape.rows, shape.width, shape.heads, shape.value_dim), np.nan, dtype)
     arrays = given | {
         "arrived": np.full(counters(shape), NOTHING if awaits else 0, np.uint32),
         "out": out,
@@ -128,6 +128,15 @@ def test_parts_that_meet_either_way_have_the_same_bits(
     found = one_launch(shape, scoring, form, given, awaits=True)
     _compare(found, launch_by_launch(shape, scoring, form, given), given)
     assert (found["arrived"] == NOTHING).all()
+
+
+def test_an_output_in_eighths() -> None:
+    need_vulkan()
+    shape, scoring, form, length = CASES["new tokens in two parts"]
+    given = operands(shape, scoring, form, length)
+    found = one_launch(shape, scoring, form, given, awaits=True, eighths=True)["out"]
+    wanted = one_launch(shape, scoring, form, given, awaits=True)["out"]
+    np.testing.assert_array_equal(found, (wanted / UNIT).astype(np.float16))
 
 
 def _compare(found: Arrays, wanted: Arrays, given: Arrays) -> None:

@@ -1,5 +1,7 @@
 """Products of few rows by matrices: what they compute, and that a row's bits do not depend on the rows beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
@@ -7,6 +9,7 @@ import tvm
 from dspark_compiler.backends.vulkan.backend import VulkanBackend
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT
 from dspark_compiler.schedules.simt.stream_linear import stream_args
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.weights import pack_tiles
@@ -21,7 +24,23 @@ _CASES = {
     "a residual and a bias, a depth that ends within a step": (48, 2256, Options(residual=True, bias=True)),
     "one row in three of a residual": (32, 128, Options(residual=True, residual_row=2, residual_step=3)),
     "more steps than are held": (16, 8192, Options()),
+    "x in eighths, a depth that ends within a step": (32, 144, Options(residual=True, reads_eighths=True)),
+    "y in eighths, gated": (96, 128, Options(norm_eps=1e-6, activation="silu", writes_eighths=True)),
 }
+
+
+_BLOCKS = {"y in eighths, gated": 3}  # of several rows' work groups, elsewhere as of few features
+
+
+def test_work_groups_of_a_wide_product_leave_room_for_those_beside_it() -> None:
+    of_rows = [MatrixCut.of(_workload(rows, 6144, 1024, Options(activation="silu"))) for rows in (1, 2, 8)]
+    assert [cut and (cut.blocks, cut.ahead == cut.steps) for cut in of_rows] == [(1, True), (3, True), (3, True)]
+    head = MatrixCut.of(_workload(8, 50000, 1024, Options()))
+    assert head is not None
+    assert head.blocks == 2
+    longer = MatrixCut.of(_workload(8, 6144, 2560, Options(activation="silu")))
+    assert longer is not None
+    assert longer.blocks == 2, "more of a weight than a subgroup holds"
 
 
 def _workload(rows: int, features: int, depth: int, options: Options) -> LinearWorkload:
@@ -32,13 +51,13 @@ def _given(args: list[Arg], rng: np.random.Generator) -> dict[str, np.ndarray]:
     given = {}
     for arg in args:
         size = 0.1 if arg.name == "w" else 1.0
-        given[arg.name] = (size * rng.standard_normal(arg.shape)).astype(arg.dtype)
-    given["x"] *= np.geomspace(1e-3, 3e4, given["x"].shape[0], dtype=np.float32)[:, None]
-    return given
+        given[arg.name] = size * rng.standard_normal(arg.shape)
+    given["x"] *= np.geomspace(1e-3, 3e4, given["x"].shape[0])[:, None] / (UNIT if args[0].dtype == EIGHTHS else 1.0)
+    return {arg.name: given[arg.name].astype(arg.dtype) for arg in args}
 
 
 def _expected(given: dict[str, np.ndarray], options: Options) -> np.ndarray:
-    x, w = given["x"].astype(np.float64), given["w"].astype(np.float64)
+    x, w = given["x"].astype(np.float64) * (UNIT if options.reads_eighths else 1.0), given["w"].astype(np.float64)
     if options.norm_eps is not None:
         x = x / np.sqrt((x**2).mean(1, keepdims=True) + options.norm_eps) * given["norm"]
     y = x @ w.T
@@ -58,6 +77,7 @@ def test_products_and_their_bits(name: str) -> None:
         work = _workload(rows, features, depth, options)
         args, cut = stream_args(work, options), MatrixCut.of(work)
         assert cut is not None
+        cut = replace(cut, blocks=_BLOCKS.get(name, cut.blocks)) if rows > 1 else cut
         function = kernel(f"rows_{rows}", args, _body(work, cut, options, args))
         backend, device = VulkanBackend(), tvm.vulkan()
         with backend.target:
@@ -67,7 +87,7 @@ def test_products_and_their_bits(name: str) -> None:
         mine = {n: a[: of_rows.get(n, len(a))] for n, a in shared.items()}
         tensors = [tvm.runtime.tensor(array, device) for array in mine.values()]
         built["main"](*tensors)
-        found[rows] = tensors[-1].numpy()
+        found[rows] = tensors[-1].numpy() * np.float32(UNIT if options.writes_eighths else 1.0)
     expected = _expected(given, options)
     scale = np.abs(expected).max(1, keepdims=True)
     np.testing.assert_allclose(found[8] / scale, expected / scale, atol=1e-3)  # x is rounded to float16
