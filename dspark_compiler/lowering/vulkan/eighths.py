@@ -14,7 +14,7 @@ from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
 from dspark_compiler.schedules.vulkan.matrices import SIDE
-from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut
+from dspark_compiler.schedules.vulkan.matrix_cut import MatrixCut
 
 _RESHAPE = torch.ops.aten.reshape.default
 _ATTENTION = frozenset(

@@ -11,7 +11,6 @@ activations do not end as infinities. Devices may take float16's subnormal numbe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from tvm.tirx.script.builder import ir as T
 
@@ -24,103 +23,18 @@ from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOut
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers, shared, team_sums
 from dspark_compiler.schedules.simt.weights import WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
-from dspark_compiler.schedules.vulkan.matrices import FEW, SIDE, SUBGROUP, Matrices
-
-_STEP = 64  # of the depth that a subgroup takes at once: two numbers of a row a thread
-_TILES = _STEP // SIDE
-_MOST_SPLITS = 8  # subgroups of a work group
-_MOST_LINES = 32  # sixteens of rows of the weight, by all subgroups, as a rule
-_MOST_HELD = 32  # matrices of the weight that a subgroup has under way, as a rule
-# Where that brings the work groups of several rows of x from more than these to as many: those of two products in a
-# row have a place each on a large device then, and nobody's weight is asked for only when the others' have been used.
-_MOST_BESIDE, _WIDE_LINES, _WIDE_HELD = 66, 48, 48
-# Products of many work groups, one after the other: two fit on a multiprocessor, so that one begins while one ends.
-_MANY, _FEW_LINES = 1000, 2
-_BUSY = 120  # work groups that keep a large device busy
-_BUSY_WITH_ROWS = 60  # and with several rows of x, all of which each of them brings
-_STEP_WORDS = _STEP // 2  # of a step of x as pairs of float16
-_PITCH_OF_X = _STEP_WORDS + 4  # between its columns: they begin in different banks
-_LEAST_PITCH = 4  # where there is one: the others, which are nobody's, are what lies behind it
-_PITCH = FEW + 4  # of a matrix of sums
-_REGION, _SUMS = FEW * _PITCH_OF_X, SIDE * _PITCH  # words of a subgroup's x, of a matrix of sums
-_BYTES = 4
-
-
-@dataclass(frozen=True)
-class MatrixCut:
-    """How a weight is cut: ``splits`` subgroups of ``steps`` each share the depth of ``blocks`` sixteens of features.
-
-    Gated, these are as many of either half.
-    """
-
-    splits: int
-    steps: int
-    blocks: int
-    halves: int
-
-    @staticmethod
-    def of(work: LinearWorkload) -> "MatrixCut | None":
-        """That of a product; None where sixteens do not divide it, or it is not of float16."""
-        halves = 2 if work.gated else 1
-        if not form_of(work).tiled or work.features // halves % SIDE:
-            return None
-        all_steps = -(-work.depth // _STEP)
-        steps = -(-all_steps // _MOST_SPLITS)
-        splits = -(-all_steps // steps)
-        return MatrixCut(splits, steps, _blocks_of(work, halves, splits, steps), halves)
-
-    @property
-    def lines(self) -> int:
-        """Matrices of sums of a subgroup."""
-        return self.blocks * self.halves
-
-    @property
-    def ahead(self) -> int:
-        """Steps of its weight that a subgroup has under way."""
-        most = _WIDE_HELD if self.lines * self.splits > _MOST_LINES else _MOST_HELD
-        return min(self.steps, max(1, most // (_TILES * self.lines)))
-
-    @property
-    def chains(self) -> int:
-        """Sums of a line that a subgroup has: two of a single one, where each product would wait for the one before."""
-        return 2 if self.lines == 1 else 1
-
-    @property
-    def threads(self) -> int:
-        """Of a work group."""
-        return self.splits * SUBGROUP
-
-    @property
-    def words(self) -> int:
-        """Of memory on the chip: parts of x, in the place of which come sums."""
-        return self.splits * max(_REGION, self.lines * _SUMS)
-
-    @staticmethod
-    def most_bytes(work: LinearWorkload) -> int:
-        """Memory on the chip that a product takes, however many rows: all of them have to choose alike."""
-        cuts = [MatrixCut.of(replace(work, rows=rows)) for rows in (1, MOST_ROWS)]
-        return max(cut.shared_bytes for cut in cuts if cut is not None)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Memory it takes on the chip."""
-        return (self.words + self.splits * MOST_ROWS) * _BYTES
-
-
-def _blocks_of(work: LinearWorkload, halves: int, splits: int, steps: int) -> int:
-    """Sixteens of features of a work group."""
-    features, busy = work.features // halves, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
-    blocks, most = 1, min(_MOST_LINES // splits, _MOST_HELD // _TILES)
-    if features // (_FEW_LINES // halves * SIDE) >= _MANY:
-        most = _FEW_LINES
-    while 2 * blocks * halves <= most and features // (2 * blocks * SIDE) >= busy:
-        blocks *= 2
-    if work.rows == 1 or features <= blocks * SIDE * _MOST_BESIDE:
-        return blocks
-    fewer = -(-features // (SIDE * _MOST_BESIDE))
-    lines = fewer * halves
-    fits = lines * splits <= _WIDE_LINES and lines * _TILES * steps <= _WIDE_HELD
-    return fewer if fits and features // (fewer * SIDE) >= busy else blocks
+from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
+from dspark_compiler.schedules.vulkan.matrix_cut import (
+    LEAST_PITCH,
+    PITCH,
+    PITCH_OF_X,
+    REGION,
+    STEP,
+    STEP_WORDS,
+    SUMS,
+    TILES,
+    MatrixCut,
+)
 
 
 def emit_matrix_stream(
@@ -140,15 +54,15 @@ class _MatrixSums:
     def put(self, matrices: Matrices, sums: Buffer, split: Expr) -> None:
         """Stores a subgroup's part."""
         for line in range(self._cut.lines):
-            matrices.store(self._memory, (split * self._cut.lines + line) * _SUMS, _PITCH, sums, line)
+            matrices.store(self._memory, (split * self._cut.lines + line) * SUMS, PITCH, sums, line)
 
     def total(self, own: Expr, m: Expr, slot: Expr) -> Buffer:
         """See Sums."""
         total, lines = registers(1), self._cut.lines
-        place = T.Bind(slot // SIDE * _SUMS + slot % SIDE * _PITCH + m)
+        place = T.Bind(slot // SIDE * SUMS + slot % SIDE * PITCH + m)
         T.buffer_store(total, T.float32(0.0), [0])
         for split in range(self._cut.splits):
-            T.buffer_store(total, total[0] + self._memory[place + split * lines * _SUMS], [0])
+            T.buffer_store(total, total[0] + self._memory[place + split * lines * SUMS], [0])
         T.buffer_store(total, total[0] * T.float32(UNIT), [0])
         return total
 
@@ -208,8 +122,8 @@ class _Part:
         self._normed = whole._options.norm_eps is not None
         self._first, self._count, self._features = whole._first, whole._count, whole._features
         self._memory, self._lane = memory, lane
-        self._pitch = _LEAST_PITCH if self._count == 1 else _PITCH_OF_X
-        self._region, self._start = T.Bind(split * _REGION), T.Bind(split * (self._cut.steps * _STEP))
+        self._pitch = LEAST_PITCH if self._count == 1 else PITCH_OF_X
+        self._region, self._start = T.Bind(split * REGION), T.Bind(split * (self._cut.steps * STEP))
         self._split = split
         blocks = self._cut.blocks
         self._rows = []  # of the weight, the first of each sixteen
@@ -217,7 +131,7 @@ class _Part:
             for block in range(blocks):
                 feature = T.min((group * blocks + block) * SIDE, self._features - SIDE)
                 self._rows.append(T.Bind(feature + half * self._features))
-        self._weight = self._matrices.left(self._ahead * _TILES * self._cut.lines)
+        self._weight = self._matrices.left(self._ahead * TILES * self._cut.lines)
         self._eighths = whole._options.reads_eighths  # a thread's two numbers are a word then
         self._x = registers((self._ahead, self._count, 1 if self._eighths else 2))
         self._norm = registers((self._ahead, 2))
@@ -254,10 +168,10 @@ class _Part:
         for first in range(0, count, together):
             places = range(first, min(first + together, count))
             for place in places:
-                self._put(place, step + place, (place - first) * _STEP_WORDS)
+                self._put(place, step + place, (place - first) * STEP_WORDS)
             self._matrices.meet()
             for place in places:
-                self._multiply(sums, place, (place - first) * _STEP_WORDS)
+                self._multiply(sums, place, (place - first) * STEP_WORDS)
             self._matrices.meet()
             if self._cut.steps > self._ahead:
                 for place in places:
@@ -267,7 +181,7 @@ class _Part:
     def _multiply(self, sums: Buffer, place: int, start: int) -> None:
         """Adds up a step whose x lies from word ``start`` of a column on."""
         right = self._matrices.right(1)
-        for tile in range(_TILES):
+        for tile in range(TILES):
             column = self._region + (start + tile * (SIDE // 2))
             self._matrices.load(right, 0, self._memory, column, self._pitch)
             for line in range(self._cut.lines):
@@ -276,19 +190,19 @@ class _Part:
                 self._matrices.multiply(sums, chain + line, self._weight, number, right, 0)
 
     def _number(self, place: int, tile: int, line: int) -> int:
-        return (place * _TILES + tile) * self._cut.lines + line
+        return (place * TILES + tile) * self._cut.lines + line
 
     def _bring(self, place: int, step: Expr) -> None:
         """Asks for a step of the weight; past its end for the last once more, which meets zeros."""
-        for tile in range(_TILES):
-            column = T.Bind(T.min(self._start + (step * _STEP + tile * SIDE), self._depth - SIDE))
+        for tile in range(TILES):
+            column = T.Bind(T.min(self._start + (step * STEP + tile * SIDE), self._depth - SIDE))
             for line, row in enumerate(self._rows):
                 number = self._number(place, tile, line)
                 self._matrices.load_tile(self._weight, number, self._of["w"], row, column)
 
     def _column(self, step: Expr) -> Expr:
         """The first of the two that a thread brings of x."""
-        return T.Bind(self._start + step * _STEP + self._lane * 2)
+        return T.Bind(self._start + step * STEP + self._lane * 2)
 
     def _await(self, step: Expr, count: int) -> None:
         inside = [T.Bind(T.min(self._column(step + place), self._depth - 2)) for place in range(count)]
@@ -327,6 +241,6 @@ class _Part:
 
     def _inside(self, x: Expr, column: Expr) -> Expr:
         """What comes of x at a column, of which there may be none."""
-        if self._cut.splits * self._cut.steps * _STEP == self._depth:
+        if self._cut.splits * self._cut.steps * STEP == self._depth:
             return x
         return T.Bind(T.Select(column < self._depth, x, T.float32(0.0)))

@@ -18,7 +18,8 @@ from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, 
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once
 from dspark_compiler.schedules.vulkan.matrices import FEW, HAS_MATRICES, Matrices
-from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
+from dspark_compiler.schedules.vulkan.matrix_cut import MatrixCut
+from dspark_compiler.schedules.vulkan.matrix_stream import emit_matrix_stream
 
 AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
 

@@ -15,7 +15,8 @@ from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.weights import pack_tiles
 from dspark_compiler.schedules.tir import Arg, kernel
 from dspark_compiler.schedules.vulkan.matrices import FEW
-from dspark_compiler.schedules.vulkan.matrix_stream import MatrixCut, emit_matrix_stream
+from dspark_compiler.schedules.vulkan.matrix_cut import MatrixCut
+from dspark_compiler.schedules.vulkan.matrix_stream import emit_matrix_stream
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import need_vulkan
 
