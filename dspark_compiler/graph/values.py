@@ -49,27 +49,20 @@ def _key(argument: Any) -> Hashable:
     return (type(argument), argument) if isinstance(argument, Hashable) else repr(argument)
 
 
-class Inference:
-    """Works out node values; remembers them, since the layers of a model repeat each other."""
-
-    def __init__(self) -> None:
-        self._known: dict[Hashable, Any] = {}
-
-    def value(self, node: fx.Node) -> Any:
-        """The value of a ``call_function`` node, from the values of its arguments.
-
-        Raises:
-            RuntimeError, TypeError, ValueError, IndexError: the operator rejects its arguments.
-        """
-        key = (node.target, _key(node.args), _key(node.kwargs))
-        if key not in self._known:
-            self._known[key] = _run_on_meta(node)
-        return self._known[key]
+# What was worked out in this process: layers repeat each other, and programs those compiled before. Few bytes each.
+_known: dict[Hashable, Any] = {}
 
 
 def infer(node: fx.Node) -> Any:
-    """The value of one ``call_function`` node (see Inference.value)."""
-    return _run_on_meta(node)
+    """The value of a ``call_function`` node, from the values of its arguments.
+
+    Raises:
+        RuntimeError, TypeError, ValueError, IndexError: the operator rejects its arguments.
+    """
+    key = (node.target, _key(node.args), _key(node.kwargs))
+    if key not in _known:
+        _known[key] = _run_on_meta(node)
+    return _known[key]
 
 
 def _run_on_meta(node: fx.Node) -> Any:

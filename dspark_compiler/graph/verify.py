@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 
 from torch import Tensor, fx
@@ -10,39 +11,37 @@ from torch._ops import OpOverload
 from dspark_compiler.errors import PassError
 from dspark_compiler.graph.program import EntryKind, EntryPoint, Program, Role, TensorSpec
 from dspark_compiler.graph.signature import entry_inputs
-from dspark_compiler.graph.values import Inference, spec_of
+from dspark_compiler.graph.values import infer, spec_of
 
 _NAMESPACES = ("aten", "dspark")
 
 
-def verify(program: Program, stage: str, inference: Inference | None = None) -> None:
+def verify(program: Program, stage: str) -> None:
     """Checks every entry point against the program and the conventions of docs/architecture.md.
 
     Args:
         program: what to check; it is not changed.
         stage: what has just been done to it, for the message ("after canonicalize").
-        inference: what earlier stages worked out, as most of a program stays what it was.
 
     Raises:
         PassError: the first thing found wrong, naming stage, entry point and node.
     """
-    inference = inference or Inference()
     for name, entry in program.entries.items():
         if name != entry.name:
             raise PassError(f"{stage}: {name}: the entry point calls itself {entry.name!r}")
-        problem = next(_problems(program, entry, inference), None)
+        problem = next(_problems(program, entry), None)
         if problem is not None:
             raise PassError(f"{stage}: {name}: {problem}")
 
 
-def _problems(program: Program, entry: EntryPoint, inference: Inference) -> Iterator[str]:
+def _problems(program: Program, entry: EntryPoint) -> Iterator[str]:
     """Everything wrong with an entry point, each check trusting those before it."""
     yield from _structure(entry)
     yield from _placeholders(program, entry)
     yield from _inputs(entry, cached=bool(program.states), pruned=program.pruning is not None)
     for node in entry.graph.graph.nodes:
         if node.op == "call_function":
-            yield from chain(_operator(node), _writes(node), _inferred(node, inference))
+            yield from chain(_operator(node), _writes(node), _inferred(node))
     yield from _outputs(entry)
 
 
@@ -123,16 +122,9 @@ def _operator(node: fx.Node) -> Iterator[str]:
 def _writes(node: fx.Node) -> Iterator[str]:
     """States, and nothing else, are written, and only dspark operators touch them."""
     if isinstance(node.target, OpOverload):
-        schema = node.target._schema.arguments
-        given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
-        for argument in schema:
-            value = given.get(argument.name)
-            writes = argument.alias_info is not None and argument.alias_info.is_write
-            if (
-                writes
-                and value is not None
-                and not (isinstance(value, fx.Node) and value.meta.get("role") is Role.STATE)
-            ):
+        for place, name in _written(node.target):
+            value = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+            if value is not None and not (isinstance(value, fx.Node) and value.meta.get("role") is Role.STATE):
                 yield f"{node.name}: writes {value}, which is no state"
         if node.target.namespace == "dspark":
             return
@@ -141,12 +133,19 @@ def _writes(node: fx.Node) -> Iterator[str]:
             yield f"{node.name}: reads state {operand} past the dspark operators"
 
 
-def _inferred(node: fx.Node, inference: Inference) -> Iterator[str]:
+@cache
+def _written(target: OpOverload) -> tuple[tuple[int, str], ...]:
+    """The arguments that an operator writes to: place and name."""
+    arguments = enumerate(target._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _inferred(node: fx.Node) -> Iterator[str]:
     """The recorded value is static and what the operator makes of its arguments."""
     recorded = node.meta.get("val")  # an operator that returns nothing may have none
     yield from _static(node, recorded)
     try:
-        value = inference.value(node)
+        value = infer(node)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         yield f"{node.name}: {node.target} rejects its arguments: {str(error).splitlines()[0]}"
         return

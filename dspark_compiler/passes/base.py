@@ -13,7 +13,6 @@ from dspark_compiler.graph.printer import operator_name, print_entry
 from dspark_compiler.graph.program import Program
 from dspark_compiler.graph.remarks import Declined, Match
 from dspark_compiler.graph.rewrite import Applied
-from dspark_compiler.graph.values import Inference
 from dspark_compiler.graph.verify import verify
 
 
@@ -107,8 +106,7 @@ def run_passes(
         PassError: a pass could not go on or left an invalid program; names pass, entry point and node.
         OSError: the dump cannot be written.
     """
-    inference = Inference()
-    verify(program, "before the first pass", inference)
+    verify(program, "before the first pass")
     _dump(program, dump_dir, "00-capture")
     if history is not None:
         history.record("capture", program)
@@ -119,7 +117,7 @@ def run_passes(
         result = step.apply(program)
         seconds = time.perf_counter() - start
         program = result.program
-        verify(program, f"after {step.name}", inference)
+        verify(program, f"after {step.name}")
         _dump(program, dump_dir, f"{number:02d}-{step.name}")
         after = _operators(program)
         report = PassReport(step.name, seconds, before, after, result.matched, result.declined)

@@ -21,7 +21,6 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import PopenWorker
 
 from dspark_compiler.schedules.measure import Arguments, Kernel, compile_kernel, random_arrays, time_kernels
-from dspark_compiler.schedules.tir import OPAQUE
 
 _BATCH = 8  # candidates the search proposes at a time
 _SECONDS_A_KERNEL = 0.03
@@ -53,8 +52,7 @@ def searchable(module: tvm.IRModule) -> Iterator[tuple[Any, tvm.tirx.PrimFunc]]:
     for variable, function in module.functions.items():
         if not isinstance(function, tvm.tirx.PrimFunc) or "s_tir" not in function.attrs:
             continue
-        taken = "tirx.is_scheduled" in function.attrs or function.attrs.get("op_pattern") == OPAQUE
-        if not taken and not relax.analysis.has_reshape_pattern(function):
+        if "tirx.is_scheduled" not in function.attrs and not relax.analysis.has_reshape_pattern(function):
             yield variable, function
 
 

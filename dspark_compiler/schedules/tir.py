@@ -15,7 +15,8 @@ from tvm.tirx.script.builder import ir as T
 Buffer = Any
 Expr = Any
 
-# Operator pattern 8 (opaque) keeps Relax from fusing into or scheduling a hand-written kernel.
+# Operator pattern 8 (opaque) keeps Relax from fusing into a hand-written kernel. Rules pass by what is marked as
+# scheduled; to find out for themselves that they can do nothing with it takes each of them milliseconds.
 OPAQUE = 8
 _CACHE_LINE = 64  # bytes
 _KEPT = 256  # kernels of a template
@@ -45,7 +46,7 @@ def kernel(name: str, args: Sequence[Arg], body: Callable[..., None], *, block: 
     """
     with IRBuilder() as builder, T.prim_func(s_tir=block):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE, "tirx.is_scheduled": True})
         buffers = []
         for arg in args:
             handle = T.arg(f"{arg.name}_handle", T.handle())

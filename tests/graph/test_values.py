@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dspark_compiler.graph.program import TensorSpec
-from dspark_compiler.graph.values import Inference, as_meta, infer, spec_of
+from dspark_compiler.graph.values import as_meta, infer, spec_of
 from tests.graph.build import Builder, aten
 
 
@@ -38,11 +38,9 @@ def test_tuples_and_their_items():
 def test_inference_tells_equal_numbers_of_different_type_apart():
     b = Builder()
     ids = b.entry.placeholder("input_ids")
-    inference = Inference()
     whole = b.call(aten.mul.Tensor, ids, 2)
     real = b.call(aten.mul.Tensor, ids, 2.0)
-    assert inference.value(whole).dtype == torch.int64
-    assert inference.value(real).dtype == torch.float32
+    assert infer(whole).dtype == torch.int64
     assert infer(real).dtype == torch.float32
 
 
@@ -51,4 +49,4 @@ def test_inference_passes_on_what_the_operator_rejects():
     node = b.call(aten.reshape.default, b.x, [4, 8])
     node.args = (b.x, [5, 5])
     with pytest.raises(RuntimeError, match="invalid for input of size"):
-        Inference().value(node)
+        infer(node)

@@ -26,12 +26,12 @@ WORK = LinearWorkload(3, 272, 584, "bfloat16")
 SAMPLE = Sample((), np.ones((2, 2)), "float32", 1e-3)
 
 
-def deadly(effect: Callable[[], Any]) -> Callable[..., list[Run]]:
-    """In place of ``run_kernels``: the second kernel has an effect, others take their number of microseconds."""
+def deadly(effects: dict[str, Callable[[], Any]]) -> Callable[..., list[Run]]:
+    """In place of ``run_kernels``: some kernels have an effect, others take their number of microseconds."""
 
     def run(libraries: Sequence[Library], sample: Sample) -> list[Run]:
-        if any(library.function == "1" for library in libraries):
-            effect()
+        for library in libraries:
+            effects.get(library.function, int)()
         return [Run(sample.expected, 10.0 + float(library.function)) for library in libraries]
 
     return run
@@ -46,18 +46,14 @@ def failing() -> Callable[[], None]:
     return fail
 
 
-@pytest.mark.parametrize(
-    ("effect", "reason"), [(os.abort, "Subprocess terminated"), (failing(), "illegal memory access")]
-)
-def test_a_kernel_that_takes_the_process_with_it_loses_alone(
-    effect: Callable[[], Any], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_that_take_the_process_with_them_lose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_bench, "compile_kernels", lambda builds, *_: [Library("", str(b())) for b in builds])
-    monkeypatch.setattr(gpu_bench, "run_kernels", deadly(effect))
+    monkeypatch.setattr(gpu_bench, "run_kernels", deadly({"1": os.abort, "2": failing()}))
     with GpuBench(None) as bench:
-        runs = bench.compare(bench.prepare([lambda: 0, lambda: 1, lambda: 2]), SAMPLE)
-    assert [run.microseconds for run in runs] == [10.0, math.inf, 12.0]
-    assert reason in str(runs[1].failure)
+        runs = bench.compare(bench.prepare([lambda: 0, lambda: 1, lambda: 2, lambda: 3]), SAMPLE)
+    assert [run.microseconds for run in runs] == [10.0, math.inf, math.inf, 13.0]
+    assert "Subprocess terminated" in str(runs[1].failure)
+    assert "illegal memory access" in str(runs[2].failure)
 
 
 def test_a_compiler_that_dies_fails_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
