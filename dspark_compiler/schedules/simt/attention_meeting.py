@@ -41,19 +41,19 @@ class Meeting:
     def put_together(self, place: Place, chunk: Expr, parts: tuple[Expr, Expr], totals: Totals, blocks: int) -> None:
         """Writes "out" of what those with the ``parts`` (from, up to before) have; this one has ``chunk``."""
         if self._in_order is None:
-            self._count(place, chunk, parts, totals, blocks)
+            self._parts.put(place, chunk, totals)
+            self._count(place, parts, blocks)
             return
-        with T.If(self._in_order):
-            with T.Then(), T.If(chunk < parts[1] - 1):
-                with T.Then():
-                    self._parts.put(place, chunk, totals)
-                with T.Else():
-                    self._finish(place, parts, totals)
+        with T.If(T.And(self._in_order, chunk == parts[1] - 1)):
+            with T.Then():
+                self._finish(place, parts, totals)
             with T.Else():
-                self._count(place, chunk, parts, totals, blocks)
+                self._parts.put(place, chunk, totals)
+                with when(T.Not(self._in_order)):
+                    self._count(place, parts, blocks)
 
-    def _count(self, place: Place, chunk: Expr, parts: tuple[Expr, Expr], totals: Totals, blocks: int) -> None:
-        self._parts.put(place, chunk, totals)
+    def _count(self, place: Place, parts: tuple[Expr, Expr], blocks: int) -> None:
+        """Has the last to arrive write "out"."""
         with when(self._is_last(place, blocks, parts[1] - parts[0] - 1)):
             self._parts.write_out(place, *parts)
 
