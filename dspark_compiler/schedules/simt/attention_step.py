@@ -73,8 +73,9 @@ def step_attention(
     """Kernel from the projection to the output of attention; and its workspace's shape.
 
     Arguments: those of ``qkv_prologue`` without q, [sinks float32 [H]], arrived uint32 [``counters``], all zero before
-    and after (``awaits``: ``NOTHING``), out float32 [b,S,H,Dv], workspace uint32 (anything in it).
-    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in ``eighths`` (eighths.py) if so.
+    and after (``awaits``: ``NOTHING``), out float32 [b,S,H,Dv], workspace uint32 (anything in it;
+    ``awaits``: ``NOTHING``). ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in
+    ``eighths`` (eighths.py) if so.
     """
     problem = Problem(shape, scoring, form, dtype, awaits)
     workspace = (partial_size(problem),)
@@ -103,12 +104,8 @@ def step_attention(
 
 def roles_of(problem: Problem) -> dict[str, list[str]]:
     """What arguments are for, where launches overlap (``hands_on``)."""
-    told = (
-        {"counts": ["arrived", "workspace"]}
-        if is_awaited(problem)
-        else {"counts": ["arrived"], "exchanges": ["workspace"]}
-    )
-    return {"publishes": ["out"], "awaits": ["x"], **told}
+    workspace = {"counts": ["arrived", "workspace"]} if is_awaited(problem) else {"exchanges": ["workspace"]}
+    return {"publishes": ["out"], "awaits": ["x"], "counts": ["arrived"], **workspace}
 
 
 def emit_step(

@@ -57,8 +57,9 @@ def block_step(
 
     Arguments: x float32 [B S, H D + G D + G Dv], [q_weight, k_weight float32 [D] with eps], [cos, sin float32
     [B,1,S,D] with rope], k_ring [B,G,W,D], v_ring [B,G,W,Dv], length int32 [B], arrived uint32 [``block_counters``],
-    all zero before and after (``awaits``: ``NOTHING``), out float32 [B,S,H,Dv], workspace uint32 (anything in it).
-    ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in ``eighths`` (eighths.py) if so.
+    all zero before and after (``awaits``: ``NOTHING``), out float32 [B,S,H,Dv], workspace uint32 (anything in it;
+    ``awaits``: ``NOTHING``). ``awaits``: the projection may be yet to come, and "out" is awaited (awaited.py), in
+    ``eighths`` (eighths.py) if so.
     """
     problem = Problem(slots_of(shape), Scoring(scale), CacheForm(), _STORED, awaits, causal=False)
     workspace = (partial_size(problem),)
