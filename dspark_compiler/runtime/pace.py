@@ -18,8 +18,8 @@ _FIRST_PAUSE, _LAST_PAUSE = 8, 256
 # Time that drafting may have lost in all: so many of the dearest rounds, and this share of the time of plain decoding.
 _LOST_ROUNDS, _LOST_SHARE = 3, 0.01
 
-# Rounds with drafts after which a plain step shows what one takes now.
-_REFRESH = 64
+# Rounds with drafts after which plain steps show what one takes now; they bring less, so there are few.
+_REFRESH = 256
 
 # Plain steps' worth of what it gained that is remembered.
 _CREDIT = 16
@@ -72,7 +72,8 @@ class Pace:
     """Paces the rounds of a group of sequences that are scheduled together.
 
     While drafting brings less than plain steps would, the group is parked: it decodes plainly for a while, then tries
-    one round. What drafting may lose in all is bounded as well, for texts that mislead every estimate.
+    one round; another answer is not parked for what the last one was. What drafting may lose in all is bounded as well,
+    for texts that mislead every estimate.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Pace:
         self._scaling = temperatures, shifts
         self._admission = admission
         self._acceptance = Acceptance(block_size)
-        self._gain = costs.decode_ms / 2  # of a round with drafts over plain steps, a running mean in milliseconds
+        self._gain = self._hope  # of a round with drafts over plain steps, a running mean in milliseconds
         self._lost = 0.0
         self._plain = 0.0  # what plain decoding would have taken
         self._pause = _FIRST_PAUSE
@@ -100,6 +101,17 @@ class Pace:
         self._declined = False
         self._refresh = _REFRESH if isinstance(costs, LiveCosts) else 0
         self._in_a_row = 0
+
+    @property
+    def _hope(self) -> float:
+        """What a round is taken to gain, in milliseconds, before anything is known of a text."""
+        return self._costs.decode_ms / 2
+
+    def began(self) -> None:
+        """Another answer begins with the next round: it is not parked for what the last one was, what pays goes on."""
+        self._parked = 0
+        self._pause = _FIRST_PAUSE
+        self._gain = max(self._gain, self._hope)
 
     def wants_drafts(self) -> bool:
         """Whether the next round should have drafts."""

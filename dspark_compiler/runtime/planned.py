@@ -24,6 +24,11 @@ class Group:
         self.sequences = sequences
         self.rows = [sequence.row for sequence in sequences]
 
+    def begin(self) -> None:
+        """Tells the pace if an answer begins with the round that is planned."""
+        if self.pace is not None and any(sequence.rounds == 0 for sequence in self.sequences):
+            self.pace.began()
+
     def among(self, active: Sequence[SequenceState]) -> "Group":
         """Those of it that are among these, paced as it is."""
         return Group(self.pace, [sequence for sequence in self.sequences if sequence in active])

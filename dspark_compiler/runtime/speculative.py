@@ -113,6 +113,8 @@ class Speculative:
         seats = self._seating.of(active)
         limits = {s.row: self._limit(s) if after is None else self._most for s in active}
         groups = self._groups([sequence for sequence in active if limits[sequence.row] > 0])
+        for group in groups if after is None else ():
+            group.begin()
         anchors = Anchors(*seats.columns()) if after is None else after
         numbers = seats.numbers()
         drafting = [group for group in groups if group.pace is None or group.pace.wants_drafts()]

@@ -201,3 +201,20 @@ def test_while_drafts_rest_steps_are_made_ahead_and_tokens_are_the_same() -> Non
         made.append([s.tokens for s in found])
         assert (ahead > 40) is draws
     assert made[0] == made[1]
+
+
+def test_a_pace_hears_of_each_answer_that_begins_and_of_those_of_a_batch_once() -> None:
+    began = []
+
+    class Listening(Pace):
+        def began(self) -> None:
+            began.append(self.wants_drafts())
+            super().began()
+
+    target, _ = tables(4)
+    executor = MarkovExecutor(target, -target, batch=3, draws=True, chains=True)
+    pace = Listening(COSTS, executor.block_size, (), admit)
+    strategy = Speculative(executor, CompiledDrafter(executor), executor.block_size, lambda: pace)
+    for prompts in (PROMPTS[:1], PROMPTS):
+        generate(executor, strategy, sequences(executor, prompts, SamplingParams(40)))
+    assert began == [True, False], "the first answer had been parked"
