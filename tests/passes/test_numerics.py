@@ -11,8 +11,10 @@ from dspark_compiler.passes.base import run_passes
 from dspark_compiler.passes.pipeline import default_pipeline
 from tests.passes.capture import FAMILIES, VOCAB, capture, tiny_model
 from tests.program_runner import ProgramRunner
+from tests.traces import one_process
 
 BATCH, WIDTH, NEW = 2, 4, 12
+EACH_FAMILY = pytest.mark.parametrize("family", [pytest.param(name, marks=one_process(name)) for name in FAMILIES])
 
 
 @cache
@@ -42,7 +44,7 @@ def _logits(family: str, tokens: list[int]) -> torch.Tensor:
         return tiny_model(family)(torch.tensor([tokens]), use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@EACH_FAMILY
 @pytest.mark.parametrize("length", [1, 16, 23], ids=lambda n: f"prompt{n}")
 def test_prefill_in_chunks_then_decode(family, length):
     prompt = _prompt(length, length)
@@ -55,7 +57,7 @@ def test_prefill_in_chunks_then_decode(family, length):
     assert tuple(tokens) == _eager(family, tuple(prompt))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@EACH_FAMILY
 def test_batch_of_unequal_lengths(family):
     prompts = [_prompt(1, 19), _prompt(2, 5)]
     runner = ProgramRunner(_compiled(family))
@@ -66,7 +68,7 @@ def test_batch_of_unequal_lengths(family):
     assert [tuple(t) for t in tokens] == [_eager(family, tuple(p)) for p in prompts]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@EACH_FAMILY
 def test_verify_accepts_what_is_right_and_forgets_the_rest(family):
     prompts = [_prompt(3, 9), _prompt(4, 18)]
     expected = [_eager(family, tuple(p)) for p in prompts]

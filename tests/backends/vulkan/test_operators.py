@@ -26,6 +26,7 @@ def test_every_kernel_is_valid(lanes: int) -> None:
         validate(shader)
 
 
+@pytest.mark.xdist_group("operators")  # whose process compiles them once
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_the_processors(name: str) -> None:
     need_vulkan()
