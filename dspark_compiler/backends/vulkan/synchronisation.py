@@ -7,7 +7,7 @@ from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.memory import WHOLE_DEVICE, ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
-from dspark_compiler.backends.vulkan.spirv.types import UINT32, parse_dtype
+from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, UINT32, parse_dtype
 from dspark_compiler.backends.vulkan.values import Value
 
 # Scope of each barrier TIR knows within a work group.
@@ -89,10 +89,10 @@ def atomic_store(use: Use) -> Rule:
     """
 
     def rule(emitter: Emitter, call: Any) -> None:
-        do, value = emitter.do, emitter.value(call.args[-1])
-        pair = value.scalar if str(call.args[-2].args[0].source.dtype) == "float16" else None
-        pointer, view = emitter.pointer(_target(call.args[-2]), use, pair)
-        if pair is None and view.scalar != value.scalar:
+        do, target, value = emitter.do, _target(call.args[-2]), emitter.value(call.args[-1])
+        is_pair = str(target.source.dtype) == "float16" and value.scalar == FLOAT32
+        pointer, view = emitter.pointer(target, use, value.scalar if is_pair else None)
+        if not is_pair and view.scalar != value.scalar:
             raise ValueError(f"an atomic operation with {value.scalar} on {view.scalar}")
         scope, relaxed = _whole_device(do), do.constant(UINT32, 0).id
         do.body.emit_void(Op.ATOMIC_STORE, pointer, scope, relaxed, value.id)
