@@ -49,8 +49,10 @@ def _key(argument: Any) -> Hashable:
     return (type(argument), argument) if isinstance(argument, Hashable) else repr(argument)
 
 
-# What was worked out in this process: layers repeat each other, and programs those compiled before. Few bytes each.
+# What was worked out in this process: layers repeat each other, and programs those compiled before. Not by lru_cache,
+# which would keep nodes, and with them whole graphs.
 _known: dict[Hashable, Any] = {}
+_MOST_KNOWN = 1 << 14
 
 
 def infer(node: fx.Node) -> Any:
@@ -61,6 +63,8 @@ def infer(node: fx.Node) -> Any:
     """
     key = (node.target, _key(node.args), _key(node.kwargs))
     if key not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
         _known[key] = _run_on_meta(node)
     return _known[key]
 
