@@ -34,6 +34,10 @@ class Options:
     reads_eighths: bool = False  # x is (eighths.py)
     writes_eighths: bool = False  # y is; without a residual
 
+    def __post_init__(self) -> None:
+        if self.residual and self.writes_eighths:
+            raise ValueError("a residual is added to float32, not to eighths")
+
 
 PLAIN = Options()
 
