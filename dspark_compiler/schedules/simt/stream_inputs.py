@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
-from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT, as_eighths
 from dspark_compiler.schedules.simt.stored import load, widen
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightForm
@@ -67,6 +67,27 @@ class StoredInputs:
         if self._form.padded != depth:
             for e in range(each):
                 T.buffer_store(target, T.Select(k < depth, target[e], T.float32(0.0)), [e])
+
+
+class RoundedInputs:
+    """See StreamInputs: those of ``inputs``, x rounded as eighths are, ``piece`` numbers at a time."""
+
+    def __init__(self, inputs: StreamInputs, piece: int) -> None:
+        self._inputs, self._piece = inputs, piece
+
+    def bring(self, thread: Expr) -> None:
+        """See StreamInputs."""
+        self._inputs.bring(thread)
+
+    def x(self, target: Buffer, m: int, column: Expr) -> None:
+        """See StreamInputs."""
+        self._inputs.x(target, m, column)
+        for e in range(self._piece):
+            T.buffer_store(target, T.cast(as_eighths(target[e]), "float32") * T.float32(UNIT), [e])
+
+    def norm(self, target: Buffer, column: Expr) -> None:
+        """See StreamInputs."""
+        self._inputs.norm(target, column)
 
 
 class SeenInputs(StoredInputs):

@@ -20,7 +20,13 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.row_schedule import MOST_SPLITS, RowSchedule
-from dspark_compiler.schedules.simt.stream_inputs import KeptInputs, SeenInputs, StoredInputs, StreamInputs
+from dspark_compiler.schedules.simt.stream_inputs import (
+    KeptInputs,
+    RoundedInputs,
+    SeenInputs,
+    StoredInputs,
+    StreamInputs,
+)
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Cut, Options, StreamOutput, TeamSums
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers
 from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
@@ -39,7 +45,7 @@ class StreamForm:
     ``lines``: rows of the weight that a thread reads for a single row of x. ``in_flight``: accesses that it has under
     way. ``awaits``: of one row: x and the residual may be yet to come, and y is awaited. ``in_order``: x is not asked
     for before it is needed, which takes fewer registers; the target's code generator has to know how
-    (rocm/device_library.py).
+    (rocm/device_library.py). ``rounds``: x is rounded as eighths are (eighths.py), which calls of fewer rows read.
     """
 
     threads: int = MOST_SPLITS * TEAM
@@ -47,6 +53,7 @@ class StreamForm:
     in_flight: int = 8
     awaits: bool = False
     in_order: bool = False
+    rounds: bool = False
 
 
 def form_of(work: LinearWorkload) -> WeightForm:
@@ -145,6 +152,10 @@ class _Launch:
             output.store(totals, group, thread)
 
     def _inputs(self) -> StreamInputs:
+        found = self._found_inputs()
+        return RoundedInputs(found, self._form.piece) if self._how.rounds else found
+
+    def _found_inputs(self) -> StreamInputs:
         cut, work, form, of = self._cut, self._work, self._form, self._of
         if not self._how.awaits:
             return StoredInputs(work, form, of, cut.first)

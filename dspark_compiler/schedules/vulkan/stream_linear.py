@@ -7,6 +7,7 @@ The choice is made by the host at each launch, so that one artifact has all.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import tvm
 from tvm.tirx.script.builder import ir as T
@@ -30,6 +31,8 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel with the arguments of simt's."""
     args, cut = stream_args(work, options), MatrixCut.of(work)
+    # As matrices do, and as calls of few rows are given it: more rows beside a row do not change its bits.
+    rounds = cut is not None and options.norm_eps is None and not options.reads_eighths
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
@@ -41,7 +44,7 @@ def stream_linear(
 
     def by_numbers(of: dict[str, Buffer]) -> None:
         def stream(form: StreamForm) -> None:
-            emit_stream_linear(work, schedule, options, of, form)
+            emit_stream_linear(work, schedule, options, of, replace(form, rounds=rounds))
 
         if work.rows > 1 or options.reads_eighths:
             stream(StreamForm())
