@@ -133,13 +133,13 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
     program, quantized = rewritten.program, quantized_weights(rewritten.program)
     with ArtifactWriter(output) as writer:
         if isinstance(target, OnnxRuntimeTarget):
-            plan = None
+            plan, lowered = None, None
             _add_models(writer, program, config, stages)
         else:
-            plan = _add_library(writer, program, target, config, stages)
+            plan, lowered = _add_library(writer, program, target, config, stages)
         _add_tokenizer(writer, source)
         fields = ModelFields(**dataclasses.asdict(source.info))
-        manifest = describe(program, plan, fields, target.spec, config, quantized)
+        manifest = describe(program, plan, fields, target.spec, config, quantized, lowered)
         report = _report(model, config, rewritten, stages) | remarks
         if manifest.heads is not None and target.runs_here():
             with stages("time"):
@@ -161,8 +161,8 @@ def _compile(model: str, config: CompileConfig, progress: Progress | None, remar
 
 def _add_library(
     writer: ArtifactWriter, program: Program, backend: Backend, config: CompileConfig, stages: "_Stages"
-) -> LayoutPlan:
-    """Compiles a program and adds library, weights and records; returns how tensors lie."""
+) -> tuple[LayoutPlan, tvm.IRModule]:
+    """Compiles a program and adds library, weights and records; returns how tensors lie, and the lowered module."""
     records = Records.standard(measured_as(backend))
     with stages("lower"):
         plan = plan_layouts(program, backend.layouts(config.weight_dtype), config.weight_dtype)
@@ -183,7 +183,7 @@ def _add_library(
                 writer.add_file(path, f"lib/{path.name}")
             export_records(lowered, records, backend.linears, writer.folder / "tuning")
             writer.add_params(physical_params(program, plan), bfloat16=plan.layouts.weight_dtype("bfloat16"))
-    return plan
+    return plan, lowered
 
 
 def _add_models(writer: ArtifactWriter, program: Program, config: CompileConfig, stages: "_Stages") -> None:

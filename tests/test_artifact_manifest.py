@@ -40,7 +40,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         used = [tuple(draw(some)) for some in subset_of]
         inputs, outputs = (tuple(draw(st.lists(tensors, max_size=3))) for _ in range(2))
         rows = 1 if kind == "prefill" else batch
-        return EntrySpec(kind, rows, draw(st.integers(1, 128)), inputs, *used, outputs)
+        placed = tuple(tensor.name for tensor in outputs[: draw(st.integers(0, 3))])
+        return EntrySpec(kind, rows, draw(st.integers(1, 128)), inputs, *used, outputs, placed)
 
     kinds = ["prefill", "decode", *draw(st.lists(st.sampled_from(["verify", "commit"]), unique=True))]
     optional_id = st.none() | st.integers(0)
@@ -114,6 +115,7 @@ DELETE = object()
         ("entry_points.decode.kind", "encode", "entry_points.decode.kind: 'encode' is not one of prefill, decode"),
         ("entry_points.decode.states", ["scratch"], "entry_points.decode: state scratch is not in states"),
         ("entry_points.decode.params", ["v"], "entry_points.decode: parameter v is not in params"),
+        ("entry_points.decode.destinations", ["x"], "entry_points.decode: destination x is not in outputs"),
         ("entry_points.decode.batch", 2, "entry_points.decode: batch 2, width 1 do not fit max_batch 1"),
         ("entry_points.prefill_4.width", 0, "entry_points.prefill_4: batch 1, width 0 do not fit"),
         ("entry_points.decode", DELETE, "entry_points: no decode"),
@@ -147,12 +149,12 @@ def test_what_does_not_hold_is_named(path: str, value: object, message: str) -> 
 
 
 def test_a_newer_format_says_so_whatever_else_it_holds() -> None:
-    with pytest.raises(ArtifactError, match=r"format 7 is newer than the format 6.*upgrade dspark-compile"):
-        Manifest.loads('{"format_version": 7, "everything": "else"}', "m")
+    with pytest.raises(ArtifactError, match=r"format 8 is newer than the format 7.*upgrade dspark-compile"):
+        Manifest.loads('{"format_version": 8, "everything": "else"}', "m")
 
 
 def test_an_older_format_says_so() -> None:
-    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 6 this version reads; compile again"):
+    with pytest.raises(ArtifactError, match=r"format 1 is older than the format 7 this version reads; compile again"):
         Manifest.loads('{"format_version": 1, "everything": "else"}', "m")
 
 

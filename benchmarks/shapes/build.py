@@ -63,7 +63,7 @@ def build(shape: str, output: Path, config: CompileConfig, *, drafter: bool, lay
         )
         options = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()}
         writer.add_json("report.json", {"options": options})
-        writer.finish(describe(program, plan, info, backend.spec, config, quantized_weights(program)))
+        writer.finish(describe(program, plan, info, backend.spec, config, quantized_weights(program), lowered))
     say(f"{output}: {shape}")
 
 

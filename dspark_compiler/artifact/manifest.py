@@ -12,7 +12,7 @@ import numpy as np
 from dspark_compiler import schema
 from dspark_compiler.errors import ArtifactError
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST = "manifest.json"
 
 # Types a tensor can have where compiled code meets the runtime. On the CPU bfloat16 is not among them: DLPack from
@@ -161,7 +161,10 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class EntrySpec:
-    """One compiled function: its arguments are ``inputs``, then ``states``, then ``params``, in this order."""
+    """One compiled function: its arguments are ``inputs``, then ``states``, then ``params``, in this order.
+
+    Behind them it takes memory for the outputs that are ``destinations``, and makes them there.
+    """
 
     kind: EntryKindName
     batch: int
@@ -170,6 +173,7 @@ class EntrySpec:
     states: tuple[str, ...]
     params: tuple[str, ...]
     outputs: tuple[NamedTensor, ...]
+    destinations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,8 @@ class Manifest:
             problems.append((path, f"batch {entry.batch}, width {entry.width} do not fit max_batch {self.max_batch}"))
         problems += [(path, f"state {name} is not in states") for name in entry.states if name not in self.states]
         problems += [(path, f"parameter {name} is not in params") for name in entry.params if name not in self.params]
+        unknown = set(entry.destinations).difference(tensor.name for tensor in entry.outputs)
+        problems += [(path, f"destination {name} is not in outputs") for name in sorted(unknown)]
         for tensor in (*entry.inputs, *entry.outputs):
             problems += _tensor_problems(f"{path}.{tensor.name}", tensor.shape, tensor.dtype)
         return problems

@@ -34,6 +34,7 @@ class TargetLowering:
         lower_epilogue: for a linear with what is done to its output.
         kernels: the templates that converters of all targets call, by name.
         linears: the schedules of packed products; None where there is nothing to choose.
+        gives_destinations: whether results are made where callers have memory for them, from call to call the same.
     """
 
     converters: Mapping[str, Converter]
@@ -41,6 +42,7 @@ class TargetLowering:
     lower_epilogue: EpilogueLowering
     kernels: Mapping[str, KernelTemplate]
     linears: LinearSpace | None = None
+    gives_destinations: bool = True
 
 
 class EntryImporter(ExportedProgramImporter):  # type: ignore[misc]

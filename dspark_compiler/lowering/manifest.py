@@ -22,6 +22,7 @@ from dspark_compiler.artifact import (
 )
 from dspark_compiler.config import CompileConfig
 from dspark_compiler.graph.program import EntryPoint, Program, Role
+from dspark_compiler.lowering.destinations import destinations
 from dspark_compiler.lowering.layout import LayoutPlan, dtype_name
 
 
@@ -32,10 +33,12 @@ def describe(
     target: TargetInfo,
     config: CompileConfig,
     quantized: Mapping[str, int],
+    lowered: tvm.IRModule | None,
 ) -> Manifest:
     """The manifest without params and files, which the writer knows; ``config`` is settled.
 
-    Without a ``plan`` tensors lie as the program has them. ``quantized`` counts weights kept as codes by their formats.
+    Without a ``plan`` and a ``lowered`` module tensors lie as the program has them. ``quantized`` counts weights kept
+    as codes by their formats.
     """
     assert config.max_seq_len is not None
     return Manifest(
@@ -47,7 +50,7 @@ def describe(
         max_seq_len=config.max_seq_len,
         max_batch=config.max_batch,
         kv=_cache(program, config),
-        entry_points={name: _entry(entry) for name, entry in program.entries.items()},
+        entry_points={name: _entry(entry, lowered) for name, entry in program.entries.items()},
         heads=None if program.heads is None else HeadsInfo(**dataclasses.asdict(program.heads)),
         quantization=None if config.quantize is None else QuantizationInfo(config.quantize, quantized),
         states=_states(program, plan),
@@ -70,8 +73,10 @@ def _states(program: Program, plan: LayoutPlan | None) -> dict[str, TensorInfo]:
     return {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in plan.states.items()}
 
 
-def _entry(entry: EntryPoint) -> EntrySpec:
+def _entry(entry: EntryPoint, lowered: tvm.IRModule | None) -> EntrySpec:
     output = next(node for node in entry.graph.graph.nodes if node.op == "output")
+    outputs = [_named(name, node.meta["val"]) for name, node in zip(entry.outputs, output.args[0], strict=True)]
+    places = () if lowered is None else destinations(lowered, entry.name)
     return EntrySpec(
         kind=entry.kind.value,
         batch=entry.batch,
@@ -79,7 +84,8 @@ def _entry(entry: EntryPoint) -> EntrySpec:
         inputs=tuple(_named(node.meta["ref"], node.meta["val"]) for node in entry.placeholders(Role.INPUT)),
         states=tuple(node.meta["ref"] for node in entry.placeholders(Role.STATE)),
         params=tuple(node.meta["ref"] for node in entry.placeholders(Role.PARAM)),
-        outputs=tuple(_named(name, node.meta["val"]) for name, node in zip(entry.outputs, output.args[0], strict=True)),
+        outputs=tuple(outputs),
+        destinations=tuple(outputs[place].name for place in places),
     )
 
 

@@ -6,6 +6,7 @@ from tvm import relax
 from dspark_compiler.graph.program import Program
 from dspark_compiler.lowering.cpu.target import cpu_lowering
 from dspark_compiler.lowering.cuda.target import cuda_lowering
+from dspark_compiler.lowering.destinations import give_destinations
 from dspark_compiler.lowering.importer import EntryImporter, TargetLowering
 from dspark_compiler.lowering.layout import LayoutPlan
 from dspark_compiler.lowering.rocm.target import rocm_lowering
@@ -17,7 +18,7 @@ from dspark_compiler.schedules.simt.layouts import RowLayouts
 
 
 def lower(program: Program, plan: LayoutPlan, records: Records | None = None) -> tvm.IRModule:
-    """One Relax function an entry point (arguments: inputs, states, params) and the kernels they call.
+    """One Relax function an entry point (arguments: inputs, states, params, places of results) and their kernels.
 
     Kernel templates come scheduled, by ``records`` where they have one; functions that TVM made come unscheduled.
 
@@ -25,7 +26,8 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         LoweringError: an operator without a lowering, naming entry point and node.
         InputError: a file of records that cannot be read.
     """
-    module = EntryImporter(program, plan, _target(plan), records).module()
+    target = _target(plan)
+    module = EntryImporter(program, plan, target, records).module()
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.transform.EliminateCommonSubexpr(),
@@ -35,6 +37,7 @@ def lower(program: Program, plan: LayoutPlan, records: Records | None = None) ->
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
+        *([give_destinations] if target.gives_destinations else []),
     ]
     return tvm.transform.Sequential(passes)(module)
 

@@ -55,8 +55,9 @@ class GpuCall:
     Numbers of the host go to one of two pinned buffers, and with one copy to the GPU, unless they are what is there.
     The first run is an ordinary one, in which kernels are loaded and the allocator finds memory; then the kernels are
     captured. A graph has the addresses of everything in it, so there is one for each choice of tensors. What it needs
-    in between is the allocator's and shared with all other calls, which never run at the same time; so results are
-    copied to memory of the call's own, where no graph captured earlier has anything to write.
+    in between is the allocator's and shared with all other calls, which never run at the same time; so results lie in
+    memory of the call's own, where no graph captured earlier has anything to write: kernels make them there, or else
+    they are copied.
     """
 
     def __init__(self, context: GpuContext, spec: EntrySpec, function: Function, shared: dict[str, Any]) -> None:
@@ -67,13 +68,18 @@ class GpuCall:
         self._outputs = tuple(tensor.name for tensor in spec.outputs)
         # Small ones first: what the host gives and reads lies together then, and logits need not cross the bus with it.
         self._slab = context.slab({tensor.name: tensor for tensor in sorted(spec.inputs, key=nbytes)})
-        self._results = context.slab({tensor.name: tensor for tensor in sorted(spec.outputs, key=nbytes)})
+        outputs = {tensor.name: tensor for tensor in sorted(spec.outputs, key=nbytes)}
+        made_there = {name: outputs.pop(name) for name in spec.destinations}
+        self._destinations = context.slab(made_there, apart=context.apart)
+        self._copied = context.slab(outputs)
+        self._results = self._copied.tensors | self._destinations.tensors
         self._halves = [_Staging(self._cuda, spec, self._slab) for _ in range(2)]
         self.inputs = {tensor.name: self._slab.tensors[tensor.name] for tensor in spec.inputs}
         self._ends = {tensor.name: self._slab.offsets[tensor.name] + nbytes(tensor) for tensor in spec.inputs}
         self._sent: dict[str, Any] = {}  # the numbers of the last run, if they cannot have changed since
         self._prepared = False
         self._shared = [shared[name] for name in (*spec.states, *spec.params)]
+        self._shared += [self._destinations.tensors[name] for name in spec.destinations]
         self._tensor = import_tvm_ffi().Tensor
         self._kinds = (self._tensor, Columns)
         self._launches: dict[_Tensors, Launch] = {}
@@ -97,7 +103,7 @@ class GpuCall:
         else:
             self._last = launch.captured
             self._context.launches.put(launch)
-        return self._results.tensors
+        return self._results
 
     def again(self) -> None:
         """See Call; it was captured when it ran last."""
@@ -163,13 +169,13 @@ class GpuCall:
         return Wrapping(tensor.data_ptr(), self.inputs[name].shape, str(tensor.dtype), self._context.where).tensor
 
     def _put(self, columns: list[tuple[str, Any]], arguments: list[Any]) -> None:
-        """Puts all of a run on the stream, and copies of its results to where they stay until the next."""
+        """Puts all of a run on the stream, and copies of results that are not made where they stay until the next."""
         for name, tensor in columns:
             self._copy_columns(name, tensor)
         made = self._run(arguments)
-        sizes = {name: tensor.numel() * tensor.dtype.bits // 8 for name, tensor in made.items()}
-        kept = self._results.tensors
-        copies = [Transfer(kept[name].data_ptr(), each.data_ptr(), sizes[name]) for name, each in made.items()]
+        kept = self._copied.tensors
+        sizes = {name: made[name].numel() * made[name].dtype.bits // 8 for name in kept}
+        copies = [Transfer(kept[name].data_ptr(), made[name].data_ptr(), sizes[name]) for name in kept]
         self._cuda.copy_all(copies, self._context.stream)
 
     def _copy_columns(self, name: str, source: Any) -> None:

@@ -27,6 +27,8 @@ class GpuContext:
     """
 
     largest: int | None = None
+    apart = False
+    """Whether what calls write is an allocation a tensor, by which the device tells what depends on what."""
 
     def __init__(self, cuda: GpuRuntime, where: tuple[int, int]) -> None:
         self.cuda = cuda

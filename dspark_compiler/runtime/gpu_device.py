@@ -23,8 +23,6 @@ class GpuDevice(GpuContext):
     """See Device; ``fill`` makes weights where the artifact's own are not to be read."""
 
     is_late = True
-    states_apart = False
-    """Whether each state is an allocation of its own, by which the device tells what depends on what."""
 
     def __init__(self, cuda: GpuRuntime, where: tuple[int, int] = FIRST_GPU, fill: Fill | None = None) -> None:
         super().__init__(cuda, where)
@@ -37,7 +35,7 @@ class GpuDevice(GpuContext):
         """See Device."""
         manifest = artifact.manifest
         self._require(manifest.params, manifest.states)
-        weights, states = self.slab(manifest.params), self.slab(manifest.states, apart=self.states_apart)
+        weights, states = self.slab(manifest.params), self.slab(manifest.states, apart=self.apart)
         self._slabs += weights, states
         if self._fill is None:
             upload(self.cuda, artifact.params(), weights)

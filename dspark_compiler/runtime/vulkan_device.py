@@ -13,7 +13,7 @@ _DLPACK_TYPE = 7
 class VulkanDevice(GpuDevice):
     """See Device and GpuDevice."""
 
-    states_apart = True
+    apart = True
 
     def __init__(self, vulkan: VulkanRuntime, index: int, fill: Fill | None = None) -> None:
         super().__init__(vulkan, (_DLPACK_TYPE, index), fill)

@@ -7,6 +7,12 @@
 #include "errors.h"
 
 namespace dspark::vulkan {
+namespace {
+
+// The number of the constant by which kernels are told whether launches overlap; the others have none.
+constexpr uint32_t kOverlapsConstant = 0;
+
+}  // namespace
 
 Pipeline::Pipeline(Pipelines& owner, VkPipeline handle) : owner_(&owner), handle_(handle) {
   owner.alive_.insert(this);
@@ -93,7 +99,11 @@ std::shared_ptr<Pipeline> Pipelines::Create(const Kernel& kernel) {
     VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size{
         VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO};
     size.requiredSubgroupSize = kernel.subgroup;
+    const VkBool32 overlaps = Overlaps(device_.capabilities);
+    const VkSpecializationMapEntry told{kOverlapsConstant, 0, sizeof(overlaps)};
+    const VkSpecializationInfo constants{1, &told, sizeof(overlaps), &overlaps};
     VkComputePipelineCreateInfo info{VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO};
+    info.stage.pSpecializationInfo = &constants;
     info.stage.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO;
     info.stage.stage = VK_SHADER_STAGE_COMPUTE_BIT;
     info.stage.module = shader;

@@ -127,6 +127,7 @@ void Stream::Copy(const Place& to, VkDeviceSize to_pitch, const Place& from, VkD
 }
 
 void Stream::CopyAll(const std::vector<Transfer>& transfers) {
+  if (transfers.empty()) return;
   std::vector<Use> uses;
   for (const Transfer& each : transfers) {
     uses.push_back({each.to.piece, each.to.piece, Access::kWrite});

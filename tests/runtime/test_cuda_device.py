@@ -373,6 +373,6 @@ def test_a_call_can_be_run_again_with_what_it_was_given(artifact: Artifact) -> N
     expected = executor.prefill(0, [1, 2, 3], 0, 0)
     call = executor.calls["prefill_4"]
     call.again()
-    (found,) = executor.device.fetch(call._results.tensors["logits"]).arrays()  # type: ignore[attr-defined]
+    (found,) = executor.device.fetch(call._results["logits"]).arrays()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found.reshape(-1), expected)
     assert executor.device.fake.log.count("launch") == 1  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The executor's device on Vulkan: calls as recordings, tensors from call to call, numbers back in time."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.vulkan.test_launch import SIZE, run
 
 _VECTOR = NamedTensor("x", (SIZE,), "float32")
 SPEC = EntrySpec("decode", 1, 1, (_VECTOR,), ("sum",), ("w",), (NamedTensor("y", (SIZE,), "float32"),))
+PLACED = dataclasses.replace(SPEC, destinations=("y",))
 
 
 @pytest.fixture
@@ -24,27 +26,28 @@ def device() -> VulkanDevice:
 
 
 class Adder:
-    """A compiled function: adds x and twice w to a state, and returns a copy of it."""
+    """A compiled function: adds x and twice w to a state, and returns a copy of it, in ``y`` if that is given."""
 
     def __init__(self, device: VulkanDevice) -> None:
         self._kernel = load((described(), axpy()))["axpy"]
         self._slab = Slab(device.cuda, {"y": _VECTOR}, device.where)
         self.runs = 0
 
-    def __call__(self, x: Any, total: Any, w: Any) -> Any:
+    def __call__(self, x: Any, total: Any, w: Any, y: Any = None) -> Any:
         self.runs += 1
         run(self._kernel, x, total, 1.0)
         run(self._kernel, w, total, 2.0)
-        y = self._slab.tensors["y"]
+        y = y or self._slab.tensors["y"]
         function("copy")(0, y.data_ptr(), total.data_ptr(), 4 * SIZE)
         return y
 
 
-def test_a_call_is_recorded_once_and_replayed(device: VulkanDevice) -> None:
+@pytest.mark.parametrize("spec", [SPEC, PLACED], ids=["copied", "placed"])
+def test_a_call_is_recorded_once_and_replayed(device: VulkanDevice, spec: EntrySpec) -> None:
     shared = device.slab({"sum": _VECTOR, "w": _VECTOR})
     upload(device.cuda, {"sum": np.zeros(SIZE, np.float32), "w": np.ones(SIZE, np.float32)}, shared)
     adder = Adder(device)
-    call = device.call(SPEC, adder, shared.tensors)
+    call = device.call(spec, adder, shared.tensors)
     expected = np.zeros(SIZE, np.float32)
     fetched = []
     for step in range(6):
@@ -58,11 +61,12 @@ def test_a_call_is_recorded_once_and_replayed(device: VulkanDevice) -> None:
     assert device.peak_memory_bytes() > 0
 
 
-def test_what_a_call_returns_is_given_to_the_next(device: VulkanDevice) -> None:
+@pytest.mark.parametrize("spec", [SPEC, PLACED], ids=["copied", "placed"])
+def test_what_a_call_returns_is_given_to_the_next(device: VulkanDevice, spec: EntrySpec) -> None:
     shared = device.slab({"sum": _VECTOR, "w": _VECTOR})
     arrays = {"sum": np.zeros(SIZE, np.float32), "w": np.arange(SIZE, dtype=np.float32)}
     upload(device.cuda, arrays, shared)
-    first, second = (device.call(SPEC, Adder(device), shared.tensors) for _ in range(2))
+    first, second = (device.call(spec, Adder(device), shared.tensors) for _ in range(2))
     total = np.zeros(SIZE, np.float32)
     for _ in range(4):
         made = first(x=np.ones(SIZE, np.float32))

@@ -171,6 +171,7 @@ _RULES: dict[str, Rule] = {
     "dspark_atomic_load": synchronisation.atomic_load,
     "dspark_atomic_store": synchronisation.atomic_store(Use.EXCHANGES),
     "dspark_own": synchronisation.own,
+    "dspark_overlaps": synchronisation.overlaps,
     "dspark_await": synchronisation.await_numbers,
     "dspark_give_up": synchronisation.give_up,
     "dspark_publish": synchronisation.atomic_store(Use.PUBLISHES),

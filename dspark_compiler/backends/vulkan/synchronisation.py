@@ -7,8 +7,11 @@ from dspark_compiler.backends.vulkan.emitter import Emitter, Rule
 from dspark_compiler.backends.vulkan.memory import WHOLE_DEVICE, ChipMemory, Use
 from dspark_compiler.backends.vulkan.spirv import numbers
 from dspark_compiler.backends.vulkan.spirv.numbers import Capability, Op, Scope
-from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, UINT32, parse_dtype
+from dspark_compiler.backends.vulkan.spirv.types import FLOAT32, INT32, UINT32, parse_dtype, told_constant
 from dspark_compiler.backends.vulkan.values import Value
+
+# The number of the constant by which the runtime tells whether launches overlap (vulkan_runtime/pipeline.cc).
+OVERLAPS = 0
 
 # Scope of each barrier TIR knows within a work group.
 _BARRIERS = {"shared": Scope.WORKGROUP, "shared.dyn": Scope.WORKGROUP, "warp": Scope.SUBGROUP}
@@ -75,6 +78,11 @@ def await_numbers(emitter: Emitter, call: Any) -> Value:
     if parse_dtype(str(call.ty.dtype))[1] == 1:
         return _load_atomically(emitter, call, Use.AWAITS)
     return emitter.load_written(_target(call.args[-1]))
+
+
+def overlaps(emitter: Emitter, call: Any) -> Value:
+    """dspark_overlaps(): 1 where launches overlap, else 0; constant to the driver, which leaves the other way out."""
+    return Value(INT32, 1, (told_constant(emitter.do.module, OVERLAPS, 0),))
 
 
 def own(emitter: Emitter, call: Any) -> None:

@@ -23,4 +23,5 @@ def cpu_lowering(isa: VectorIsa) -> TargetLowering:
         "commit_scratch.default": commit_scratch,
     }
     converters = common_converters() | elementwise_converters() | pruning_converters() | draft_converters() | own
-    return TargetLowering(converters, find_epilogues, lower_epilogue, cpu_kernels(isa), PanelLinears(isa))
+    kernels, linears = cpu_kernels(isa), PanelLinears(isa)
+    return TargetLowering(converters, find_epilogues, lower_epilogue, kernels, linears, gives_destinations=False)

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.simt.attention_parts import AT_ONCE, Parts, PartSum, chunks_of, of_row, put_out
 from dspark_compiler.schedules.simt.attention_place import Place
 from dspark_compiler.schedules.simt.attention_totals import THREADS, Totals
-from dspark_compiler.schedules.simt.awaited import NOTHING, await_numbers
+from dspark_compiler.schedules.simt.awaited import NOTHING, await_numbers, starts_in_order
 from dspark_compiler.schedules.simt.cache_rows import Problem, Tensors
 from dspark_compiler.schedules.simt.device_memory import arrive, fence, load_shared, store_count
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
@@ -32,24 +32,23 @@ class Meeting:
     "arrived" is zero before the launch and after it, or ``NOTHING`` where launches overlap.
     """
 
-    def __init__(self, problem: Problem, tensors: Tensors, in_order: Expr | None) -> None:
-        """``in_order``: whether work groups start in their order, where parts may be awaited."""
-        self._problem, self._tensors, self._in_order = problem, tensors, in_order
+    def __init__(self, problem: Problem, tensors: Tensors) -> None:
+        self._problem, self._tensors = problem, tensors
         self._parts = Parts(problem, tensors, at_once=True)
         self._before = shared(1, "int32")
 
     def put_together(self, place: Place, chunk: Expr, parts: tuple[Expr, Expr], totals: Totals, blocks: int) -> None:
         """Writes "out" of what those with the ``parts`` (from, up to before) have; this one has ``chunk``."""
-        if self._in_order is None:
+        if not is_awaited(self._problem):
             self._parts.put(place, chunk, totals)
             self._count(place, parts, blocks)
             return
-        with T.If(T.And(self._in_order, chunk == parts[1] - 1)):
+        with T.If(T.And(starts_in_order(), chunk == parts[1] - 1)):
             with T.Then():
                 self._finish(place, parts, totals)
             with T.Else():
                 self._parts.put(place, chunk, totals)
-                with when(T.Not(self._in_order)):
+                with when(T.Not(starts_in_order())):
                     self._count(place, parts, blocks)
 
     def _count(self, place: Place, parts: tuple[Expr, Expr], blocks: int) -> None:

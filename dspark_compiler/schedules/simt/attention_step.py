@@ -27,7 +27,7 @@ from dspark_compiler.schedules.simt.attention_parts import (
 )
 from dspark_compiler.schedules.simt.attention_place import Place, rows_together
 from dspark_compiler.schedules.simt.attention_totals import TEAMS, THREADS
-from dspark_compiler.schedules.simt.awaited import hands_on, overlaps
+from dspark_compiler.schedules.simt.awaited import hands_on
 from dspark_compiler.schedules.simt.cache_rows import (
     Problem,
     Span,
@@ -119,13 +119,12 @@ def emit_step(
     """The launch: over the slots of row r that ``span_in(r)`` says; who comes first of new ones ``writes`` them."""
     shape, count, chunks = problem.shape, rows_together(problem), chunks_of(problem)
     blocks = -(-problem.rows // count)
-    in_order = T.Bind(overlaps(THREADS)) if is_awaited(problem) else None
     with launch((chunks, shape.kv_heads * blocks, shape.rows), THREADS) as (chunk, number, row, thread):
         span = span_in(row)
         head, first = T.Bind(number // blocks), T.Bind(number % blocks * count)
         place = Place(problem, span, row, head, first, count, thread)
         parts = chunk_range(place)
-        new, meeting = rows_of(place), Meeting(problem, tensors, in_order)
+        new, meeting = rows_of(place), Meeting(problem, tensors)
         block = Block(place, tensors, new)
         with when(is_in(chunk, parts)):
             bounds, size = chunk_bounds(place, chunk), chunk_size(problem)

@@ -48,11 +48,13 @@ def hands_on(function: tvm.tirx.PrimFunc, args: Sequence[Arg], **names: Sequence
 
 
 def overlaps(threads: int) -> Expr:
-    """Host code's question at a launch: whether it runs beside those whose results it awaits.
-
-    Its work groups have started in their order then, too: x goes fastest.
-    """
+    """Host code's question at a launch: whether it runs beside those whose results it awaits."""
     return T.call_packed(_OVERLAPS, T.int32(threads)) != 0
+
+
+def starts_in_order() -> Expr:
+    """In a kernel: whether launches overlap; work groups have started in their order then, x fastest."""
+    return T.call_extern("int32", "dspark_overlaps") != 0
 
 
 def publish(buffer: Buffer, index: Sequence[Expr], value: Expr) -> None:

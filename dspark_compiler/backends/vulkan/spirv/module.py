@@ -77,6 +77,12 @@ class Module:
             self._declarations += instruction(op, result_type, self._declared[key], *operands)
         return self._declared[key]
 
+    def new_value(self, op: Op, result_type: int, *operands: int) -> int:
+        """The id of a constant of its own, to be decorated."""
+        result = self.new_id()
+        self._declarations += instruction(op, result_type, result, *operands)
+        return result
+
     def remember(self, key: tuple[object, ...], make: Callable[[], int]) -> int:
         """The id ``make`` gave the first time it was asked for under this key."""
         if key not in self._declared:

@@ -32,6 +32,7 @@ class Op(IntEnum):
     CONSTANT_FALSE = 42
     CONSTANT = 43
     CONSTANT_COMPOSITE = 44
+    SPEC_CONSTANT = 50
     CONSTANT_NULL = 46
     UNDEF = 1
     # memory
@@ -193,6 +194,7 @@ class Decoration(IntEnum):
     """Decorations."""
 
     BLOCK = 2
+    SPEC_ID = 1
     ARRAY_STRIDE = 6
     BUILT_IN = 11
     COHERENT = 23

@@ -98,6 +98,17 @@ def constant(module: Module, scalar: Scalar, value: float, lanes: int = 1) -> in
     return module.declare_value(Op.CONSTANT, kind, *words)
 
 
+def told_constant(module: Module, number: int, default: int) -> int:
+    """The id of an int32 that the driver is told when it compiles the module, under a number."""
+
+    def make() -> int:
+        made = module.new_value(Op.SPEC_CONSTANT, type_id(module, INT32), default)
+        module.decorate(made, Decoration.SPEC_ID, number)
+        return made
+
+    return module.remember(("told", number), make)
+
+
 def pointer_type(module: Module, storage: Storage, target: int) -> int:
     """The id of a pointer type."""
     return module.declare(Op.TYPE_POINTER, storage, target)
