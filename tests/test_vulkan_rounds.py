@@ -68,6 +68,7 @@ def test_drafted_tokens_are_those_of_eager(tmp_path: Path) -> None:
         assert _tokens(engine, prompts, params) == [tuple(tokens) for tokens in eager]
     # What the others recorded leaves alone what a later one keeps.
     later = Engine(artifact, paced=False)
+    later.warm_up()
     for engine in (later, unpaced, later, unpaced):
         assert _tokens(engine, prompts, params) == [tuple(tokens) for tokens in eager]
     assert unpaced.executor.device.obstacle is None
@@ -101,6 +102,7 @@ def test_pruned_caches_with_drafts_give_the_tokens_of_the_cpu(
     device, host = (Engine(_compiled(name, tmp_path, target, **options), paced=False) for target in ("vulkan", "cpu"))
     prompts, params = _prompts(60, 11), SamplingParams(max_new_tokens=24, ignore_eos=True)
     assert device.executor.draws
+    device.warm_up()
     assert _tokens(device, prompts, params) == _tokens(host, prompts, params)
     executor, tokens = device.executor, _prompts(90)[0]
     verified = np.concatenate([chunk.copy() for chunk in compiled_logits(executor, tokens)])

@@ -41,6 +41,7 @@ class Executor:
         max_seq_len: tokens a sequence can have.
         block_size: tokens a draft has, 0 where the artifact has no drafter or one without weights.
         verify_widths: numbers of tokens ``verify`` can take; empty if the artifact cannot verify.
+        prefill_widths: numbers of tokens a chunk of ``prefill`` can have.
         round_widths: numbers of tokens ``speculate`` can look at, drafts and the one before them; empty without heads.
 
     Raises:
@@ -69,6 +70,7 @@ class Executor:
         self._evict = named.get("evict")
         self._evict_prompt = named.get("evict_prompt", self._evict)
         self._prefill = sorted(calls["prefill"], key=lambda call: call.width)
+        self.prefill_widths = tuple(call.width for call in self._prefill)
         (self._decode,) = calls["decode"]
         self._verify = {call.width: call for call in calls["verify"]}
         self._commit = next(iter(calls["commit"]), None)

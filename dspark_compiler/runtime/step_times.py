@@ -4,12 +4,10 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
-
 from dspark_compiler.artifact import StepTime, StepTimes
+from dspark_compiler.runtime.dry_rounds import DryRounds
 from dspark_compiler.runtime.executor import Executor
-from dspark_compiler.runtime.rounds import Anchors, Drafts, Step, Verdict
-from dspark_compiler.runtime.sampling import SamplingInputs
+from dspark_compiler.runtime.rounds import Drafts, Verdict
 
 _LENGTH = 128  # tokens in each sequence, at least
 _WARM, _TIMED = 1, 5
@@ -63,17 +61,16 @@ def _wake(take_turn: Callable[[], None], times: list[float]) -> None:
 
 
 class _Timer:
-    """Greedy sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer.
+    """Sequences of equal lengths, and the steps that are timed; each makes the sequences a token longer.
 
     A part returns of how many steps it took the time. Where rounds are chained, parts are, and all begin at one length.
     """
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        batch, widest = executor.batch, executor.round_widths[-1]
-        self._sampling = SamplingInputs.of(batch, {})
-        self._zeros = np.zeros(batch, np.int64)
-        self._drafts = Drafts(np.zeros((batch, widest - 1), np.int64), np.full(batch, widest - 1))
+        self._dry = DryRounds(executor)
+        widest = executor.round_widths[-1]
+        self._drafts: Drafts | None = None  # those that the following verifies look at
         self._start = min(_LENGTH, executor.max_seq_len // 2)
         self._length = executor.max_seq_len
         # All drafts of a round may stay.
@@ -83,56 +80,39 @@ class _Timer:
     def make_room(self) -> None:
         """Begins the sequences anew if the longest step does not fit; not timed."""
         if self._length + max(self._executor.round_widths[-1], _CHAIN) > self._executor.max_seq_len:
-            for row in range(self._executor.batch):
-                self._executor.prefill(row, [0] * self._start, 0, 0)
+            self._dry.prefill(self._start)
             self._length = self._start
 
     def decode(self) -> int:
         """One token a sequence, or several in a row."""
-        if not self._executor.draws:
-            lengths = self._zeros + self._length
-            self._executor.decode(self._zeros, lengths, lengths, self._zeros + 1)
-            self._grow(1)
-            return 1
-        step: Step | None = None
-        numbers = np.zeros((self._executor.batch, 1), np.float32)
-        for place in range(_CHAIN):
-            lengths, given = self._zeros + self._length + place, self._zeros if step is None else step
-            step = self._executor.step(given, lengths, lengths, self._zeros + 1, numbers, self._sampling)
-        assert step is not None
-        assert step.following is not None  # waits for it
-        self._grow(_CHAIN)
-        return _CHAIN
+        step, steps = None, _CHAIN if self._executor.draws else 1
+        for place in range(steps):
+            step = self._dry.step(self._length + place, step)
+        assert step is None or step.following is not None  # waits for it
+        self._grow(steps)
+        return steps
 
     def draft(self) -> int:
         """One block a sequence, or the same several times; the following verifies look at it."""
-        lengths = self._zeros + self._length
         for _ in range(self._chain):
-            self._drafts = self._draft(Anchors(self._zeros, lengths, lengths))
+            self._drafts = self._dry.draft(self._dry.anchors(self._length))
+        assert self._drafts is not None
         assert self._drafts.tokens is not None  # waits for them
         return self._chain
 
     def verify(self, width: int) -> int:
         """Looks at width - 1 drafts a sequence, or takes several rounds that do."""
-        lengths = self._zeros + self._length
-        anchors, counts = Anchors(self._zeros, lengths, lengths), self._zeros + width - 1
-        # No draft stays with a number of 1 unless it is sure to.
-        uniforms = np.ones((self._executor.batch, self._drafts.counts.max() + 1), np.float32)
-        uniforms[:, -1] = 0
+        anchors = self._dry.anchors(self._length)
         verdict: Verdict | None = None
         for _ in range(self._chain):
             with self._executor.together():
-                drafts = self._draft(anchors) if self._executor.chains_rounds else self._drafts
-                verdict = self._executor.speculate(anchors, drafts, counts, uniforms, self._sampling)
+                drafts = None if self._executor.chains_rounds else self._drafts
+                verdict = self._dry.speculate(anchors, drafts or self._dry.draft(anchors), width)
             anchors = verdict.anchors
         assert verdict is not None
         assert verdict.accepted is not None  # waits for it
         self._grow(1)
         return self._chain
-
-    def _draft(self, anchors: Anchors) -> Drafts:
-        uniforms = np.zeros((self._executor.batch, self._executor.block_size), np.float32)
-        return self._executor.draft(anchors, uniforms, self._sampling)
 
     def _grow(self, tokens: int) -> None:
         # What an executor keeps account of has to go on where it ended; others read no further than they are told.

@@ -24,6 +24,7 @@ from dspark_compiler.runtime.sequence import SequenceState
 from dspark_compiler.runtime.speculative import Live, Speculative
 from dspark_compiler.runtime.step_times import measure
 from dspark_compiler.runtime.strategy import Autoregressive, Strategy, run
+from dspark_compiler.runtime.warm_up import warm_up
 from tests.runtime import toy, toy_heads
 from tests.runtime.fake_cuda import FakeDevice
 
@@ -346,6 +347,18 @@ def test_times_of_steps_are_measured_as_steps_are_used(artifact: Artifact) -> No
     times = measure(Executor(artifact, device=device))
     assert [step.tokens for step in times.verify] == [toy.VERIFY]
     assert min(times.decode_ms, times.draft_ms, times.verify[0].ms) > 0
+
+
+def test_what_was_warmed_up_is_captured_before_it_is_wanted(artifact: Artifact) -> None:
+    executor = Executor(artifact, device=FakeDevice())
+    warm_up(executor, rounds=True)
+    log = executor.device.fake.log  # type: ignore[attr-defined]
+    log.clear()
+    rounds = Speculative(executor, CompiledDrafter(executor), executor.block_size)
+    for strategy in (rounds, Autoregressive(executor), rounds):
+        assert tokens(executor, strategy, SamplingParams(max_new_tokens=25)) == expected()
+    assert "launch" in log
+    assert not {"run", "capture"} & set(log)
 
 
 def test_an_artifact_without_weights_runs_with_others(tmp_path: Path) -> None:
