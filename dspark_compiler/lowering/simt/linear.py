@@ -13,10 +13,11 @@ from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.linear_call import LinearCall
 from dspark_compiler.lowering.nodes import args_of, identifier, shape_of
+from dspark_compiler.lowering.simt.few_rows import streams
 from dspark_compiler.lowering.simt.fusions import absorbed_norm
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.eighths import EIGHTHS
-from dspark_compiler.schedules.simt.row_schedule import RowSchedule
+from dspark_compiler.schedules.simt.row_schedule import FEW_ROWS, RowSchedule
 from dspark_compiler.schedules.simt.stream_output import Options
 
 _SELECT = torch.ops.aten.select.int
@@ -48,7 +49,8 @@ def _linear(
         return _plain(importer, call, residual)
     *lead, features = shape_of(node)
     rows, depth, env = math.prod(lead), shape_of(call.x)[-1], importer.env
-    norm = absorbed_norm(call)
+    assert importer.entry is not None
+    norm, is_stream = absorbed_norm(call, importer.entry), streams(importer.entry, rows)
     x, *norm_weight = [call.x] if norm is None else args_of(norm)[:2]
     eps = None if norm is None else args_of(norm)[2]
     options = dataclasses.replace(
@@ -63,7 +65,8 @@ def _linear(
     args = [importer.reshape(env[x], (rows, depth)), *(env[part] for part in (call.weight, *call.factors))]
     args += [env[weight] for weight in norm_weight]
     args += [] if call.bias is None else [env[call.bias]]
-    schedule = importer.linear_schedule(work)
+    # However many rows a stream has, it is cut as that of few is.
+    schedule = importer.linear_schedule(dataclasses.replace(work, rows=min(rows, FEW_ROWS)) if is_stream else work)
     assert isinstance(schedule, RowSchedule)
     if residual is not None:
         added, options = _read_in_place(residual, options) if schedule.splits else (residual, options)

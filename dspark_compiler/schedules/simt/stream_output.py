@@ -46,7 +46,7 @@ PLAIN = Options()
 class Cut:
     """How a launch is cut: rows first..first+count of x, features a team makes, teams that share them."""
 
-    first: int
+    first: Expr | int
     count: int
     outputs: int
     splits: int

@@ -11,6 +11,7 @@ activations do not end as infinities. Devices may take float16's subnormal numbe
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
@@ -40,9 +41,21 @@ from dspark_compiler.schedules.vulkan.matrix_cut import (
 def emit_matrix_stream(
     work: LinearWorkload, cut: MatrixCut, options: Options, of: dict[str, Buffer], matrices: Matrices
 ) -> None:
-    """The launches, one for each eight rows of x; ``of`` has the buffers of ``stream_args`` by name."""
-    for first in range(0, work.rows, MOST_ROWS):
-        _Launch(work, cut, options, of, (first, min(MOST_ROWS, work.rows - first)), matrices).emit()
+    """A launch for all eights of rows of x, and one for the rest; ``of`` has the buffers of ``stream_args`` by name."""
+    eights, rest = divmod(work.rows, MOST_ROWS)
+    if eights:
+        _Launch(work, cut, options, of, _Rows(0, MOST_ROWS, eights), matrices).emit()
+    if rest:
+        _Launch(work, cut, options, of, _Rows(eights * MOST_ROWS, rest), matrices).emit()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of x from ``first`` on, ``count`` for each work group, which ``times`` of these take side by side."""
+
+    first: int
+    count: int
+    times: int = 1
 
 
 class _MatrixSums:
@@ -76,7 +89,7 @@ class _MatrixSums:
 
 
 class _Launch:
-    """One launch: ``rows`` (the first, and how many) of x by the whole weight."""
+    """One launch: some rows of x by the whole weight."""
 
     def __init__(
         self,
@@ -84,24 +97,28 @@ class _Launch:
         cut: MatrixCut,
         options: Options,
         of: dict[str, Buffer],
-        rows: tuple[int, int],
+        rows: _Rows,
         matrices: Matrices,
     ) -> None:
         self._work, self._cut, self._options, self._of, self._matrices = work, cut, options, of, matrices
-        self._first, self._count = rows
+        self._rows, self._count = rows, rows.count
         self._features = int(of["y"].shape[1])
 
     def emit(self) -> None:
         """The whole launch."""
         cut, work = self._cut, self._work
         wide = cut.blocks * SIDE
-        plan = Cut(self._first, self._count, wide, cut.splits, cut.splits, SUBGROUP)
-        with launch((-(-self._features // wide),), cut.threads) as (group, thread):
+        groups = -(-self._features // wide)
+        # Those that read the same of the weight lie side by side.
+        grid = (groups,) if self._rows.times == 1 else (self._rows.times, groups)
+        with launch(grid, cut.threads) as (*eight, group, thread):
+            first = T.Bind(eight[0] * MOST_ROWS) if eight else self._rows.first
+            plan = Cut(first, self._count, wide, cut.splits, cut.splits, SUBGROUP)
             output = StreamOutput(plan, self._options, WeightReader(form_of(work), self._of), self._of, awaits=True)
             memory, squares = shared(cut.words), shared((cut.splits, MOST_ROWS))
             sums = self._matrices.sums(cut.lines * cut.chains)
             lane, split = T.Bind(thread % SUBGROUP), T.Bind(thread // SUBGROUP)
-            part = _Part(self, memory, lane, split, group)
+            part = _Part(self, first, memory, lane, split, group)
             part.multiply(sums, lambda: output.ask(group, thread))
             if cut.chains == 2:
                 self._matrices.add(sums, 0, 1)
@@ -116,11 +133,11 @@ class _Launch:
 class _Part:
     """What a subgroup does of a launch: its part of the depth, ``cut.steps`` steps."""
 
-    def __init__(self, whole: _Launch, memory: Buffer, lane: Expr, split: Expr, group: Expr) -> None:
+    def __init__(self, whole: _Launch, first: Expr | int, memory: Buffer, lane: Expr, split: Expr, group: Expr) -> None:
         self._cut, self._ahead, self._of, self._matrices = whole._cut, whole._cut.ahead, whole._of, whole._matrices
         self._depth = whole._work.depth
         self._normed = whole._options.norm_eps is not None
-        self._first, self._count, self._features = whole._first, whole._count, whole._features
+        self._first, self._count, self._features = first, whole._count, whole._features
         self._memory, self._lane = memory, lane
         self._pitch = LEAST_PITCH if self._count == 1 else PITCH_OF_X
         self._region, self._start = T.Bind(split * REGION), T.Bind(split * (self._cut.steps * STEP))

@@ -2,7 +2,7 @@
 
 Matrices await x, and so does a single row of float32 without them where launches overlap. Of several rows each work
 group would bring all, and take as many registers for their sums as for the weight it is to hold meanwhile: barriers are
-faster.
+faster. So they are for codes in groups, whose scales would be asked for behind the wait.
 The choice is made by the host at each launch, so that one artifact has all.
 """
 
@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.linear_schedule import LinearWorkload, tag
 from dspark_compiler.schedules.simt.awaited import hands_on, overlaps
 from dspark_compiler.schedules.simt.row_schedule import RowSchedule
-from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, stream_args
+from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, StreamForm, emit_stream_linear, form_of, stream_args
 from dspark_compiler.schedules.simt.stream_output import PLAIN, Options
 from dspark_compiler.schedules.tir import Buffer, Expr, kernel, made_once
 from dspark_compiler.schedules.vulkan.matrices import FEW, HAS_MATRICES, Matrices
@@ -31,6 +31,7 @@ def stream_linear(
 ) -> tvm.tirx.PrimFunc:
     """Kernel with the arguments of simt's."""
     args, cut = stream_args(work, options), MatrixCut.of(work)
+    awaits_one = work.rows == 1 and not form_of(work).by_group
     # As matrices do, and as calls of few rows are given it: more rows beside a row do not change its bits.
     rounds = cut is not None and options.norm_eps is None and not options.reads_eighths
 
@@ -46,13 +47,14 @@ def stream_linear(
         def stream(form: StreamForm) -> None:
             emit_stream_linear(work, schedule, options, of, replace(form, rounds=rounds))
 
-        if work.rows > 1 or options.reads_eighths:
+        if not awaits_one or options.reads_eighths:
             stream(StreamForm())
             return
         _either(overlaps(AWAITING.threads), lambda: stream(AWAITING), lambda: stream(StreamForm()))
 
     function = tag(kernel(name, args, body), work)
-    awaits = work.rows == 1 or (cut is not None and work.rows <= MOST_ROWS)
+    # As a launch publishes all of y; of two, the second would publish it again.
+    awaits = awaits_one or (cut is not None and (work.rows <= MOST_ROWS or work.rows % MOST_ROWS == 0))
     return hands_on(function, args, publishes=["y"], awaits=["x", "residual"]) if awaits else function
 
 

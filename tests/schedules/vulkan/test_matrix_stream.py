@@ -30,6 +30,7 @@ _CASES = {
 }
 
 
+_ROWS = 19  # two eights side by side, and the rest
 _BLOCKS = {"y in eighths, gated": 3}  # of several rows' work groups, elsewhere as of few features
 
 
@@ -73,8 +74,9 @@ def _expected(given: dict[str, np.ndarray], options: Options) -> np.ndarray:
 def test_products_and_their_bits(name: str) -> None:
     need_vulkan()
     features, depth, options = _CASES[name]
-    given, found = _given(stream_args(_workload(8, features, depth, options), options), np.random.default_rng(3)), {}
-    for rows in (8, 3, 1):
+    args = stream_args(_workload(_ROWS, features, depth, options), options)
+    given, found = _given(args, np.random.default_rng(3)), {}
+    for rows in (_ROWS, 3, 1):
         work = _workload(rows, features, depth, options)
         args, cut = stream_args(work, options), MatrixCut.of(work)
         assert cut is not None
@@ -91,9 +93,9 @@ def test_products_and_their_bits(name: str) -> None:
         found[rows] = tensors[-1].numpy() * np.float32(UNIT if options.writes_eighths else 1.0)
     expected = _expected(given, options)
     scale = np.abs(expected).max(1, keepdims=True)
-    np.testing.assert_allclose(found[8] / scale, expected / scale, atol=1e-3)  # x is rounded to float16
-    np.testing.assert_array_equal(found[3], found[8][:3])
-    np.testing.assert_array_equal(found[1], found[8][:1])
+    np.testing.assert_allclose(found[_ROWS] / scale, expected / scale, atol=1e-3)  # x is rounded to float16
+    np.testing.assert_array_equal(found[3], found[_ROWS][:3])
+    np.testing.assert_array_equal(found[1], found[_ROWS][:1])
 
 
 def _body(work: LinearWorkload, cut: MatrixCut, options: Options, args: list[Arg]):
