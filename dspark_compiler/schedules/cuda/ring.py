@@ -58,8 +58,8 @@ def read_ring(
         def copy(row: Expr, head: Expr, d: Expr) -> None:
             seq = rest[0][row] if sequence else row
             place = T.Bind(T.max(length[row] - 1, 0) % shape.places)
-            value = T.if_then_else(length[row] > 0, T.cast(ring[seq, head, place, d], "float32"), T.float32(0.0))
-            T.buffer_store(out, T.cast(value, out_dtype), [row, head, 0, d])
+            value = T.Bind(T.cast(ring[seq, head, place, d], "float32"))
+            T.buffer_store(out, T.cast(T.Select(length[row] > 0, value, T.float32(0.0)), out_dtype), [row, head, 0, d])
 
         each((shape.rows, shape.heads, shape.dim), copy)
 

@@ -93,7 +93,7 @@ def fill_ring(shape: RowShape, ring: Buffer, source: Buffer, *control: Expr) -> 
     def copy(row: Expr, head: Expr, i: Expr, d: Expr) -> None:
         real = T.Bind(T.min(int32(count(row)), shape.width))
         with when(T.And(i < real, i >= real - shape.places)):
-            place = (length(row) + i) % shape.places
+            place = T.Bind((length(row) + i) % shape.places)
             T.buffer_store(ring, T.cast(source[row, head, i, d], ring.dtype), [sequence(row), head, place, d])
 
     each((shape.rows, shape.heads, shape.width, shape.dim), copy)
