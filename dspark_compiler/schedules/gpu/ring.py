@@ -3,13 +3,15 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.flat import each
-from dspark_compiler.schedules.simt.slot_rows import fill_ring
+from dspark_compiler.schedules.gpu.flat import Each
+from dspark_compiler.schedules.gpu.slot_rows import fill_ring
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, int32, kernel
 
 
-def write_ring(name: str, shape: RowShape, *, sequence: bool = False, count: bool = False) -> tvm.tirx.PrimFunc:
+def write_ring(
+    name: str, shape: RowShape, *, each: Each, sequence: bool = False, count: bool = False
+) -> tvm.tirx.PrimFunc:
     """Row r's first count[r] rows go to places (length[r] + i) % W of ring sequence[r]; of more than W, the last.
 
     Arguments: rows [b,G,S,D], ring [B,G,W,D], length, [sequence], [count], int32 [b] each. Without ``sequence`` row r
@@ -21,6 +23,7 @@ def write_ring(name: str, shape: RowShape, *, sequence: bool = False, count: boo
         of = dict(zip(control, numbers, strict=True))
         fill_ring(
             shape,
+            each,
             ring,
             rows,
             lambda r: of["sequence"][r] if sequence else r,
@@ -36,7 +39,7 @@ def write_ring(name: str, shape: RowShape, *, sequence: bool = False, count: boo
     return kernel(name, args, body)
 
 
-def read_ring(name: str, shape: RowShape, *, sequence: bool = False) -> tvm.tirx.PrimFunc:
+def read_ring(name: str, shape: RowShape, *, each: Each, sequence: bool = False) -> tvm.tirx.PrimFunc:
     """out[r] = the row of the last of length[r] tokens, of ring sequence[r] or else r; zeros where there is none.
 
     Arguments: ring [B,G,W,D], length, [sequence], int32 [b] each, out [b,G,1,D].
