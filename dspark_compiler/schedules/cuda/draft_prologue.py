@@ -9,12 +9,12 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.block_attention import BlockShape
-from dspark_compiler.schedules.cuda.attention_rows import Tensors
 from dspark_compiler.schedules.cuda.cache_codes import Pair
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory import load_int, store_pair
 from dspark_compiler.schedules.cuda.qkv_prologue import Head, HeadShape, Prologue
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.ring import RingRows
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
