@@ -6,7 +6,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.gpu.flat import Each
-from dspark_compiler.schedules.slot_rows import RowShape, used_slots
+from dspark_compiler.schedules.slot_rows import RowShape, score_and_rows, state_and_rows, used_slots
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, int32, kernel, when
 
 OfRow = Callable[[Expr], Expr]  # a number of each row of the call
@@ -22,7 +22,7 @@ def append_queries(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFu
         fill_ring(shape, each, ring, q, lambda r: sequence[r], lambda r: length[r], lambda r: count[r])
 
     return kernel(
-        name, [*_state_and_rows(shape, "ring", "q"), *_control(shape.rows, "sequence", "length", "count")], body
+        name, [*state_and_rows(shape, "ring", "q"), *_control(shape.rows, "sequence", "length", "count")], body
     )
 
 
@@ -35,9 +35,7 @@ def commit_queries(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFu
     def body(ring: Buffer, scratch: Buffer, length: Buffer, accepted: Buffer) -> None:
         fill_ring(shape, each, ring, scratch, lambda r: r, lambda r: length[r], lambda r: accepted[r])
 
-    return kernel(
-        name, [*_state_and_rows(shape, "ring", "scratch"), *_control(shape.batch, "length", "accepted")], body
-    )
+    return kernel(name, [*state_and_rows(shape, "ring", "scratch"), *_control(shape.batch, "length", "accepted")], body)
 
 
 def append_slot_scores(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFunc:
@@ -50,7 +48,7 @@ def append_slot_scores(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.Pr
         _fill_slots(shape, each, (slot_score, score), lambda r: sequence[r], control)
 
     control = _control(shape.rows, "sequence", "length", "count", "free")
-    return kernel(name, [*_score_and_rows(shape, "score"), *control], body)
+    return kernel(name, [*score_and_rows(shape, "score"), *control], body)
 
 
 def commit_slot_scores(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFunc:
@@ -63,7 +61,7 @@ def commit_slot_scores(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.Pr
         _fill_slots(shape, each, (slot_score, scratch), lambda r: r, control)
 
     control = _control(shape.batch, "length", "accepted", "free")
-    return kernel(name, [*_score_and_rows(shape, "scratch"), *control], body)
+    return kernel(name, [*score_and_rows(shape, "scratch"), *control], body)
 
 
 def write_scratch(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFunc:
@@ -75,7 +73,7 @@ def write_scratch(name: str, shape: RowShape, *, each: Each) -> tvm.tirx.PrimFun
 
         each((shape.rows, shape.heads, shape.width, shape.dim), copy)
 
-    return kernel(name, _state_and_rows(shape, "scratch", "rows"), body)
+    return kernel(name, state_and_rows(shape, "scratch", "rows"), body)
 
 
 def fill_ring(
@@ -111,17 +109,3 @@ def _fill_slots(
 
 def _control(rows: int, *names: str) -> list[Arg]:
     return [Arg(name, (rows,), "int32") for name in names]
-
-
-def _state_and_rows(shape: RowShape, state: str, rows: str) -> list[Arg]:
-    return [
-        Arg(state, (shape.batch, shape.heads, shape.places, shape.dim)),
-        Arg(rows, (shape.rows, shape.heads, shape.width, shape.dim)),
-    ]
-
-
-def _score_and_rows(shape: RowShape, rows: str) -> list[Arg]:
-    return [
-        Arg("slot_score", (shape.batch, shape.heads, shape.places)),
-        Arg(rows, (shape.rows, shape.heads, shape.width, 1)),
-    ]
