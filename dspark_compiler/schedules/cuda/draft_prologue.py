@@ -60,7 +60,7 @@ def block_prologue(name: str, shape: BlockShape, work: Prologue) -> tvm.tirx.Pri
 
 
 def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFunc:
-    """Kernel that puts keys, normed and rotated, and values to rings as write_ring does (ring.py).
+    """Kernel that puts keys, normed and rotated, and values to rings as write_ring does (gpu/ring.py).
 
     Arguments: x float32 [b S, L (G D + G Dv)], [k_weight.0 … float32 [D] with eps], [cos, sin float32 [b,1,S,D] with
     rope], k_ring.0, v_ring.0, … float32 [B,G,W,D or Dv], length, [sequence], [count] int32 [b].
