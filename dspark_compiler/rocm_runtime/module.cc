@@ -1,6 +1,5 @@
 #include "module.h"
 
-#include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/c_env_api.h>
 
 #include <array>
@@ -15,54 +14,6 @@ namespace {
 namespace ffi = tvm::ffi;
 
 constexpr size_t kPage = 4096;
-
-class ModuleObj final : public ffi::ModuleObj {
- public:
-  explicit ModuleObj(std::shared_ptr<KernelSet> kernels) : kernels_(std::move(kernels)) {}
-
-  const char* kind() const final { return "rocm"; }
-  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
-  ffi::Bytes SaveToBytes() const final { return kernels_->bytes(); }
-
-  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
-    const int kernel = kernels_->Find(name);
-    if (kernel < 0) return std::nullopt;
-    // A function may outlive its module.
-    return ffi::Function::FromPacked(
-        [kernels = kernels_, kernel](ffi::PackedArgs args, ffi::Any*) { kernels->Launch(kernel, args); });
-  }
-
- private:
-  std::shared_ptr<KernelSet> kernels_;
-};
-
-void* AddressOf(const ffi::AnyView& value, const Kernel& kernel) {
-  if (auto pointer = value.try_cast<void*>()) return *pointer;
-  if (auto tensor = value.try_cast<DLTensor*>()) {
-    return static_cast<char*>((*tensor)->data) + (*tensor)->byte_offset;
-  }
-  Refuse("kernel " + kernel.name + ": a buffer was expected, " + value.GetTypeKey() + " was given");
-}
-
-template <typename T>
-void Store(char* block, const Argument& argument, T value) {
-  std::memcpy(block + argument.offset, &value, sizeof(value));
-}
-
-void StoreArgument(char* block, const Argument& argument, const ffi::AnyView& value, const Kernel& kernel) {
-  switch (argument.kind) {
-    case Argument::kBuffer:
-      return Store(block, argument, AddressOf(value, kernel));
-    case Argument::kInt32:
-      return Store(block, argument, static_cast<int32_t>(value.cast<int64_t>()));
-    case Argument::kInt64:
-      return Store(block, argument, value.cast<int64_t>());
-    case Argument::kFloat32:
-      return Store(block, argument, static_cast<float>(value.cast<double>()));
-    case Argument::kFloat64:
-      return Store(block, argument, value.cast<double>());
-  }
-}
 
 /// Groups by x, y, z, then threads of a group by x, y, z.
 std::array<uint32_t, 6> ExtentsOf(const Kernel& kernel, const ffi::PackedArgs& args) {
@@ -84,17 +35,12 @@ std::array<uint32_t, 6> ExtentsOf(const Kernel& kernel, const ffi::PackedArgs& a
 
 }  // namespace
 
-int& CurrentDevice() {
-  static thread_local int current = 0;
-  return current;
-}
-
-KernelSet::KernelSet(ffi::Bytes bytes)
-    : bytes_(std::move(bytes)), parsed_(ParseModule(bytes_.data(), bytes_.size())), code_(nullptr, std::free) {
-  const size_t size = bytes_.size() - parsed_.code;
+KernelSet::KernelSet(const ffi::Bytes& bytes)
+    : NamedKernels(bytes), parsed_(ParseModule(bytes.data(), bytes.size())), code_(nullptr, std::free) {
+  const size_t size = bytes.size() - parsed_.code;
   code_.reset(static_cast<char*>(std::aligned_alloc(kPage, (size + kPage - 1) / kPage * kPage)));
-  std::memcpy(code_.get(), bytes_.data() + parsed_.code, size);
-  for (size_t i = 0; i < parsed_.kernels.size(); ++i) numbers_[parsed_.kernels[i].name] = static_cast<int>(i);
+  std::memcpy(code_.get(), bytes.data() + parsed_.code, size);
+  Number(parsed_.kernels);
 }
 
 KernelSet::~KernelSet() {
@@ -103,11 +49,6 @@ KernelSet::~KernelSet() {
     const Hip& hip = Hip::Get();
     if (hip.SetDevice(device) == 0) hip.ModuleUnload(loaded.module);
   }
-}
-
-int KernelSet::Find(const std::string& name) const {
-  auto found = numbers_.find(name);
-  return found == numbers_.end() ? -1 : found->second;
 }
 
 Handle KernelSet::FunctionOf(int number, int device) {
@@ -128,11 +69,7 @@ Handle KernelSet::FunctionOf(int number, int device) {
 
 void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
   const Kernel& kernel = parsed_.kernels[number];
-  const size_t wanted = kernel.arguments.size() + kernel.launch.size();
-  if (args.size() != static_cast<int>(wanted)) {
-    Refuse("kernel " + kernel.name + ": takes " + std::to_string(wanted) + " arguments, " +
-           std::to_string(args.size()) + " were given");
-  }
+  CheckCount(kernel, args, Refuse);
   const std::array<uint32_t, 6> at = ExtentsOf(kernel, args);
   if (at[0] == 0 || at[1] == 0 || at[2] == 0) return;  // HIP takes an empty grid for an error
   const int device = CurrentDevice();
@@ -140,7 +77,13 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
   thread_local std::vector<char> block;
   block.assign(kernel.argument_bytes, 0);
   for (size_t i = 0; i < kernel.arguments.size(); ++i) {
-    StoreArgument(block.data(), kernel.arguments[i], args[static_cast<int>(i)], kernel);
+    const Argument& argument = kernel.arguments[i];
+    const ffi::AnyView value = args[static_cast<int>(i)];
+    if (argument.kind == Argument::kBuffer) {
+      Store(block.data(), argument, AddressOf(kernel, value, Refuse));
+    } else {
+      StoreNumber(block.data(), argument, value);
+    }
   }
   size_t bytes = block.size();
   Handle extra[] = {LaunchParam(kParamBuffer), block.data(), LaunchParam(kParamBufferSize), &bytes,
@@ -151,7 +94,7 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
 }
 
 ffi::Module LoadModule(const ffi::Bytes& bytes) {
-  return ffi::Module(ffi::make_object<ModuleObj>(std::make_shared<KernelSet>(bytes)));
+  return ffi::Module(ffi::make_object<ModuleObj<KernelSet>>("rocm", bytes));
 }
 
 }  // namespace dspark::rocm

@@ -37,7 +37,7 @@ def append_queries(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimF
             fill_ring(shape, isa, ring, q, (row, sequence[row]), length[row], count[row])
 
     control = [Arg(n, (shape.rows,), "int32") for n in ("sequence", "length", "count")]
-    return kernel(name, [*_state_and_rows(shape, "ring", "q"), *control], body)
+    return kernel(name, [*state_and_rows(shape, "ring", "q"), *control], body)
 
 
 def commit_queries(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimFunc:
@@ -51,7 +51,7 @@ def commit_queries(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimF
             fill_ring(shape, isa, ring, scratch, (row, row), length[row], accepted[row])
 
     control = [Arg(n, (shape.batch,), "int32") for n in ("length", "accepted")]
-    return kernel(name, [*_state_and_rows(shape, "ring", "scratch"), *control], body)
+    return kernel(name, [*state_and_rows(shape, "ring", "scratch"), *control], body)
 
 
 def append_slot_scores(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
@@ -67,7 +67,7 @@ def append_slot_scores(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
             _fill_slots(shape, slot_score, score, (row, sequence[row]), used, count[row])
 
     control = [Arg(n, (shape.rows,), "int32") for n in ("sequence", "length", "count", "free")]
-    return kernel(name, [*_score_and_rows(shape, "score"), *control], body)
+    return kernel(name, [*score_and_rows(shape, "score"), *control], body)
 
 
 def commit_slot_scores(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
@@ -82,7 +82,7 @@ def commit_slot_scores(name: str, shape: RowShape) -> tvm.tirx.PrimFunc:
             _fill_slots(shape, slot_score, scratch, (row, row), used, accepted[row])
 
     control = [Arg(n, (shape.batch,), "int32") for n in ("length", "accepted", "free")]
-    return kernel(name, [*_score_and_rows(shape, "scratch"), *control], body)
+    return kernel(name, [*score_and_rows(shape, "scratch"), *control], body)
 
 
 def write_scratch(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimFunc:
@@ -95,7 +95,7 @@ def write_scratch(name: str, shape: RowShape, isa: VectorIsa) -> tvm.tirx.PrimFu
         with T.serial(0, shape.rows) as row, T.serial(0, shape.heads) as head, T.serial(0, shape.width) as i:
             copy_row(shape, isa, scratch, (row, head, i), rows, (row, head, i))
 
-    return kernel(name, _state_and_rows(shape, "scratch", "rows"), body)
+    return kernel(name, state_and_rows(shape, "scratch", "rows"), body)
 
 
 def fill_ring(
@@ -132,14 +132,16 @@ def _fill_slots(
         T.buffer_store(slot_score, source[row, head, i, 0], [seq, head, used + i])
 
 
-def _state_and_rows(shape: RowShape, state: str, rows: str) -> list[Arg]:
+def state_and_rows(shape: RowShape, state: str, rows: str) -> list[Arg]:
+    """The arguments of both shapes, by these names."""
     return [
         Arg(state, (shape.batch, shape.heads, shape.places, shape.dim)),
         Arg(rows, (shape.rows, shape.heads, shape.width, shape.dim)),
     ]
 
 
-def _score_and_rows(shape: RowShape, rows: str) -> list[Arg]:
+def score_and_rows(shape: RowShape, rows: str) -> list[Arg]:
+    """The same of scores, one a slot."""
     return [
         Arg("slot_score", (shape.batch, shape.heads, shape.places)),
         Arg(rows, (shape.rows, shape.heads, shape.width, 1)),

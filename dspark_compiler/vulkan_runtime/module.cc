@@ -1,64 +1,14 @@
 #include "module.h"
 
-#include <tvm/ffi/container/tensor.h>
-
+#include <array>
 #include <cstring>
 
-#include "errors.h"
 #include "runtime.h"
 
 namespace dspark::vulkan {
 namespace {
 
 namespace ffi = tvm::ffi;
-
-class ModuleObj final : public ffi::ModuleObj {
- public:
-  explicit ModuleObj(std::shared_ptr<KernelSet> kernels) : kernels_(std::move(kernels)) {}
-
-  const char* kind() const final { return "vulkan"; }
-  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
-  ffi::Bytes SaveToBytes() const final { return kernels_->bytes(); }
-
-  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
-    const int kernel = kernels_->Find(name);
-    if (kernel < 0) return std::nullopt;
-    // A function may outlive its module.
-    return ffi::Function::FromPacked(
-        [kernels = kernels_, kernel](ffi::PackedArgs args, ffi::Any*) { kernels->Launch(kernel, args); });
-  }
-
- private:
-  std::shared_ptr<KernelSet> kernels_;
-};
-
-VkDeviceAddress AddressOf(const ffi::AnyView& value, const Device& device, const Kernel& kernel) {
-  if (auto pointer = value.try_cast<void*>()) return reinterpret_cast<VkDeviceAddress>(*pointer);
-  if (auto tensor = value.try_cast<DLTensor*>()) {
-    return reinterpret_cast<VkDeviceAddress>((*tensor)->data) + (*tensor)->byte_offset;
-  }
-  device.Refuse("kernel " + kernel.name + ": a buffer was expected, " + value.GetTypeKey() + " was given");
-}
-
-template <typename T>
-void Store(char* block, const Argument& argument, T value) {
-  std::memcpy(block + argument.offset, &value, sizeof(value));
-}
-
-void StoreScalar(char* block, const Argument& argument, const ffi::AnyView& value) {
-  switch (argument.kind) {
-    case Argument::kInt32:
-      return Store(block, argument, static_cast<int32_t>(value.cast<int64_t>()));
-    case Argument::kInt64:
-      return Store(block, argument, value.cast<int64_t>());
-    case Argument::kFloat32:
-      return Store(block, argument, static_cast<float>(value.cast<double>()));
-    case Argument::kFloat64:
-      return Store(block, argument, value.cast<double>());
-    case Argument::kBuffer:
-      break;
-  }
-}
 
 /// Groups by x, y, z; no product of theirs is looked at, an empty one launches nothing.
 std::array<uint32_t, 3> GroupsOf(const Kernel& kernel, const ffi::PackedArgs& args, const Device& device) {
@@ -83,15 +33,10 @@ std::array<uint32_t, 3> GroupsOf(const Kernel& kernel, const ffi::PackedArgs& ar
 
 }  // namespace
 
-int& CurrentDevice() {
-  static thread_local int current = 0;
-  return current;
-}
-
-KernelSet::KernelSet(ffi::Bytes bytes) : bytes_(std::move(bytes)), words_((bytes_.size() + 3) / 4) {
-  std::memcpy(words_.data(), bytes_.data(), bytes_.size());
-  kernels_ = ParseKernels(reinterpret_cast<const char*>(words_.data()), bytes_.size());
-  for (size_t i = 0; i < kernels_.size(); ++i) numbers_[kernels_[i].name] = static_cast<int>(i);
+KernelSet::KernelSet(const ffi::Bytes& bytes) : NamedKernels(bytes), words_((bytes.size() + 3) / 4) {
+  std::memcpy(words_.data(), bytes.data(), bytes.size());
+  kernels_ = ParseKernels(reinterpret_cast<const char*>(words_.data()), bytes.size());
+  Number(kernels_);
 }
 
 KernelSet::~KernelSet() {
@@ -105,11 +50,6 @@ KernelSet::~KernelSet() {
   }
 }
 
-int KernelSet::Find(const std::string& name) const {
-  auto found = numbers_.find(name);
-  return found == numbers_.end() ? -1 : found->second;
-}
-
 std::shared_ptr<Pipeline>& KernelSet::PipelineOf(int kernel, int device) {
   std::lock_guard<std::mutex> lock(mutex_);
   auto& pipelines = pipelines_[device];
@@ -120,11 +60,8 @@ std::shared_ptr<Pipeline>& KernelSet::PipelineOf(int kernel, int device) {
 void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
   const Kernel& kernel = kernels_[number];
   Device& device = Runtime::Get().At(CurrentDevice());
-  if (args.size() != static_cast<int>(kernel.arguments.size() + kernel.launch.size())) {
-    device.Refuse("kernel " + kernel.name + ": takes " +
-                  std::to_string(kernel.arguments.size() + kernel.launch.size()) + " arguments, " +
-                  std::to_string(args.size()) + " were given");
-  }
+  const auto refuse = [&device](const std::string& message) { device.Refuse(message); };
+  CheckCount(kernel, args, refuse);
   const std::array<uint32_t, 3> groups = GroupsOf(kernel, args, device);
   if (groups[0] == 0 || groups[1] == 0 || groups[2] == 0) return;
   thread_local std::vector<char> block;
@@ -137,10 +74,10 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
     const Argument& argument = kernel.arguments[i];
     const ffi::AnyView value = args[static_cast<int>(i)];
     if (argument.kind != Argument::kBuffer) {
-      StoreScalar(block.data(), argument, value);
+      StoreNumber(block.data(), argument, value);
       continue;
     }
-    const VkDeviceAddress address = AddressOf(value, device, kernel);
+    const auto address = reinterpret_cast<VkDeviceAddress>(AddressOf(kernel, value, refuse));
     if (address != 0) uses.push_back({device.memory->Find(address).piece, address, argument.access});
     Store(block.data(), argument, address);
   }
@@ -154,7 +91,7 @@ void KernelSet::Launch(int number, const ffi::PackedArgs& args) {
 }
 
 ffi::Module LoadModule(const ffi::Bytes& bytes) {
-  return ffi::Module(ffi::make_object<ModuleObj>(std::make_shared<KernelSet>(bytes)));
+  return ffi::Module(ffi::make_object<ModuleObj<KernelSet>>("vulkan", bytes));
 }
 
 }  // namespace dspark::vulkan

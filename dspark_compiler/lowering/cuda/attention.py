@@ -5,24 +5,18 @@ from typing import Any
 from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
+from dspark_compiler.lowering.attention_call import AttentionCall, commit_name, commit_shape, stored_operands
 from dspark_compiler.lowering.cuda.operands import arch_of, compute_dtype, out_dtype, rows_of
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
 from dspark_compiler.lowering.projected import Projected, find_projection
 from dspark_compiler.lowering.storage import cache_form, form_name
-from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda import attention as kernels
 from dspark_compiler.schedules.cuda import cache_writes as write_kernels
 from dspark_compiler.schedules.cuda.qkv_prologue import Prologue, qkv_prologue
 
 _LAYERS = 16  # whose caches fit a launch's arguments
-
-# What new keys and values are written to, without and with scratch.
-_WRITTEN = (
-    ("k_cache", "v_cache", "slot_position", "k_scale", "v_scale"),
-    ("k_scratch", "v_scratch", "k_scratch_scale", "v_scratch_scale"),
-)
 
 
 def append_attention(node: fx.Node, importer: EntryImporter) -> Any:
@@ -42,14 +36,9 @@ def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     if number % _LAYERS:
         return importer.env[tensors["k_cache"]]
     together, dtype = alike[number : number + _LAYERS], compute_dtype(importer.plan)
-    batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
-    value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
-    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
-    form, layers = cache_form(tensors), len(together)
-    sizes = f"{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{layers}"
-    kernel = write_kernels.commit_scratch(
-        identifier(f"commit_scratch_{sizes}_{dtype}{form_name(form)}"), shape, dtype, form, layers
-    )
+    shape, form, layers = commit_shape(tensors), cache_form(tensors), len(together)
+    name = identifier(f"{commit_name(shape)}_{layers}_{dtype}{form_name(form)}")
+    kernel = write_kernels.commit_scratch(name, shape, dtype, form, layers)
     args = [importer.env[n] for each in together for n in tensor_args(each).values()]
     written = [layer * len(tensors) + i for layer, each in enumerate(together) for i in written_args(each)]
     importer.call_inplace(kernel, args, written)
@@ -64,24 +53,17 @@ def _commits(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
-    given, tensors = bound_args(node), tensor_args(node)
+    given, tensors, call = bound_args(node), tensor_args(node), AttentionCall.of(node)
+    shape, scoring, form = call.shape, call.scoring, call.form
     dtype, stored = compute_dtype(importer.plan), out_dtype(node, importer.plan)
-    rows, heads, width, dim = shape_of(given["q"])
-    batch, kv_heads, slots, _ = shape_of(given["k_cache"])
-    scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
-    shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
-    scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
-    form = cache_form(tensors)
-    sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
-    rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
-    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}_{stored}{form_name(form)}")
+    name = identifier(f"{kind}_{call.name}_{dtype}_{stored}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), stored)
     found = find_projection(given["q"], given["k"], given["v"])
     if found is not None:
         kernel, workspace = kernels.written_attention(
             name + "_written", shape, scoring, dtype, form, out_dtype=stored, arch=arch_of(importer.plan)
         )
-        q = _store_projected(node, importer, found, shape, form, sizes)
+        q = _store_projected(node, importer, found, call)
         reading = [name for name in tensors if name not in ("q", "k", "v")]
         args = [q, *(importer.env[tensors[name]] for name in reading)]
         return importer.call_many(kernel, args, [out, PhysicalTensor(workspace, "float32")])[0]
@@ -91,23 +73,13 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str) -> Any:
     return importer.call_inplace(kernel, args, written_args(node), out, PhysicalTensor(workspace, "float32"))
 
 
-def _store_projected(
-    node: fx.Node,
-    importer: EntryImporter,
-    found: Projected,
-    shape: AttentionShape,
-    form: CacheForm,
-    sizes: str,
-) -> Any:
+def _store_projected(node: fx.Node, importer: EntryImporter, found: Projected, call: AttentionCall) -> Any:
     """Queries [b,H,S,D] as attention reads them; keys and values are in the cache, or in scratch, afterwards."""
-    tensors, dtype = tensor_args(node), compute_dtype(importer.plan)
+    dtype, shape = compute_dtype(importer.plan), call.shape
     work = Prologue(found.eps, rope=found.tables is not None)
-    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
-    kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
-    stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
+    name = f"qkv_{call.sizes}_{work.eps}_{work.rope}_{dtype}{form_name(call.form)}"
+    kernel = qkv_prologue(identifier(name), shape, work, dtype, call.form)
     args = [rows_of(found.source, importer, "float32"), *(importer.env[operand] for operand in found.operands)]
-    # The operator's order of what it writes to and is told, which is the kernel's.
-    written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
-    args += [importer.env[tensors[name]] for name in stored]
+    stored, written = stored_operands(node, importer, len(args))
     queries = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), dtype)
-    return importer.call_inplace(kernel, args, written, queries)
+    return importer.call_inplace(kernel, args + stored, written, queries)

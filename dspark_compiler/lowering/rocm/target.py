@@ -6,9 +6,9 @@ from functools import partial
 from dspark_compiler.lowering.importer import TargetLowering
 from dspark_compiler.lowering.simt.attention import Exchange
 from dspark_compiler.lowering.simt.target import simt_lowering
+from dspark_compiler.schedules.gpu.kernels import Template
 from dspark_compiler.schedules.rocm.architectures import Architecture
 from dspark_compiler.schedules.rocm.matrix_linear import matrix_tile
-from dspark_compiler.schedules.simt.kernels import Template
 from dspark_compiler.schedules.simt.stream_linear import stream_linear
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from torch import fx
 
 from dspark_compiler.graph.rewrite import bound_args
+from dspark_compiler.lowering.attention_call import AttentionCall, commit_name, commit_shape, stored_operands
 from dspark_compiler.lowering.importer import EntryImporter
 from dspark_compiler.lowering.layout import LayoutPlan, PhysicalTensor
 from dspark_compiler.lowering.nodes import identifier, shape_of, tensor_args, written_args
 from dspark_compiler.lowering.projected import Projected, find_projection
 from dspark_compiler.lowering.storage import cache_form, form_name
-from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.simt import attention as kernels
 from dspark_compiler.schedules.simt import cache_rows
 from dspark_compiler.schedules.simt.attention_step import counters, is_step, step_attention
@@ -22,9 +22,6 @@ from dspark_compiler.schedules.simt.eighths import EIGHTHS
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
 from dspark_compiler.schedules.simt.rows import zeros
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS
-
-# What new keys and values are written to, without and with scratch.
-_WRITTEN = (("k_cache", "v_cache", "slot_position"), ("k_scratch", "v_scratch"))
 
 
 class Exchange(Enum):
@@ -48,35 +45,25 @@ def scratch_attention(node: fx.Node, importer: EntryImporter, *, exchange: Excha
 def commit_scratch(node: fx.Node, importer: EntryImporter) -> Any:
     """dspark.commit_scratch: writes live slots."""
     tensors = tensor_args(node)
-    batch, kv_heads, slots, dim = shape_of(tensors["k_cache"])
-    value_dim, scratch = shape_of(tensors["v_cache"])[3], shape_of(tensors["k_scratch"])[2]
-    shape = AttentionShape(batch, scratch, kv_heads, kv_heads, dim, value_dim, batch, slots, scratch)
-    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
-    name = identifier(f"commit_scratch_{batch}x{kv_heads}x{slots}x{dim}x{value_dim}_{scratch}_{dtype}{form_name(form)}")
+    shape, form, dtype = commit_shape(tensors), cache_form(tensors), _stored(tensors, importer.plan)
+    name = identifier(f"{commit_name(shape)}_{dtype}{form_name(form)}")
     kernel = cache_rows.commit_scratch(name, shape, dtype, form)
     return importer.call_inplace(kernel, [importer.env[n] for n in tensors.values()], written_args(node))
 
 
 def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[..., Any], exchange: Exchange) -> Any:
-    given, tensors = bound_args(node), tensor_args(node)
-    rows, heads, width, dim = shape_of(given["q"])
-    batch, kv_heads, slots, _ = shape_of(given["k_cache"])
-    scratch = shape_of(tensors["k_scratch"])[2] if "k_scratch" in tensors else 0
-    shape = AttentionShape(rows, width, heads, kv_heads, dim, shape_of(given["v"])[3], batch, slots, scratch)
-    scoring = Scoring(given["scale"], given["window"], given["softcap"], "sinks" in tensors)
-    form, dtype = cache_form(tensors), _stored(tensors, importer.plan)
-    sizes = f"{rows}x{width}_h{heads}x{kv_heads}_d{dim}x{shape.value_dim}_c{batch}x{slots}_n{scratch}"
-    rest = f"s{scoring.scale!r}_w{scoring.window}_cap{scoring.softcap!r}" + ("_sinks" if scoring.sinks else "")
-    name = identifier(f"{kind}_{sizes}_{rest}_{dtype}{form_name(form)}")
+    given, tensors, call = bound_args(node), tensor_args(node), AttentionCall.of(node)
+    shape, scoring, form, dtype = call.shape, call.scoring, call.form, _stored(tensors, importer.plan)
+    name = identifier(f"{kind}_{call.name}_{dtype}{form_name(form)}")
     out = PhysicalTensor(shape_of(node), "float32")
     # What makes codes of rows reads them whole.
     found = None if form.storage.scaled else find_projection(given["q"], given["k"], given["v"])
     if found is not None and exchange is not Exchange.NONE and is_step(shape, dtype):
         # What linears of few rows hand on (schedules/vulkan/stream_linear.py).
-        awaits = exchange is Exchange.BETWEEN_LAUNCHES and rows * width <= MOST_ROWS
-        return _step(node, importer, found, f"step_{kind}_{sizes}_{rest}", (shape, scoring, form), awaits=awaits)
+        awaits = exchange is Exchange.BETWEEN_LAUNCHES and shape.rows * shape.width <= MOST_ROWS
+        return _step(node, importer, found, kind, call, awaits=awaits)
     if found is not None:
-        q = _store_projected(node, importer, found, shape, form, sizes)
+        q = _store_projected(node, importer, found, call)
         kernel, workspace = kernels.written_attention(name + "_written", shape, scoring, dtype, form)
         reading = [name for name in tensors if name not in ("q", "k", "v")]
         args = [q, *(importer.env[tensors[name]] for name in reading)]
@@ -87,44 +74,31 @@ def _attend(node: fx.Node, importer: EntryImporter, kind: str, build: Callable[.
     return importer.call_inplace(kernel, args, written_args(node), *outs)
 
 
-def _store_projected(
-    node: fx.Node, importer: EntryImporter, found: Projected, shape: AttentionShape, form: CacheForm, sizes: str
-) -> Any:
+def _store_projected(node: fx.Node, importer: EntryImporter, found: Projected, call: AttentionCall) -> Any:
     """Queries [b,H,S,D]; keys and values are in the cache, or in scratch, afterwards."""
-    tensors = tensor_args(node)
-    dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
-    name = f"qkv_{sizes}_{work.eps}_{work.rope}_{dtype}{form_name(form)}"
-    kernel = qkv_prologue(identifier(name), shape, work, dtype, form)
-    stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
+    dtype, shape = _stored(tensor_args(node), importer.plan), call.shape
+    work = Prologue(found.eps, rope=found.tables is not None)
+    name = f"qkv_{call.sizes}_{work.eps}_{work.rope}_{dtype}{form_name(call.form)}"
+    kernel = qkv_prologue(identifier(name), shape, work, dtype, call.form)
     args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
-    # The operator's order of what it writes to and is told, which is the kernel's.
-    written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
-    args += [importer.env[tensors[name]] for name in stored]
+    stored, written = stored_operands(node, importer, len(args))
     q = PhysicalTensor((shape.rows, shape.heads, shape.width, shape.head_dim), "float32")
-    return importer.call_inplace(kernel, args, written, q)
+    return importer.call_inplace(kernel, args + stored, written, q)
 
 
 def _step(
-    node: fx.Node,
-    importer: EntryImporter,
-    found: Projected,
-    name: str,
-    call: tuple[AttentionShape, Scoring, CacheForm],
-    *,
-    awaits: bool,
+    node: fx.Node, importer: EntryImporter, found: Projected, kind: str, call: AttentionCall, *, awaits: bool
 ) -> Any:
     """The whole of it in one launch, from the projection on."""
-    shape, scoring, form = call
-    tensors = tensor_args(node)
+    shape, scoring, form, tensors = call.shape, call.scoring, call.form, tensor_args(node)
     dtype, work = _stored(tensors, importer.plan), Prologue(found.eps, rope=found.tables is not None)
     eighths = awaits and node in importer.fusions.eighths
-    name = identifier(f"{name}_{work.eps}_{work.rope}_{dtype}{form_name(form)}{'_eighths' if eighths else ''}")
+    options = f"{work.eps}_{work.rope}_{dtype}{form_name(form)}{'_eighths' if eighths else ''}"
+    name = identifier(f"step_{kind}_{call.name}_{options}")
     kernel, workspace = step_attention(name, shape, scoring, work, dtype, form, awaits=awaits, eighths=eighths)
     args = [projection_rows(found.source, importer), *(importer.env[operand] for operand in found.operands)]
-    stored = [name for name in tensors if name not in ("q", "k", "v", "sinks")]
-    written = [len(args) + i for i, name in enumerate(stored) if name in _WRITTEN[bool(shape.scratch)]]
-    args += [importer.env[tensors[name]] for name in stored]
-    args += [importer.env[tensors["sinks"]]] if scoring.sinks else []
+    stored, written = stored_operands(node, importer, len(args))
+    args += [*stored, *([importer.env[tensors["sinks"]]] if scoring.sinks else [])]
     written.append(len(args))
     args.append(meeting_counters(importer, counters(shape), own=awaits))
     outs = (PhysicalTensor(shape_of(node), EIGHTHS if eighths else "float32"), PhysicalTensor(workspace, "uint32"))

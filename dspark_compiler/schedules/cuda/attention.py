@@ -12,10 +12,11 @@ from dspark_compiler.schedules.cuda.attention_combine import combine_chunks
 from dspark_compiler.schedules.cuda.attention_decode import attend_chunks
 from dspark_compiler.schedules.cuda.attention_plan import is_split, partial_sizes
 from dspark_compiler.schedules.cuda.attention_prefill import attend_rows
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
+from dspark_compiler.schedules.cuda.attention_rows import Problem
 from dspark_compiler.schedules.cuda.attention_widen import widen_slots, widened_words
 from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
 from dspark_compiler.schedules.cuda.cache_writes import write_new
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Arg, Buffer, kernel, made_once
 
 _PLAIN = CacheForm()

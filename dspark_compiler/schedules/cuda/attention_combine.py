@@ -4,13 +4,14 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, rate_of, weight_of
 from dspark_compiler.schedules.cuda.attention_plan import decode_plan, partial_sizes
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
+from dspark_compiler.schedules.cuda.attention_rows import Problem, span_of
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.floats import fused
 from dspark_compiler.schedules.cuda.memory import load_floats
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, launch, registers, shared
 from dspark_compiler.schedules.cuda.warps import from_lane, reduce_float
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _SUMS = 8  # of every eighth chunk each

@@ -12,22 +12,14 @@ from tvm.tirx.script.builder import ir as T
 from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
 from dspark_compiler.schedules.cuda.attention_lines import add_lines, lines_bytes
 from dspark_compiler.schedules.cuda.attention_plan import LINES, ROUND, decode_plan, partial_sizes
-from dspark_compiler.schedules.cuda.attention_rows import (
-    Problem,
-    QueryRows,
-    SlotRows,
-    Span,
-    Tensors,
-    padded,
-    row_bytes,
-    span_of,
-)
+from dspark_compiler.schedules.cuda.attention_rows import Problem, QueryRows, SlotRows, Span, padded, row_bytes, span_of
 from dspark_compiler.schedules.cuda.attention_stages import STEP, stages_of
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.launch_bounds import resident_blocks
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.cuda.warp import part_barrier
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 

@@ -2,12 +2,13 @@
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
+from dspark_compiler.schedules.cuda.attention_rows import Problem
 from dspark_compiler.schedules.cuda.attention_warp import HIDDEN, LOG2_E
 from dspark_compiler.schedules.cuda.floats import fused, power_of_two
 from dspark_compiler.schedules.cuda.memory import store_pair, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import address
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Expr
 
 

@@ -10,21 +10,14 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.async_copy import commit_copies, wait_copies
-from dspark_compiler.schedules.cuda.attention_rows import (
-    Problem,
-    QueryRows,
-    SlotRows,
-    Tensors,
-    padded,
-    row_bytes,
-    span_of,
-)
+from dspark_compiler.schedules.cuda.attention_rows import Problem, QueryRows, SlotRows, padded, row_bytes, span_of
 from dspark_compiler.schedules.cuda.attention_tiles import hide_unseen, store_rows
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
 from dspark_compiler.schedules.cuda.attention_warpgroups import attend_in_warpgroups, fits_warpgroups
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.threads import WARP, barrier, launch, shared
 from dspark_compiler.schedules.cuda.tile_schedule import has_wgmma
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _MULTIPROCESSORS = 132  # of an H100 or H200

@@ -1,18 +1,14 @@
-"""Which query rows, slots and shared memory a block of an attention kernel works on.
-
-The query rows of a key/value head are numbered token by token: row m is token m // group, query head m % group of the
-head's ``group``. Virtual slots count the live slots first and the scratch rows behind them: slot s is live where
-s < used, scratch row s - used from there on. A token's own slot is used + its number either way.
-"""
+"""Which query rows, slots and shared memory a block of an attention kernel works on."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
 from dspark_compiler.schedules.cuda.memory import copy_from, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.threads import address, registers
+from dspark_compiler.schedules.gpu import attention_call
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 PIECE = 16  # bytes a copy moves
@@ -21,38 +17,10 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Problem:
-    """An attention call as kernels see it; ``dtype`` is what queries, keys and values are multiplied in."""
+class Problem(attention_call.Problem):
+    """An attention call; ``dtype`` is what queries, keys and values are multiplied in."""
 
-    shape: AttentionShape
-    scoring: Scoring
-    form: CacheForm
-    dtype: str
     out_dtype: str
-
-    @property
-    def rows(self) -> int:
-        """Query rows of a key/value head."""
-        return self.shape.width * self.shape.group
-
-    @property
-    def slots(self) -> int:
-        """Virtual slots a sequence can have."""
-        return self.shape.slots + self.shape.scratch
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """Buffers of a call by the operator's names."""
-
-    of: dict[str, Buffer] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Buffer:
-        return self.of[name]
-
-    def get(self, name: str) -> Buffer | None:
-        """The buffer, None if the call has none of that name."""
-        return self.of.get(name)
 
 
 def padded(dim: int) -> int:
@@ -71,14 +39,10 @@ def as_int(condition: Expr) -> Expr:
 
 
 @dataclass(frozen=True)
-class Span:
-    """The virtual slots of one sequence, int32 expressions."""
+class Span(attention_call.Span):
+    """The virtual slots of one sequence."""
 
     row: Expr  # of the call
-    sequence: Expr  # row of the cache
-    used: Expr  # live slots before the call
-    length: Expr  # confirmed tokens
-    end: Expr  # one past the last slot that anyone may see
 
     def first_visible(self, problem: Problem, token: Expr) -> Expr:
         """The first slot ``token`` sees; 0 where that takes a look at the positions."""
@@ -97,9 +61,9 @@ def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
     length = control("length")
     used = length if free is None else T.Bind(T.min(length, shape.slots - control("free")))
     if shape.scratch:
-        return Span(row, row, used, length, T.Bind(used + shape.width))
+        return Span(row, used, length, T.Bind(used + shape.width), row)
     sequence, count = control("sequence"), control("count")
-    return Span(row, sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)))
+    return Span(sequence, used, length, T.Bind(T.min(used + T.min(count, shape.width), shape.slots)), row)
 
 
 def widened_row(problem: Problem, widened: Buffer, name: str, place: tuple[Expr, Expr, Expr], column: Expr) -> Expr:

@@ -18,11 +18,11 @@ from dspark_compiler.schedules.cuda.attention_rows import (
     row_bytes,
 )
 from dspark_compiler.schedules.cuda.attention_warp import Scales
-from dspark_compiler.schedules.cuda.cache_args import scale_name
 from dspark_compiler.schedules.cuda.cache_codes import stored_name
 from dspark_compiler.schedules.cuda.memory import copy_from
 from dspark_compiler.schedules.cuda.octets import OCTET, widen_octet
 from dspark_compiler.schedules.cuda.threads import address
+from dspark_compiler.schedules.gpu.cache_args import scale_name
 from dspark_compiler.schedules.tir import Buffer, Expr, when, widest_vector
 
 STEP = 16  # slots of a stage

@@ -3,8 +3,9 @@
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda.attention_output import OutputRow, weight_of
-from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Span, Tensors
+from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Span
 from dspark_compiler.schedules.cuda.attention_warp import WarpTile
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Expr, when
 
 

@@ -13,7 +13,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.cuda import async_copy, wgmma
 from dspark_compiler.schedules.cuda.attention_group_tile import GroupTile, Mask
-from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Span, Tensors, span_of
+from dspark_compiler.schedules.cuda.attention_rows import Problem, SlotRows, Span, span_of
 from dspark_compiler.schedules.cuda.attention_stretches import (
     BARRIER_BYTES,
     COLUMNS,
@@ -28,6 +28,7 @@ from dspark_compiler.schedules.cuda.launch_bounds import bounded_registers
 from dspark_compiler.schedules.cuda.tensor_maps import SWIZZLE_128, TensorMap, tensor_map
 from dspark_compiler.schedules.cuda.threads import WARP, address, barrier, device, launch, registers, shared
 from dspark_compiler.schedules.cuda.tile_schedule import MULTIPROCESSORS
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 
 _GROUPS = 2

@@ -2,14 +2,15 @@
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of, widened_row
-from dspark_compiler.schedules.cuda.cache_args import scale_name
+from dspark_compiler.schedules.cuda.attention_rows import Problem, span_of, widened_row
 from dspark_compiler.schedules.cuda.cache_codes import stored_name
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory import load_words
 from dspark_compiler.schedules.cuda.memory_reads import written_float
 from dspark_compiler.schedules.cuda.octets import OCTET, widen_octet
 from dspark_compiler.schedules.cuda.threads import address, launch, registers
+from dspark_compiler.schedules.gpu.attention_call import Tensors
+from dspark_compiler.schedules.gpu.cache_args import scale_name
 from dspark_compiler.schedules.tir import Expr, when
 
 _THREADS, _MOST_BLOCKS = 256, 64  # of a head

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dspark_compiler.errors import LoweringError
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
 from dspark_compiler.schedules.cuda.attention_rows import ELEMENTS
+from dspark_compiler.schedules.gpu import cache_args as common
 from dspark_compiler.schedules.tir import Arg
 
 
@@ -14,31 +15,9 @@ def cache_args(shape: AttentionShape, dtype: str, form: CacheForm, control: Sequ
     k_cache [B,G,C,D], v_cache [B,G,C,Dv], [k_scratch, v_scratch [B,G,N,*]], control, [free int32 [b]], [slot_position
     int32 [B,G,C]], [k_scale, v_scale float32 [B,G,C], [k_scratch_scale, v_scratch_scale [B,G,N]]].
     """
-    stored, slots = (shape.batch, shape.kv_heads), {"cache": shape.slots}
-    if shape.scratch:
-        slots["scratch"] = shape.scratch
-    kept = form.storage.dtype if form.storage.scaled else dtype
-    return [
-        *(
-            Arg(f"{name}_{place}", (*stored, count, dim), kept)
-            for place, count in slots.items()
-            for name, dim in (("k", shape.head_dim), ("v", shape.value_dim))
-        ),
-        *control,
-        *([Arg("free", (shape.rows,), "int32")] if form.free else []),
-        *([Arg("slot_position", (*stored, shape.slots), "int32")] if form.slot_position else []),
-        *(
-            Arg(scale_name(name, place), (*stored, count))
-            for place, count in slots.items()
-            for name in "kv"
-            if form.storage.scaled
-        ),
-    ]
-
-
-def scale_name(name: str, place: str) -> str:
-    """The tensor of the scales of "k" or "v" in the "cache" or in "scratch"."""
-    return f"{name}_scale" if place == "cache" else f"{name}_scratch_scale"
+    stored = form.storage.dtype if form.storage.scaled else dtype
+    kept = [*common.cache_args(shape, stored), *common.scratch_args(shape, stored)]
+    return [*kept, *control, *common.form_args(shape, form, shape.rows)]
 
 
 def check_heads(shape: AttentionShape) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values in a byte an element: how a warp makes codes of a row, and what the row's scale is.
+"""Keys and values in a byte an element: how a warp makes codes of a row, what the row's scale is, how codes are read.
 
 The arithmetic is that of graph/reference.py, ``quantized``.
 """
@@ -20,6 +20,11 @@ _STORED = {INT8: "int8", E4M3FN: "float8_e4m3fn"}
 def stored_name(storage: Storage) -> str:
     """The type of codes as octets.py spells it."""
     return _STORED[storage]
+
+
+def cached(element: Expr, storage: Storage) -> Expr:
+    """An element of a cache as float32, without its row's scale."""
+    return storage.load(element) if storage.scaled else T.cast(element, "float32")
 
 
 @dataclass(frozen=True)

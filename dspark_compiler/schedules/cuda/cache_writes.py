@@ -7,28 +7,26 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors, span_of
-from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads, scale_name
+from dspark_compiler.schedules.cuda.attention_rows import Problem, span_of
+from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
 from dspark_compiler.schedules.cuda.cache_codes import Pair, store_codes
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory import copy_word, load_floats, load_int, load_pair, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch, registers
+from dspark_compiler.schedules.gpu import attention_call
+from dspark_compiler.schedules.gpu.attention_call import Tensors
+from dspark_compiler.schedules.gpu.cache_args import scale_name
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _PLAIN = CacheForm()
 
 
-class NewSlot:
-    """Where a new token's key and value go: to the next live slots, or to scratch where the call has one."""
+class NewSlot(attention_call.NewSlot):
+    """See there; here neighbours are stored in words."""
 
     def __init__(self, problem: Problem, tensors: Tensors, row: Expr, token: Expr) -> None:
-        shape, self._problem, self._tensors = problem.shape, problem, tensors
-        self._span, self._token = span_of(problem, tensors, row), token
-        self._kind, slot = ("scratch", token) if shape.scratch else ("cache", self._span.used + token)
-        self._slot = T.Bind(slot)
-        self.fits = self._span.used + token < self._span.end
-        """Whether the token is stored at all: it is one of the call's, and there is room for it."""
+        super().__init__(problem, tensors, span_of(problem, tensors, row), token)
 
     def store(self, name: str, head: Expr, d: Expr, pair: Expr) -> None:
         """Stores elements d and d + 1 of "k" or "v" as they are."""
@@ -49,13 +47,6 @@ class NewSlot:
 
     def _place(self, name: str, head: Expr, d: Expr) -> Expr:
         return address(self._tensors[f"{name}_{self._kind}"], self._span.sequence, head, self._slot, d)
-
-    def store_position(self, head: Expr, condition: Expr) -> None:
-        """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
-        positions = self._tensors.get("slot_position")
-        if positions is not None and self._kind == "cache":
-            with when(condition):
-                T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
 
 
 def write_new(problem: Problem, tensors: Tensors) -> None:

@@ -9,12 +9,12 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.block_attention import BlockShape
-from dspark_compiler.schedules.cuda.attention_rows import Tensors
 from dspark_compiler.schedules.cuda.cache_codes import Pair
 from dspark_compiler.schedules.cuda.dependent_launch import await_previous, release_next
 from dspark_compiler.schedules.cuda.memory import load_int, store_pair
 from dspark_compiler.schedules.cuda.qkv_prologue import Head, HeadShape, Prologue
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.ring import RingRows
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, when
 
@@ -60,7 +60,7 @@ def block_prologue(name: str, shape: BlockShape, work: Prologue) -> tvm.tirx.Pri
 
 
 def ring_prologue(name: str, rows: RingRows, work: Prologue) -> tvm.tirx.PrimFunc:
-    """Kernel that puts keys, normed and rotated, and values to rings as write_ring does (ring.py).
+    """Kernel that puts keys, normed and rotated, and values to rings as write_ring does (gpu/ring.py).
 
     Arguments: x float32 [b S, L (G D + G Dv)], [k_weight.0 … float32 [D] with eps], [cos, sin float32 [b,1,S,D] with
     rope], k_ring.0, v_ring.0, … float32 [B,G,W,D or Dv], length, [sequence], [count] int32 [b].

@@ -3,6 +3,7 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.cuda.cache_codes import cached
 from dspark_compiler.schedules.cuda.flat import each
 from dspark_compiler.schedules.cuda.row_registers import variable
 from dspark_compiler.schedules.cuda.threads import registers
@@ -28,9 +29,7 @@ def logit_moments(
             for d in range(0, dim, lanes):
                 with vector(lanes) as lane:
                     value = k_cache[sequence[0], head // group, slot, d + lane]
-                    T.buffer_store(
-                        key, shape.storage.load(T.cast(value, "float32") if not scales else value), [d + lane]
-                    )
+                    T.buffer_store(key, cached(value, shape.storage), [d + lane])
             factor = T.float32(scale)
             for each_scale in scales:
                 factor = T.Bind(factor * each_scale[sequence[0], head // group, slot])

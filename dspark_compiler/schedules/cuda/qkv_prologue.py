@@ -10,7 +10,7 @@ import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
-from dspark_compiler.schedules.cuda.attention_rows import Problem, Tensors
+from dspark_compiler.schedules.cuda.attention_rows import Problem
 from dspark_compiler.schedules.cuda.cache_args import cache_args, check_heads
 from dspark_compiler.schedules.cuda.cache_codes import Pair
 from dspark_compiler.schedules.cuda.cache_writes import NewSlot
@@ -20,6 +20,7 @@ from dspark_compiler.schedules.cuda.memory import load_floats, store_word
 from dspark_compiler.schedules.cuda.mma import pack_pair
 from dspark_compiler.schedules.cuda.threads import WARP, address, launch, registers
 from dspark_compiler.schedules.cuda.warp import from_lane
+from dspark_compiler.schedules.gpu.attention_call import Tensors
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
 _WARPS = 4

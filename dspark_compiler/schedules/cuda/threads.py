@@ -1,40 +1,24 @@
 """A thin layer over TVM's TIR builder for GPU kernels: grids, shared memory, barriers, device functions."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
 from tvm.backend.cuda.op import cuda_func_call
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.gpu.threads import array, barrier, launch
 from dspark_compiler.schedules.tir import Buffer, Expr
+
+__all__ = ["WARP", "address", "barrier", "device", "launch", "registers", "run", "shared"]
 
 WARP = 32
 
 
-@contextmanager
-def launch(grid: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
-    """Emits one kernel launch; yields the block's indices, x first, and the thread's index in its block.
-
-    A function may launch several kernels, one after the other.
-    """
-    with ExitStack() as stack:
-        axes = [
-            stack.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
-            for axis, extent in zip("xyz", grid, strict=False)
-        ]
-        yield (*axes, stack.enter_context(T.launch_thread("threadIdx.x", threads)))
-
-
 def registers(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
     """An array private to a thread; index it with constants, or it leaves the registers."""
-    return _whole(T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local"))
+    return _whole(array(shape, dtype, "local"))
 
 
 def shared(shape: int | tuple[int, ...], dtype: str = "float32", *, dynamic: bool = False) -> Buffer:
     """An array of the block's; more than 48 KB in all have to be ``dynamic``."""
-    scope = "shared.dyn" if dynamic else "shared"
-    return _whole(T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope=scope))
+    return _whole(array(shape, dtype, "shared.dyn" if dynamic else "shared"))
 
 
 def _whole(buffer: Buffer) -> Buffer:
@@ -44,11 +28,6 @@ __device__ __forceinline__ void dspark_use(const void*) {}
 """
     run(device("dspark_use", address(buffer, *(extent - 1 for extent in buffer.shape)), source=source))
     return buffer
-
-
-def barrier() -> None:
-    """All threads of the block get here before one goes on."""
-    T.evaluate(T.tvm_storage_sync("shared"))
 
 
 def address(buffer: Buffer, *index: Expr) -> Expr:

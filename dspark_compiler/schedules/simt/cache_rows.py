@@ -1,69 +1,43 @@
-"""Slots of a cache in an attention call: which a token sees, and how new keys and values get there.
+"""Slots of a cache in an attention call: which a token sees, and how new keys and values get there."""
 
-The query rows of a key/value head are numbered token by token: row m is token m // group, query head m % group of the
-head's ``group``. Virtual slots count the live slots first and the scratch rows behind them: slot s is live where
-s < used, scratch row s - used from there on. A token's own slot is used + its number either way.
-"""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm, Scoring
+from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
+from dspark_compiler.schedules.gpu import attention_call
+from dspark_compiler.schedules.gpu.attention_call import Span, Tensors
+from dspark_compiler.schedules.gpu.cache_args import cache_args, form_args, scale_name, scratch_args
 from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.stored import cached, copy_line, narrow
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, kernel, made_once, when
 
+__all__ = [
+    "NewSlot",
+    "Problem",
+    "Span",
+    "Tensors",
+    "cache_args",
+    "commit_scratch",
+    "form_args",
+    "scale_name",
+    "scratch_args",
+    "span_of",
+    "write_new",
+]
+
 
 @dataclass(frozen=True)
-class Problem:
-    """An attention call as kernels see it; ``dtype`` is what keys and values are stored in."""
+class Problem(attention_call.Problem):
+    """An attention call; ``dtype`` is what keys and values are stored in."""
 
-    shape: AttentionShape
-    scoring: Scoring
-    form: CacheForm
-    dtype: str
     awaits: bool = False  # whether the projection may be yet to come, and "out" is waited for
     causal: bool = True  # whether a token sees no new token behind it
-
-    @property
-    def rows(self) -> int:
-        """Query rows of a key/value head."""
-        return self.shape.width * self.shape.group
 
     def wide(self, element: Expr) -> Expr:
         """An element of a key or value as float32, without its slot's scale."""
         return cached(element, self.form.storage, self.dtype)
-
-    @property
-    def slots(self) -> int:
-        """Virtual slots a sequence can have."""
-        return self.shape.slots + self.shape.scratch
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """Buffers of a call by the operator's names."""
-
-    of: dict[str, Buffer] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Buffer:
-        return self.of[name]
-
-    def get(self, name: str) -> Buffer | None:
-        """The buffer, None if the call has none of that name."""
-        return self.of.get(name)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The virtual slots of one sequence, int32 expressions."""
-
-    sequence: Expr  # row of the cache
-    used: Expr  # live slots before the call
-    length: Expr  # confirmed tokens
-    end: Expr  # one past the last slot that anyone may see
 
 
 def span_of(problem: Problem, tensors: Tensors, row: Expr) -> Span:
@@ -84,16 +58,11 @@ def used_slots(tensors: Tensors, shape: AttentionShape, row: Expr, length: Expr)
     return length if free is None else T.Bind(T.min(length, shape.slots - free[row]))
 
 
-class NewSlot:
-    """Where a new token's key and value go: to the next live slots, or to scratch where the call has one."""
+class NewSlot(attention_call.NewSlot):
+    """See there; here elements are stored one by one, or a line of them at once."""
 
     def __init__(self, problem: Problem, tensors: Tensors, row: Expr, token: Expr) -> None:
-        self._problem, self._tensors, self._token = problem, tensors, token
-        self._span = span_of(problem, tensors, row)
-        self._kind = "scratch" if problem.shape.scratch else "cache"
-        self._slot = T.Bind(token if problem.shape.scratch else self._span.used + token)
-        self.fits = self._span.used + token < self._span.end
-        """Whether the token is stored at all: it is one of the call's, and there is room for it."""
+        super().__init__(problem, tensors, span_of(problem, tensors, row), token)
 
     def store(self, name: str, head: Expr, d: Expr, value: Expr) -> None:
         """Stores element d of "k" or "v"."""
@@ -113,13 +82,6 @@ class NewSlot:
         """Stores what the elements of "k" or "v" are multiples of."""
         target = self._tensors[scale_name(name, self._kind)]
         T.buffer_store(target, scale, [self._span.sequence, head, self._slot])
-
-    def store_position(self, head: Expr, condition: Expr) -> None:
-        """Notes the position of a token in a live slot, where slots keep theirs and ``condition`` holds."""
-        positions = self._tensors.get("slot_position")
-        if positions is not None and self._kind == "cache":
-            with when(condition):
-                T.buffer_store(positions, self._span.length + self._token, [self._span.sequence, head, self._slot])
 
 
 def write_new(problem: Problem, tensors: Tensors) -> None:
@@ -174,38 +136,3 @@ def commit_scratch(name: str, shape: AttentionShape, dtype: str, form: CacheForm
         each((shape.batch, shape.kv_heads, shape.scratch, max(shape.head_dim, shape.value_dim)), move)
 
     return kernel(name, args, body)
-
-
-def cache_args(shape: AttentionShape, dtype: str) -> list[Arg]:
-    """Live slots."""
-    places = (shape.batch, shape.kv_heads, shape.slots)
-    return [Arg("k_cache", (*places, shape.head_dim), dtype), Arg("v_cache", (*places, shape.value_dim), dtype)]
-
-
-def scratch_args(shape: AttentionShape, dtype: str) -> list[Arg]:
-    """What a verify writes; nothing where new tokens go to live slots."""
-    if not shape.scratch:
-        return []
-    places = (shape.batch, shape.kv_heads, shape.scratch)
-    return [Arg("k_scratch", (*places, shape.head_dim), dtype), Arg("v_scratch", (*places, shape.value_dim), dtype)]
-
-
-def form_args(shape: AttentionShape, form: CacheForm, rows: int) -> list[Arg]:
-    """What a cache has besides keys and values: [free], [slot_position], [k_scale, v_scale and those of scratch]."""
-    places = (shape.batch, shape.kv_heads)
-    slots = {"cache": shape.slots} | ({"scratch": shape.scratch} if shape.scratch else {})
-    return [
-        *([Arg("free", (rows,), "int32")] if form.free else []),
-        *([Arg("slot_position", (*places, shape.slots), "int32")] if form.slot_position else []),
-        *(
-            Arg(scale_name(name, place), (*places, count))
-            for place, count in slots.items()
-            for name in "kv"
-            if form.storage.scaled
-        ),
-    ]
-
-
-def scale_name(name: str, place: str) -> str:
-    """The tensor of the scales of "k" or "v" in the "cache" or in "scratch"."""
-    return f"{name}_scale" if place == "cache" else f"{name}_scratch_scale"

@@ -1,9 +1,10 @@
-"""Kernels that pick rows: token embeddings and last real tokens."""
+"""Kernels that pick rows: token embeddings; and counters, all zero."""
 
 import tvm
 from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.quantization.weight_format import CodeType, WeightFormat
+from dspark_compiler.schedules.gpu.rows import token_row
 from dspark_compiler.schedules.simt.awaited import hands_on, publish
 from dspark_compiler.schedules.simt.flat import each
 from dspark_compiler.schedules.simt.stored import widen
@@ -38,7 +39,7 @@ def quantized_embedding(
         weight = WeightReader(form, dict(zip((arg.name for arg in form.args()), buffers, strict=False)))
 
         def copy(token: Expr, k: Expr) -> None:
-            T.buffer_store(buffers[-1], weight.element(_row(ids, token, vocab), k), [token, k])
+            T.buffer_store(buffers[-1], weight.element(token_row(ids, token, vocab), k), [token, k])
 
         each((tokens, depth), copy)
 
@@ -50,7 +51,7 @@ def _embedding(name: str, tokens: int, form: WeightForm, hands_over: bool, *, pa
 
     def body(ids: Buffer, w: Buffer, y: Buffer) -> None:
         def copy(token: Expr, k: Expr) -> None:
-            row = _row(ids, token, vocab)
+            row = token_row(ids, token, vocab)
             found = w[form.place(row, k) if packed else (row, k)]
             if hands_over:
                 publish(y, [token, k], widen(found, dtype))
@@ -63,25 +64,6 @@ def _embedding(name: str, tokens: int, form: WeightForm, hands_over: bool, *, pa
     args = [Arg("ids", (tokens,), "int64"), stored, Arg("y", (tokens, depth))]
     function = kernel(name, args, body)
     return hands_on(function, args, publishes=["y"]) if hands_over else function
-
-
-def _row(ids: Buffer, token: Expr, vocab: int) -> Expr:
-    """A token's row; one that is none takes the nearest there is."""
-    return T.Bind(T.cast(T.max(T.min(ids[token], T.int64(vocab - 1)), T.int64(0)), "int32"))
-
-
-def last_row(name: str, rows: int, width: int, depth: int) -> tvm.tirx.PrimFunc:
-    """y[b] = x[b, count[b]-1]; arguments x [rows, width, depth], count int32 [rows], y [rows, 1, depth]."""
-
-    def body(x: Buffer, count: Buffer, y: Buffer) -> None:
-        def copy(row: Expr, k: Expr) -> None:
-            token = T.Bind(T.max(T.min(count[row], width) - 1, 0))
-            T.buffer_store(y, x[row, token, k], [row, 0, k])
-
-        each((rows, depth), copy)
-
-    args = [Arg("x", (rows, width, depth)), Arg("count", (rows,), "int32"), Arg("y", (rows, 1, depth))]
-    return kernel(name, args, body)
 
 
 def zeros(name: str, count: int) -> tvm.tirx.PrimFunc:

@@ -2,7 +2,7 @@
 
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.simt.slot_reads import stored_value
+from dspark_compiler.schedules.simt.stored import cached
 from dspark_compiler.schedules.simt.threads import TEAM, registers, team_sum
 from dspark_compiler.schedules.slot_shape import CacheShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr
@@ -24,7 +24,7 @@ class SlotKey:
     def load(self, keys: Buffer, scales: Buffer | None, at: tuple[Expr, Expr, Expr]) -> None:
         """Takes keys[at], of sequence, head and slot, times its scale."""
         for i in range(self._count):
-            value = stored_value(self._shape, keys, (*at, self._element(i)))
+            value = cached(keys[(*at, self._element(i))], self._shape.storage, str(keys.dtype))
             if scales is not None:
                 value = value * scales[at]
             T.buffer_store(self._key, T.Select(self._inside(i), value, T.float32(0.0)), [i])

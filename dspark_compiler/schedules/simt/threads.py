@@ -4,45 +4,39 @@ Kernels count on one thing of a device's subgroups: that eight invocations in a 
 in the same one. Such eight are a team here. All else that a work group does together goes through its shared memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from dspark_compiler.schedules.gpu.threads import array, barrier, launch
 from dspark_compiler.schedules.tir import Buffer, Expr
+
+__all__ = [
+    "TEAM",
+    "barrier",
+    "group_max",
+    "group_sum",
+    "launch",
+    "of_lane_apart",
+    "registers",
+    "shared",
+    "team_max",
+    "team_sum",
+    "team_sums",
+]
 
 TEAM = 8
 
 
-@contextmanager
-def launch(grid: Sequence[int], threads: int) -> Iterator[tuple[Any, ...]]:
-    """Emits one kernel launch; yields the work group's indices, x first, and the index of the thread in it.
-
-    A function may launch several kernels, one after the other.
-    """
-    with ExitStack() as stack:
-        axes = [
-            stack.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
-            for axis, extent in zip("xyz", grid, strict=False)
-        ]
-        yield (*axes, stack.enter_context(T.launch_thread("threadIdx.x", threads)))
-
-
 def registers(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
     """An array private to a thread; index it with constants, or it leaves the registers."""
-    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="local")
+    return array(shape, dtype, "local")
 
 
 def shared(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
     """An array of the work group's."""
-    return T.alloc_buffer(shape if isinstance(shape, tuple) else (shape,), dtype, scope="shared")
-
-
-def barrier() -> None:
-    """All threads of the work group get here before one goes on, and see what was written."""
-    T.evaluate(T.tvm_storage_sync("shared"))
+    return array(shape, dtype, "shared")
 
 
 def team_sum(value: Expr) -> Expr:

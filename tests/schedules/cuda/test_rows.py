@@ -7,16 +7,17 @@ import torch
 from dspark_compiler.graph import ops  # noqa: F401 - defines torch.ops.dspark
 from dspark_compiler.schedules.cuda.expert_linear import expert_linear
 from dspark_compiler.schedules.cuda.fragments import pack_fragments
+from dspark_compiler.schedules.cuda.kernels import cuda_kernels
 from dspark_compiler.schedules.cuda.norm import layer_norm, rms_norm
 from dspark_compiler.schedules.cuda.quantized_fragments import pack_bytes
-from dspark_compiler.schedules.cuda.rope import rope
-from dspark_compiler.schedules.cuda.rows import last_row, packed_embedding, quantized_embedding, row_embedding
+from dspark_compiler.schedules.cuda.rows import packed_embedding, quantized_embedding, row_embedding
 from dspark_compiler.schedules.cuda.topk import topk
 from dspark_compiler.schedules.rope import RopeShape
 from tests.schedules.cuda.gpu import call, compile_for, error, gpu
 
 ARCH = "sm_90a"
 EPSILON = 1e-6
+KERNELS = cuda_kernels("float16")
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -54,7 +55,9 @@ def test_rope_reads_heads_out_of_a_projection() -> None:
     rows, heads, width, dim, offset = 2, 4, 3, 64, 100
     shape = RopeShape(rows, heads, width, dim, (rows * width, 1000), offset)
     x, cos, sin = normal(rows * width, 1000), normal(rows, 1, width, dim), normal(rows, 1, width, dim)
-    (y,) = call(compile_for({"f": rope("f", shape)}, ARCH)["f"], [x, cos, sin, nothing(rows, heads, width, dim)])
+    (y,) = call(
+        compile_for({"f": KERNELS["rope"]("f", shape)}, ARCH)["f"], [x, cos, sin, nothing(rows, heads, width, dim)]
+    )
     by_head = x[:, offset : offset + heads * dim].reshape(rows, width, heads, dim).swapaxes(1, 2)
     given = (torch.from_numpy(np.ascontiguousarray(array)) for array in (by_head, cos, sin))
     assert error(y, torch.ops.dspark.rope(*given).numpy()) < 1e-6
@@ -66,7 +69,7 @@ def test_rows_are_found() -> None:
     functions = {
         "packed": packed_embedding("packed", tokens, vocab, depth, weight_dtype="float16"),
         "plain": row_embedding("plain", tokens, vocab, depth, weight_dtype="float16"),
-        "last": last_row("last", 2, tokens, depth),
+        "last": KERNELS["last_row"]("last", 2, tokens, depth),
     }
     compiled = compile_for(functions, ARCH)
     weight, ids = normal(vocab, depth).astype(np.float16), np.array([0, 1002, 15, 16, 500])

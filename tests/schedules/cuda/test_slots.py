@@ -14,10 +14,10 @@ from dspark_compiler.graph.reference import quantized
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.block_attention import BlockShape
 from dspark_compiler.schedules.cache_storage import E4M3FN, INT8, Storage
-from dspark_compiler.schedules.cuda import ring, slot_reads, slot_rows
 from dspark_compiler.schedules.cuda.attention_mass import attention_mass
 from dspark_compiler.schedules.cuda.block_attention import block_attention
 from dspark_compiler.schedules.cuda.compact_slots import compact_slots
+from dspark_compiler.schedules.cuda.kernels import cuda_kernels
 from dspark_compiler.schedules.cuda.logit_moments import logit_moments
 from dspark_compiler.schedules.cuda.select_slots import select_slots
 from dspark_compiler.schedules.slot_rows import RowShape
@@ -27,6 +27,7 @@ from tests.schedules.cuda.gpu import call, compile_for, gpu
 ARCH = "sm_90a"
 F16 = "float16"
 SCALE = 0.3
+KERNELS = cuda_kernels(F16)
 dspark = torch.ops.dspark
 
 
@@ -37,8 +38,12 @@ def kernel(build: Callable[..., tvm.tirx.PrimFunc], *sizes: Any, **options: Any)
     return lambda *arrays: call(compiled, list(arrays), len(arrays))
 
 
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal(shape, dtype=np.float32)
+
+
 def half(*shape: int) -> np.ndarray:
-    return np.random.default_rng().standard_normal(shape).astype(np.float16)
+    return normal(*shape).astype(np.float16)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -56,10 +61,10 @@ def test_every_kernel_compiles() -> None:
     shape, cache = RowShape(2, 2, 7, 2, 9, 12), CacheShape(2, 3, 100, 16, 12)
     quantized_cache = replace(cache, storage=INT8)
     functions = [
-        ring.write_ring("f0", shape, dtype=F16),
-        ring.read_ring("f1", shape, dtype=F16),
-        slot_rows.append_queries("f2", shape, dtype=F16),
-        slot_reads.read_rows("f3", replace(cache, storage=E4M3FN), F16),
+        KERNELS["write_ring"]("f0", shape),
+        KERNELS["read_ring"]("f1", shape),
+        KERNELS["append_queries"]("f2", shape),
+        KERNELS["read_keys"]("f3", replace(cache, storage=E4M3FN)),
         select_slots("f4", cache, 2, 3),
         compact_slots("f5", quantized_cache, dtype=F16, scored=True),
         logit_moments("f6", replace(cache, storage=E4M3FN), SCALE, heads=6, queries=10, dtype=F16),
@@ -75,14 +80,14 @@ def test_every_kernel_compiles() -> None:
 @pytest.mark.parametrize("start", [0, 3, 40])
 def test_rows_go_to_a_ring_and_come_back(start: int) -> None:
     shape = RowShape(3, 2, 7, 2, 9, 12)
-    rows, state = half(2, 2, 9, 12), half(3, 2, 7, 12)
+    rows, state = normal(2, 2, 9, 12), normal(3, 2, 7, 12)
     length, sequence, count = ints(start, 5), ints(2, 0), ints(9, 4)
-    write = kernel(ring.write_ring, shape, sequence=True, count=True, dtype=F16, rows_dtype=F16)
+    write = kernel(KERNELS["write_ring"], shape, sequence=True, count=True)
     expected = written("write_ring", rows, state, length, sequence, count, state=1)
     np.testing.assert_array_equal(write(rows, state, length, sequence, count)[1], expected)
-    append = kernel(slot_rows.append_queries, shape, dtype=F16, rows_dtype=F16)
+    append = kernel(KERNELS["append_queries"], shape)
     np.testing.assert_array_equal(append(state, rows, sequence, length, count)[0], expected)
-    read = kernel(ring.read_ring, shape, sequence=True, dtype=F16)
+    read = kernel(KERNELS["read_ring"], shape, sequence=True)
     (*_, out) = read(expected, length, sequence, np.full((2, 2, 1, 12), np.nan, np.float32))
     np.testing.assert_array_equal(out, dspark.read_ring(*map(torch.from_numpy, (expected, length, sequence))).numpy())
 
@@ -128,7 +133,7 @@ def test_quantized_slots_are_read_and_moved(storage: Storage) -> None:
     shape, kind = CacheShape(2, 3, 100, 16, 16, storage), {INT8: torch.int8, E4M3FN: torch.float8_e4m3fn}[storage]
     codes, scales = quantized(torch.randn(2, 3, 100, 16), kind)
     keys, scale, seq = codes.view(torch.int8).numpy().view(storage.dtype), scales.numpy(), ints(1)
-    (*_, out) = kernel(slot_reads.read_rows, shape, dtype=F16)(keys, scale, seq, np.zeros((1, 3, 100, 16), np.float32))
+    (*_, out) = kernel(KERNELS["read_keys"], shape)(keys, scale, seq, np.zeros((1, 3, 100, 16), np.float32))
     torch.testing.assert_close(torch.from_numpy(out), dspark.read_keys(codes, scales, torch.from_numpy(seq)))
     position = np.tile(np.arange(100, dtype=np.int32), (2, 3, 1))
     source = np.where(np.arange(100) < 60, np.arange(100) + 40, -1).astype(np.int32) * np.ones((1, 3, 1), np.int32)

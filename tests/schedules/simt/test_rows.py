@@ -5,12 +5,14 @@ import pytest
 
 from dspark_compiler.schedules.attention_shape import AttentionShape, CacheForm
 from dspark_compiler.schedules.rope import RopeShape
+from dspark_compiler.schedules.simt.kernels import simt_kernels
 from dspark_compiler.schedules.simt.norm import layer_norm, rms_norm
 from dspark_compiler.schedules.simt.qkv_prologue import Prologue, qkv_prologue
-from dspark_compiler.schedules.simt.rope import rope
-from dspark_compiler.schedules.simt.rows import last_row, packed_embedding
+from dspark_compiler.schedules.simt.rows import packed_embedding
 from tests.backends.vulkan.shaders import run
 from tests.vulkan.device import need_vulkan
+
+KERNELS = simt_kernels("float16")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def test_rope_reads_heads_out_of_a_projection() -> None:
     rows, heads, width, dim = 2, 3, 4, 8
     x, cos, sin = normal(rows * width, 40), normal(rows, 1, width, dim), normal(rows, 1, width, dim)[::-1].copy()
     shape = RopeShape(rows, heads, width, dim, x.shape, 10)
-    found = run(rope("main", shape), x, cos, sin, np.zeros((rows, heads, width, dim), np.float32))[-1]
+    found = run(KERNELS["rope"]("main", shape), x, cos, sin, np.zeros((rows, heads, width, dim), np.float32))[-1]
     split = x[:, 10:34].reshape(rows, width, heads, dim).swapaxes(1, 2)
     np.testing.assert_allclose(found, rotated(split, cos, sin), atol=1e-6)
 
@@ -52,7 +54,7 @@ def test_rows_are_picked() -> None:
     found = run(kernel, ids, weight, np.zeros((5, 24), np.float32))[-1]
     np.testing.assert_array_equal(found, weight[[3, 19, 19, 0, 0]].astype(np.float32))
     x, count = normal(3, 4, 10), np.array([1, 4, 0], np.int32)
-    found = run(last_row("main", 3, 4, 10), x, count, np.zeros((3, 1, 10), np.float32))[-1]
+    found = run(KERNELS["last_row"]("main", 3, 4, 10), x, count, np.zeros((3, 1, 10), np.float32))[-1]
     np.testing.assert_array_equal(found[:, 0], x[[0, 1, 2], [0, 3, 0]])
 
 

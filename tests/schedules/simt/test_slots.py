@@ -13,10 +13,10 @@ from dspark_compiler.graph.reference import quantized
 from dspark_compiler.schedules.attention_shape import Scoring
 from dspark_compiler.schedules.block_attention import BlockShape
 from dspark_compiler.schedules.cache_storage import E4M3FN, INT8, Storage
-from dspark_compiler.schedules.simt import ring, slot_reads, slot_rows
 from dspark_compiler.schedules.simt.attention_mass import Queries, attention_mass
 from dspark_compiler.schedules.simt.block_attention import block_attention
 from dspark_compiler.schedules.simt.compact_slots import compact_slots
+from dspark_compiler.schedules.simt.kernels import simt_kernels
 from dspark_compiler.schedules.simt.logit_moments import logit_moments
 from dspark_compiler.schedules.simt.select_slots import select_slots
 from dspark_compiler.schedules.slot_rows import RowShape
@@ -26,6 +26,7 @@ from tests.vulkan.device import messages, need_vulkan
 
 F16 = "float16"
 SCALE = 0.3
+KERNELS = simt_kernels(F16)
 dspark = torch.ops.dspark
 
 
@@ -73,9 +74,9 @@ def written(name: str, *arrays: np.ndarray, state: int = 0) -> np.ndarray:
 def test_rows_go_to_a_ring_and_come_back() -> None:
     shape = RowShape(3, 2, 7, 2, 9, 12)
     rows, state, sequence, count = normal(2, 2, 9, 12), normal(3, 2, 7, 12), ints(2, 0), ints(9, 4)
-    write = kernel(ring.write_ring("main", shape, sequence=True, count=True))
-    append = kernel(slot_rows.append_queries("main", shape))
-    read = kernel(ring.read_ring("main", shape, sequence=True))
+    write = kernel(KERNELS["write_ring"]("main", shape, sequence=True, count=True))
+    append = kernel(KERNELS["append_queries"]("main", shape))
+    read = kernel(KERNELS["read_ring"]("main", shape, sequence=True))
     for start in (0, 3, 40):
         length = ints(start, 5)
         expected = written("write_ring", rows, state, length, sequence, count, state=1)
@@ -84,7 +85,7 @@ def test_rows_go_to_a_ring_and_come_back() -> None:
         (*_, out) = read(expected, length, sequence, nothing(2, 2, 1, 12))
         np.testing.assert_array_equal(out, dspark.read_ring(*tensors(expected, length, sequence)).numpy())
     scratch, length, accepted = normal(3, 2, 4, 12), ints(6, 0, 20), ints(4, 0, 2)
-    commit = kernel(slot_rows.commit_queries("main", RowShape(3, 2, 7, 3, 4, 12)))
+    commit = kernel(KERNELS["commit_queries"]("main", RowShape(3, 2, 7, 3, 4, 12)))
     expected = written("commit_queries", state, scratch, length, accepted)
     np.testing.assert_array_equal(commit(state, scratch, length, accepted)[0], expected)
 
@@ -105,21 +106,21 @@ def test_scores_go_to_the_slots_of_their_tokens() -> None:
     shape = RowShape(3, 2, 20, 2, 9)
     state, rows = normal(3, 2, 20), normal(2, 2, 9, 1)
     arrays = [state, rows, ints(2, 0), ints(30, 5), ints(9, 4), ints(11, 8)]
-    found = kernel(slot_rows.append_slot_scores("main", shape))(*arrays)[0]
+    found = kernel(KERNELS["append_slot_scores"]("main", shape))(*arrays)[0]
     np.testing.assert_array_equal(found, written("append_slot_scores", *arrays))
     arrays = [state, normal(3, 2, 4, 1), ints(30, 5, 0), ints(4, 0, 1), ints(6, 8, 20)]
-    found = kernel(slot_rows.commit_slot_scores("main", RowShape(3, 2, 20, 3, 4)))(*arrays)[0]
+    found = kernel(KERNELS["commit_slot_scores"]("main", RowShape(3, 2, 20, 3, 4)))(*arrays)[0]
     np.testing.assert_array_equal(found, written("commit_slot_scores", *arrays))
     arrays = [normal(3, 2, 4, 5), normal(3, 2, 3, 5)]
-    found = kernel(slot_rows.write_scratch("main", RowShape(3, 2, 4, 3, 3, 5)))(*arrays)[0]
+    found = kernel(KERNELS["write_scratch"]("main", RowShape(3, 2, 4, 3, 3, 5)))(*arrays)[0]
     np.testing.assert_array_equal(found, written("write_scratch", *arrays))
 
 
 def test_a_state_is_read_and_replaced() -> None:
     state, seq = normal(3, 2, 5), ints(2)
-    (*_, out) = kernel(slot_reads.read_state("main", state.shape, "float32"))(state, seq, nothing(1, 2, 5))
+    (*_, out) = kernel(KERNELS["read_state"]("main", state.shape, "float32"))(state, seq, nothing(1, 2, 5))
     np.testing.assert_array_equal(out[0], state[2])
-    found = kernel(slot_reads.write_state("main", state.shape, "float32"))(state, out * 2, seq)[0]
+    found = kernel(KERNELS["write_state"]("main", state.shape, "float32"))(state, out * 2, seq)[0]
     np.testing.assert_array_equal(found, written("write_state", state, out * 2, seq))
 
 
@@ -155,7 +156,7 @@ def test_quantized_slots_are_read_and_moved(storage: Storage) -> None:
     shape, kind = CacheShape(2, 3, 100, 16, 16, storage), {INT8: torch.int8, E4M3FN: torch.float8_e4m3fn}[storage]
     codes, scales = quantized(torch.from_numpy(normal(2, 3, 100, 16)), kind)
     keys, scale, seq = codes.view(torch.int8).numpy().view(storage.dtype), scales.numpy(), ints(1)
-    (*_, out) = kernel(slot_reads.read_rows("main", shape, F16))(keys, scale, seq, nothing(1, 3, 100, 16))
+    (*_, out) = kernel(KERNELS["read_keys"]("main", shape))(keys, scale, seq, nothing(1, 3, 100, 16))
     torch.testing.assert_close(torch.from_numpy(out), dspark.read_keys(codes, scales, torch.from_numpy(seq)))
     position = np.tile(np.arange(100, dtype=np.int32), (2, 3, 1))
     source = np.where(np.arange(100) < 60, np.arange(100) + 40, -1).astype(np.int32) * np.ones((1, 3, 1), np.int32)

@@ -3,20 +3,14 @@
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from dspark_compiler.schedules.cuda.flat import each
-from dspark_compiler.schedules.cuda.slot_rows import fill_ring
+from dspark_compiler.schedules.gpu.flat import Each
+from dspark_compiler.schedules.gpu.slot_rows import fill_ring
 from dspark_compiler.schedules.slot_rows import RowShape
 from dspark_compiler.schedules.tir import Arg, Buffer, Expr, int32, kernel
 
 
 def write_ring(
-    name: str,
-    shape: RowShape,
-    *,
-    sequence: bool = False,
-    count: bool = False,
-    dtype: str = "float32",
-    rows_dtype: str = "float32",
+    name: str, shape: RowShape, *, each: Each, sequence: bool = False, count: bool = False
 ) -> tvm.tirx.PrimFunc:
     """Row r's first count[r] rows go to places (length[r] + i) % W of ring sequence[r]; of more than W, the last.
 
@@ -29,6 +23,7 @@ def write_ring(
         of = dict(zip(control, numbers, strict=True))
         fill_ring(
             shape,
+            each,
             ring,
             rows,
             lambda r: of["sequence"][r] if sequence else r,
@@ -37,16 +32,14 @@ def write_ring(
         )
 
     args = [
-        Arg("rows", (shape.rows, shape.heads, shape.width, shape.dim), rows_dtype),
-        Arg("ring", (shape.batch, shape.heads, shape.places, shape.dim), dtype),
+        Arg("rows", (shape.rows, shape.heads, shape.width, shape.dim)),
+        Arg("ring", (shape.batch, shape.heads, shape.places, shape.dim)),
         *(Arg(n, (shape.rows,), "int32") for n in control),
     ]
     return kernel(name, args, body)
 
 
-def read_ring(
-    name: str, shape: RowShape, *, sequence: bool = False, dtype: str = "float32", out_dtype: str = "float32"
-) -> tvm.tirx.PrimFunc:
+def read_ring(name: str, shape: RowShape, *, each: Each, sequence: bool = False) -> tvm.tirx.PrimFunc:
     """out[r] = the row of the last of length[r] tokens, of ring sequence[r] or else r; zeros where there is none.
 
     Arguments: ring [B,G,W,D], length, [sequence], int32 [b] each, out [b,G,1,D].
@@ -58,15 +51,15 @@ def read_ring(
         def copy(row: Expr, head: Expr, d: Expr) -> None:
             seq = rest[0][row] if sequence else row
             place = T.Bind(T.max(length[row] - 1, 0) % shape.places)
-            value = T.if_then_else(length[row] > 0, T.cast(ring[seq, head, place, d], "float32"), T.float32(0.0))
-            T.buffer_store(out, T.cast(value, out_dtype), [row, head, 0, d])
+            value = T.Bind(ring[seq, head, place, d])
+            T.buffer_store(out, T.Select(length[row] > 0, value, T.float32(0.0)), [row, head, 0, d])
 
         each((shape.rows, shape.heads, shape.dim), copy)
 
     args = [
-        Arg("ring", (shape.batch, shape.heads, shape.places, shape.dim), dtype),
+        Arg("ring", (shape.batch, shape.heads, shape.places, shape.dim)),
         Arg("length", (shape.rows,), "int32"),
         *([Arg("sequence", (shape.rows,), "int32")] if sequence else []),
-        Arg("out", (shape.rows, shape.heads, 1, shape.dim), out_dtype),
+        Arg("out", (shape.rows, shape.heads, 1, shape.dim)),
     ]
     return kernel(name, args, body)
