@@ -72,7 +72,8 @@ def _numbers(name: str, shape: tuple[int, ...], dtype: Any, device: str) -> Any:
         numbers.view(torch.bfloat16).fill_(_SPREAD / 4.6)  # pairs of scales; codes are from -8 to 7
         return numbers
     if not dtype.is_floating_point:
-        return numbers.random_(0, 256)  # codes
+        numbers.view(torch.uint8).random_(0, 256)  # codes, perhaps several in a word
+        return numbers
     return numbers.normal_(1, 0.1) if numbers.ndim == 1 else numbers.normal_(0, _SPREAD)
 
 

@@ -1,6 +1,7 @@
 """All that lowering must know of Vulkan devices."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from dspark_compiler.graph.program import EntryPoint
@@ -33,7 +34,8 @@ def vulkan_lowering(dtype: str) -> TargetLowering:
     With float32 these do not: its promise is eager's tokens, and cooperative matrices round to float16.
     """
     common = simt_lowering(dtype, Exchange.BETWEEN_LAUNCHES)
-    own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, stream_linear, rms_norm)}
+    own: dict[str, Any] = {t.__name__: t for t in (row_embedding, packed_embedding, rms_norm)}
+    own["stream_linear"] = partial(stream_linear, by_matrices=dtype != "float32")
     own |= {} if dtype == "float32" else {"tile_linear": tile_linear}
     drawing = {"token_probs.default": token_probs, "draw.default": draw}
     converters, kernels = {**common.converters, "cat.default": cat, **drawing}, {**common.kernels, **own}

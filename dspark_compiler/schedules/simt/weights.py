@@ -119,7 +119,7 @@ class WeightReader:
             return access * form.piece
         return (access // TEAM * (form.pieces * TEAM) + piece * TEAM + access % TEAM) * form.piece
 
-    def number(self, held: Buffer, at: tuple[int, int], piece: int, e: int) -> Expr:
+    def number(self, held: Buffer, at: tuple[int, ...], piece: int, e: int) -> Expr:
         """Number e of a piece that was loaded, unscaled."""
         form = self.form.format
         if form is None:

@@ -26,6 +26,7 @@ PITCH_OF_X = STEP_WORDS + 4  # between its columns: they begin in different bank
 LEAST_PITCH = 4  # where there is one: the others, which are nobody's, are what lies behind it
 PITCH = FEW + 4  # of a matrix of sums
 REGION, SUMS = FEW * PITCH_OF_X, SIDE * PITCH  # words of a subgroup's x, of a matrix of sums
+CODES_WORDS = 2 * SIDE * PITCH_OF_X  # of a subgroup's codes that have been decoded, as float16
 _BYTES = 4
 
 
@@ -40,17 +41,19 @@ class MatrixCut:
     steps: int
     blocks: int
     halves: int
+    per: int = 1  # steps of a weight that come together: of codes, what a lane's access has
 
     @staticmethod
     def of(work: LinearWorkload) -> "MatrixCut | None":
-        """That of a product; None where sixteens do not divide it, or it is not of float16."""
-        halves = 2 if work.gated else 1
-        if not form_of(work).tiled or work.features // halves % SIDE:
+        """That of a product; None where sixteens do not divide it, or it is neither of float16 nor of plain codes."""
+        halves, form = 2 if work.gated else 1, form_of(work)
+        codes = form.format is not None and not form.format.offsets
+        if not (form.tiled or codes) or work.features // halves % SIDE:
             return None
-        all_steps = -(-work.depth // STEP)
-        steps = -(-all_steps // _MOST_SPLITS)
+        all_steps, per = -(-work.depth // STEP), form.pieces
+        steps = per * -(-all_steps // (per * _MOST_SPLITS))
         splits = -(-all_steps // steps)
-        return MatrixCut(splits, steps, _blocks_of(work, halves, splits, steps), halves)
+        return MatrixCut(splits, steps, _blocks_of(work, halves, splits, steps, per), halves, per)
 
     @property
     def lines(self) -> int:
@@ -61,7 +64,7 @@ class MatrixCut:
     def ahead(self) -> int:
         """Steps of its weight that a subgroup has under way."""
         most = _WIDE_HELD if self.lines * self.splits > _MOST_LINES else _MOST_HELD
-        return min(self.steps, max(1, most // (TILES * self.lines)))
+        return min(self.steps, self.per * max(1, most // (TILES * self.lines * self.per)))
 
     @property
     def chains(self) -> int:
@@ -75,8 +78,13 @@ class MatrixCut:
 
     @property
     def words(self) -> int:
-        """Of memory on the chip: parts of x, in the place of which come sums."""
-        return self.splits * max(REGION, self.lines * SUMS)
+        """Of memory on the chip: parts of x and of codes, in the place of which come sums."""
+        return self.splits * max(self.region, self.lines * SUMS)
+
+    @property
+    def region(self) -> int:
+        """Words of a subgroup's x and codes."""
+        return REGION + (CODES_WORDS if self.per > 1 else 0)
 
     @staticmethod
     def most_bytes(work: LinearWorkload) -> int:
@@ -90,10 +98,10 @@ class MatrixCut:
         return (self.words + self.splits * MOST_ROWS) * _BYTES
 
 
-def _blocks_of(work: LinearWorkload, halves: int, splits: int, steps: int) -> int:
+def _blocks_of(work: LinearWorkload, halves: int, splits: int, steps: int, per: int) -> int:
     """Sixteens of features of a work group."""
     features, busy = work.features // halves, _BUSY if work.rows == 1 else _BUSY_WITH_ROWS
-    blocks, most = 1, min(_MOST_LINES // splits, _MOST_HELD // TILES)
+    blocks, most = 1, min(_MOST_LINES // splits, _MOST_HELD // (TILES * per))
     if features // (_FEW_LINES // halves * SIDE) >= _MANY:
         most = _FEW_LINES
     while 2 * blocks * halves <= most and features // (2 * blocks * SIDE) >= busy:

@@ -11,6 +11,7 @@ activations do not end as infinities. Devices may take float16's subnormal numbe
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
@@ -22,7 +23,7 @@ from dspark_compiler.schedules.simt.stored import copy
 from dspark_compiler.schedules.simt.stream_linear import MOST_ROWS, form_of
 from dspark_compiler.schedules.simt.stream_output import Cut, Options, StreamOutput
 from dspark_compiler.schedules.simt.threads import TEAM, barrier, launch, registers, shared, team_sums
-from dspark_compiler.schedules.simt.weights import WeightReader
+from dspark_compiler.schedules.simt.weights import WeightForm, WeightReader
 from dspark_compiler.schedules.tir import Buffer, Expr, when
 from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
 from dspark_compiler.schedules.vulkan.matrix_cut import (
@@ -36,6 +37,7 @@ from dspark_compiler.schedules.vulkan.matrix_cut import (
     TILES,
     MatrixCut,
 )
+from dspark_compiler.schedules.vulkan.matrix_weights import CodedWeight, TiledWeight, Weight
 
 
 def emit_matrix_stream(
@@ -140,15 +142,15 @@ class _Part:
         self._first, self._count, self._features = first, whole._count, whole._features
         self._memory, self._lane = memory, lane
         self._pitch = LEAST_PITCH if self._count == 1 else PITCH_OF_X
-        self._region, self._start = T.Bind(split * REGION), T.Bind(split * (self._cut.steps * STEP))
+        self._region, self._start = T.Bind(split * self._cut.region), T.Bind(split * (self._cut.steps * STEP))
         self._split = split
         blocks = self._cut.blocks
-        self._rows = []  # of the weight, the first of each sixteen
+        rows = []  # of the weight, the first of each sixteen
         for half in range(self._cut.halves):
             for block in range(blocks):
                 feature = T.min((group * blocks + block) * SIDE, self._features - SIDE)
-                self._rows.append(T.Bind(feature + half * self._features))
-        self._weight = self._matrices.left(self._ahead * TILES * self._cut.lines)
+                rows.append(T.Bind(feature + half * self._features))
+        self._weight = self._held(form_of(whole._work), rows)
         self._eighths = whole._options.reads_eighths  # a thread's two numbers are a word then
         self._x = registers((self._ahead, self._count, 1 if self._eighths else 2))
         self._norm = registers((self._ahead, 2))
@@ -158,8 +160,8 @@ class _Part:
         """Adds up all steps; ``ask`` is done once the first of the weight is on its way."""
         for m in range(self._count):
             T.buffer_store(self._squares, T.float32(0.0), [m])
-        for place in range(self._ahead):
-            self._bring(place, T.int32(place))
+        for place in range(0, self._ahead, self._weight.per):
+            self._weight.bring(place, T.int32(place))
         ask()
         turns, rest = divmod(self._cut.steps, self._ahead)
         if turns == 1 and not rest:
@@ -180,6 +182,7 @@ class _Part:
             T.buffer_store(squares, total, [self._split, self._lane])
 
     def _turn(self, sums: Buffer, step: Expr, count: int) -> None:
+        self._weight.settle(count)
         self._await(step, count)
         together = count if self._count == 1 else 1
         for first in range(0, count, together):
@@ -192,8 +195,11 @@ class _Part:
             self._matrices.meet()
             if self._cut.steps > self._ahead:
                 for place in places:
-                    with when(step + (place + self._ahead) < self._cut.steps):
-                        self._bring(place, step + (place + self._ahead))
+                    last = place % self._weight.per == self._weight.per - 1
+                    first = place - (self._weight.per - 1)
+                    with when(step + (first + self._ahead) < self._cut.steps) if last else nullcontext():
+                        if last:
+                            self._weight.bring(first, step + (first + self._ahead))
 
     def _multiply(self, sums: Buffer, place: int, start: int) -> None:
         """Adds up a step whose x lies from word ``start`` of a column on."""
@@ -202,20 +208,16 @@ class _Part:
             column = self._region + (start + tile * (SIDE // 2))
             self._matrices.load(right, 0, self._memory, column, self._pitch)
             for line in range(self._cut.lines):
-                number = self._number(place, tile, line)
+                number = (place * TILES + tile) * self._cut.lines + line
                 chain = tile % self._cut.chains * self._cut.lines
-                self._matrices.multiply(sums, chain + line, self._weight, number, right, 0)
+                self._matrices.multiply(sums, chain + line, self._weight.matrices, number, right, 0)
 
-    def _number(self, place: int, tile: int, line: int) -> int:
-        return (place * TILES + tile) * self._cut.lines + line
-
-    def _bring(self, place: int, step: Expr) -> None:
-        """Asks for a step of the weight; past its end for the last once more, which meets zeros."""
-        for tile in range(TILES):
-            column = T.Bind(T.min(self._start + (step * STEP + tile * SIDE), self._depth - SIDE))
-            for line, row in enumerate(self._rows):
-                number = self._number(place, tile, line)
-                self._matrices.load_tile(self._weight, number, self._of["w"], row, column)
+    def _held(self, form: WeightForm, rows: list[Expr]) -> Weight:
+        """The subgroup's part of the weight, from the ``rows`` of which on there are sixteens."""
+        if form.format is None:
+            return TiledWeight(self._cut, self._of["w"], self._depth, self._matrices, rows, self._start)
+        memory = self._memory, T.Bind(self._region + REGION)
+        return CodedWeight(self._cut, form, self._of, self._matrices, rows, self._start, self._lane, memory)
 
     def _column(self, step: Expr) -> Expr:
         """The first of the two that a thread brings of x."""

@@ -27,10 +27,10 @@ AWAITING = StreamForm(threads=512, lines=8, in_flight=16, awaits=True)
 
 @made_once
 def stream_linear(
-    name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN
+    name: str, work: LinearWorkload, schedule: RowSchedule, options: Options = PLAIN, *, by_matrices: bool = True
 ) -> tvm.tirx.PrimFunc:
-    """Kernel with the arguments of simt's."""
-    args, cut = stream_args(work, options), MatrixCut.of(work)
+    """Kernel with the arguments of simt's; not ``by_matrices``, nothing is rounded to float16."""
+    args, cut = stream_args(work, options), MatrixCut.of(work) if by_matrices else None
     awaits_one = work.rows == 1 and not form_of(work).by_group
     # As matrices do, and as calls of few rows are given it: more rows beside a row do not change its bits.
     rounds = cut is not None and options.norm_eps is None and not options.reads_eighths

@@ -10,6 +10,7 @@ from dspark_compiler.backends.vulkan.backend import VulkanBackend
 from dspark_compiler.backends.vulkan.pipeline import register_pipeline
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT
+from dspark_compiler.schedules.simt.row_linears import RowLinears
 from dspark_compiler.schedules.simt.stream_linear import stream_args
 from dspark_compiler.schedules.simt.stream_output import Options
 from dspark_compiler.schedules.simt.weights import pack_tiles
@@ -29,6 +30,14 @@ _CASES = {
     "y in eighths, gated": (96, 128, Options(norm_eps=1e-6, activation="silu", writes_eighths=True)),
 }
 
+
+_CODES = {
+    "a byte, gated": ("int8", 64, 256, 1),
+    "a byte, more steps than are held, a depth that ends within an access": ("int8", 64, 2200, 4),
+    "four bits in groups": ("int4-g128", 16, 640, 1),
+    "four bits in small groups": ("int4-g32", 16, 320, 1),
+    "floats of a byte": ("float8_e4m3", 16, 128, 1),
+}
 
 _ROWS = 19  # two eights side by side, and the rest
 _BLOCKS = {"y in eighths, gated": 3}  # of several rows' work groups, elsewhere as of few features
@@ -82,20 +91,45 @@ def test_products_and_their_bits(name: str) -> None:
         assert cut is not None
         cut = replace(cut, blocks=_BLOCKS.get(name, cut.blocks)) if rows > 1 else cut
         function = kernel(f"rows_{rows}", args, _body(work, cut, options, args))
-        backend, device = VulkanBackend(), tvm.vulkan()
-        with backend.target:
-            built = tvm.compile(tvm.IRModule({"main": function}), backend.target, tir_pipeline=register_pipeline())
         shared = given | {"w": pack_tiles(given["w"])}
         of_rows = {"x": rows, "residual": rows * options.residual_step, "y": rows}
         mine = {n: a[: of_rows.get(n, len(a))] for n, a in shared.items()}
-        tensors = [tvm.runtime.tensor(array, device) for array in mine.values()]
-        built["main"](*tensors)
-        found[rows] = tensors[-1].numpy() * np.float32(UNIT if options.writes_eighths else 1.0)
+        found[rows] = _run(function, [*mine.values()]) * np.float32(UNIT if options.writes_eighths else 1.0)
     expected = _expected(given, options)
     scale = np.abs(expected).max(1, keepdims=True)
     np.testing.assert_allclose(found[_ROWS] / scale, expected / scale, atol=1e-3)  # x is rounded to float16
     np.testing.assert_array_equal(found[3], found[_ROWS][:3])
     np.testing.assert_array_equal(found[1], found[_ROWS][:1])
+
+
+@pytest.mark.parametrize("name", _CODES)
+def test_products_of_codes_and_their_bits(name: str) -> None:
+    need_vulkan()
+    stored, features, depth, blocks = _CODES[name]
+    gated, found = "gated" in name, {}
+    options = Options(activation="silu" if gated else None)
+    sample = RowLinears().sample(LinearWorkload(3, features, depth, stored, gated, "float16"))
+    for rows in (3, 1):
+        work = LinearWorkload(rows, features, depth, stored, gated, "float16")
+        args, cut = stream_args(work, options), MatrixCut.of(work)
+        assert cut is not None
+        cut = replace(cut, blocks=blocks)
+        x, *weight = (operand.values for operand in sample.operands)
+        given = [x[:rows], *weight, np.zeros(args[-1].shape, np.float32)]
+        found[rows] = _run(kernel("codes", args, _body(work, cut, options, args)), given)
+    np.testing.assert_allclose(found[3], sample.expected, atol=2e-3 * np.abs(sample.expected).max())
+    np.testing.assert_array_equal(found[1], found[3][:1])
+
+
+def _run(function: tvm.tirx.PrimFunc, given: list[np.ndarray]) -> np.ndarray:
+    """The last argument as the function leaves it."""
+    backend, device = VulkanBackend(), tvm.vulkan()
+    with backend.target:
+        built = tvm.compile(tvm.IRModule({"main": function}), backend.target, tir_pipeline=register_pipeline())
+    tensors = [tvm.runtime.tensor(array, device) for array in given]
+    built["main"](*tensors)
+    found: np.ndarray = tensors[-1].numpy()
+    return found
 
 
 def _body(work: LinearWorkload, cut: MatrixCut, options: Options, args: list[Arg]):
