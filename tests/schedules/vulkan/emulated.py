@@ -1,6 +1,7 @@
 """Cooperative matrices by their definition, for devices that have none.
 
-An invocation has some sums of each matrix, side by side; factors stay where they were loaded from.
+An invocation has some sums of each matrix, side by side; factors stay where they were loaded from, but for left ones
+out of the work group's memory, which may be another's by then: of these it keeps the row that is its sums'.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from dspark_compiler.schedules.vulkan.matrices import SIDE, SUBGROUP, Matrices
 class Factors:
     """Of each matrix, how to find number k of a line."""
 
-    places: Any  # of those out of weights: row and column, which change as a loop goes on
+    places: Any = None  # of those out of weights: row and column, which change as a loop goes on
+    kept: Any = None  # of left ones: the numbers of an invocation's row
     find: dict[int, Callable[[Any, Any], Any]] = field(default_factory=dict)
 
 
@@ -35,10 +37,10 @@ class Emulated(Matrices):
         return SIDE * self.columns // SUBGROUP
 
     def left(self, count: int) -> Factors:
-        return Factors(registers((count, 2), "int32"))
+        return Factors(registers((count, 2), "int32"), registers((count, SIDE)))
 
     def right(self, count: int) -> Factors:
-        return Factors(None)
+        return Factors()
 
     def sums(self, count: int) -> Any:
         sums = registers((count, self._count))
@@ -57,7 +59,12 @@ class Emulated(Matrices):
             half = T.cast(word >> T.cast(k % 2 * 16, "uint32") & T.uint32(0xFFFF), "uint16")
             return T.cast(T.reinterpret("float16", half), "float32")
 
-        target.find[number] = find
+        if target.kept is None:
+            target.find[number] = find
+            return
+        with self._own() as (own, _), T.serial(0, SIDE) as k:
+            T.buffer_store(target.kept, find(own, k), [number, k])
+        target.find[number] = lambda _, k: target.kept[number, k]
 
     def load_tile(self, target: Any, number: int, stored: Any, row: Any, column: Any) -> None:
         T.buffer_store(target.places, row, [number, 0])
