@@ -16,10 +16,29 @@ from dspark_compiler.schedules.tir import Buffer, Expr
 EIGHTHS = "float16"  # of a tensor
 UNIT = 8.0  # float16 ends at 65504
 
+_DROPPED = 13  # bits of a float32's that float16 has not
+# Bits of float32: its sign, infinity, what float16 rounds to infinity, its least normal number, a half.
+_SIGN, _INFINITE, _TOO_LARGE, _LEAST_NORMAL, _HALF = 1 << 31, 0x7F800000, 0x477FF000, 0x38800000, 0x3F000000
+
 
 def as_eighths(value: Expr) -> Expr:
     """A float32 as it is handed over."""
     return T.cast(value * T.float32(1 / UNIT), EIGHTHS)
+
+
+def rounded(value: Expr) -> Expr:
+    """A float32 as it comes back from eighths; by its bits, since a compiler took what is widened again for itself."""
+    eighth = T.Bind(value * T.float32(1 / UNIT))
+    bits = T.Bind(T.reinterpret("uint32", eighth))
+    sign, size = T.Bind(bits & T.uint32(_SIGN)), T.Bind(bits & T.uint32(_SIGN - 1))
+    odd = (size >> T.uint32(_DROPPED)) & T.uint32(1)
+    near = (size + (T.uint32((1 << _DROPPED - 1) - 1) + odd)) & T.uint32(_SIGN - (1 << _DROPPED))
+    near = T.Select(size >= T.uint32(_TOO_LARGE), T.max(size, T.uint32(_INFINITE)), near)
+    # Added to a half, subnormal numbers are rounded to the multiples of 2^-24 that they are.
+    units = T.reinterpret("uint32", T.abs(eighth) + T.float32(0.5)) - T.uint32(_HALF)
+    least = T.reinterpret("uint32", T.cast(units, "float32") * T.float32(2.0**-24))
+    found = T.Select(size < T.uint32(_LEAST_NORMAL), least, near)
+    return T.reinterpret("float32", sign | found) * T.float32(UNIT)
 
 
 def packed(low: Expr, high: Expr) -> Expr:

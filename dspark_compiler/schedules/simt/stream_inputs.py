@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from dspark_compiler.schedules.linear_schedule import LinearWorkload
 from dspark_compiler.schedules.simt.awaited import Ask, await_numbers
-from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT, as_eighths
+from dspark_compiler.schedules.simt.eighths import EIGHTHS, UNIT, rounded
 from dspark_compiler.schedules.simt.stored import load, widen
 from dspark_compiler.schedules.simt.threads import barrier, registers, shared
 from dspark_compiler.schedules.simt.weights import WeightForm
@@ -83,7 +83,7 @@ class RoundedInputs:
         """See StreamInputs."""
         self._inputs.x(target, m, column)
         for e in range(self._piece):
-            T.buffer_store(target, T.cast(as_eighths(target[e]), "float32") * T.float32(UNIT), [e])
+            T.buffer_store(target, rounded(target[e]), [e])
 
     def norm(self, target: Buffer, column: Expr) -> None:
         """See StreamInputs."""

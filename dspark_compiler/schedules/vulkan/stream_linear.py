@@ -32,8 +32,8 @@ def stream_linear(
     """Kernel with the arguments of simt's; not ``by_matrices``, nothing is rounded to float16."""
     args, cut = stream_args(work, options), MatrixCut.of(work) if by_matrices else None
     awaits_one = work.rows == 1 and not form_of(work).by_group
-    # As matrices do, and as calls of few rows are given it: more rows beside a row do not change its bits.
-    rounds = cut is not None and options.norm_eps is None and not options.reads_eighths
+    # As calls of few rows are given it (eighths.py): more rows beside a row do not change its bits.
+    rounds = form_of(work).tiled and options.norm_eps is None and not options.reads_eighths
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
