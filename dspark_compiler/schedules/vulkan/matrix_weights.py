@@ -64,6 +64,14 @@ class TiledWeight:
         """See Weight."""
 
 
+def steps_of_a_group(group: int, per: int) -> int:
+    """Of the ``per`` steps of an access, a power of two, how many in a row have a group's scale in common."""
+    shared = per
+    while shared > 1 and group % (shared * STEP):
+        shared //= 2
+    return shared
+
+
 class CodedWeight:
     """See Weight: codes, which go through ``memory`` from word ``region`` on, two sixteens of rows in turn."""
 
@@ -87,8 +95,7 @@ class CodedWeight:
         self._rows = [[T.Bind(row + (turn * _TEAMS + self._team)) for turn in range(_TURNS)] for row in rows]
         held = cut.ahead // self.per
         self._codes = registers((held, cut.lines, _TURNS, WORDS), "uint32")
-        # Of a lane's pieces, as many as are in groups of their own.
-        self._shared = max(1, min(self.per, form.format.group // STEP)) if form.by_group else self.per
+        self._shared = steps_of_a_group(form.format.group, self.per)
         self._groups = self.per // self._shared if form.by_group else 0  # of a lane's access
         self._scales = registers((held, cut.lines, _TURNS, max(1, self._groups)))
         self._lines = cut.lines

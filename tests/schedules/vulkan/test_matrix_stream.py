@@ -18,6 +18,7 @@ from dspark_compiler.schedules.tir import Arg, kernel
 from dspark_compiler.schedules.vulkan.matrices import FEW
 from dspark_compiler.schedules.vulkan.matrix_cut import MatrixCut
 from dspark_compiler.schedules.vulkan.matrix_stream import emit_matrix_stream
+from dspark_compiler.schedules.vulkan.matrix_weights import steps_of_a_group
 from tests.schedules.vulkan.emulated import Emulated
 from tests.vulkan.device import need_vulkan
 
@@ -119,6 +120,11 @@ def test_products_of_codes_and_their_bits(name: str) -> None:
     expected = sample.expected
     np.testing.assert_allclose(found[of_rows[0]], expected, atol=2e-3 * np.abs(expected).max())
     np.testing.assert_array_equal(found[1], found[of_rows[0]][:1])
+
+
+def test_scales_of_groups_that_are_no_whole_accesses() -> None:
+    found = [steps_of_a_group(group, 4) for group in (32, 64, 96, 128, 192, 256, 384, 512)]
+    assert found == [1, 1, 1, 2, 1, 4, 2, 4]
 
 
 def _run(function: tvm.tirx.PrimFunc, given: list[np.ndarray]) -> np.ndarray:
