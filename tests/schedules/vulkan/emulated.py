@@ -1,7 +1,6 @@
 """Cooperative matrices by their definition, for devices that have none.
 
-An invocation has some sums of each matrix, side by side; factors stay where they were loaded from, but for left ones
-out of the work group's memory, which may be another's by then: of these it keeps the row that is its sums'.
+An invocation has some sums of each matrix, side by side; factors stay where they were loaded from.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,10 +25,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class Emulated(Matrices):
-    """The same for work groups of ``threads``."""
+    """The same for work groups of ``threads``.
+
+    ``keeps``: what left ones were loaded from may be written before they are multiplied; of these an invocation keeps
+    the row that is its sums'.
+    """
 
     threads: int
     columns: int = SIDE
+    keeps: bool = False
 
     @property
     def _count(self) -> int:
@@ -37,7 +41,7 @@ class Emulated(Matrices):
         return SIDE * self.columns // SUBGROUP
 
     def left(self, count: int) -> Factors:
-        return Factors(registers((count, 2), "int32"), registers((count, SIDE)))
+        return Factors(registers((count, 2), "int32"), registers((count, SIDE)) if self.keeps else None)
 
     def right(self, count: int) -> Factors:
         return Factors()

@@ -141,6 +141,6 @@ def _run(function: tvm.tirx.PrimFunc, given: list[np.ndarray]) -> np.ndarray:
 def _body(work: LinearWorkload, cut: MatrixCut, options: Options, args: list[Arg]):
     def body(*buffers: object) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
-        emit_matrix_stream(work, cut, options, of, Emulated(cut.threads, FEW))
+        emit_matrix_stream(work, cut, options, of, Emulated(cut.threads, FEW, keeps=cut.per > 1))
 
     return body
