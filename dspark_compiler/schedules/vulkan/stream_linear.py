@@ -33,7 +33,7 @@ def stream_linear(
     args, cut = stream_args(work, options), MatrixCut.of(work) if by_matrices else None
     awaits_one = work.rows == 1 and not form_of(work).by_group
     # As calls of few rows are given it (eighths.py): more rows beside a row do not change its bits.
-    rounds = form_of(work).tiled and options.norm_eps is None and not options.reads_eighths
+    rounds = cut is not None and cut.per == 1 and options.norm_eps is None and not options.reads_eighths
 
     def body(*buffers: Buffer) -> None:
         of = dict(zip((arg.name for arg in args), buffers, strict=True))
